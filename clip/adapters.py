@@ -1,0 +1,91 @@
+"""What every adapter of a frozen CLIP has in common: a switch, structural freezing, small state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """Base class of modules that are added to a pre-trained model and trained.
+
+    With ``enabled`` false the host model must compute exactly what it computed without the adapter;
+    every teacher pass relies on it (see :func:`adapters_disabled`).
+    """
+
+    enabled: bool = True
+
+
+def adapters(model: nn.Module) -> list[tuple[str, Adapter]]:
+    """All adapters below ``model`` with their qualified names, in module order."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, Adapter)]
+
+
+def adapter_switches(model: nn.Module) -> tuple[bool, ...]:
+    """Whether each adapter is enabled, in module order; what a cache of features must be keyed by."""
+    return tuple(adapter.enabled for _, adapter in adapters(model))
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` compute as if it had no adapters.
+
+    Re-entrant, restores every switch to what it was even after an exception, and leaves
+    ``requires_grad`` alone.
+    """
+    before = [(adapter, adapter.enabled) for _, adapter in adapters(model)]
+    try:
+        for adapter, _ in before:
+            adapter.enabled = False
+        yield
+    finally:
+        for adapter, enabled in before:
+            adapter.enabled = enabled
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Qualified name -> parameter, for every parameter that belongs to an adapter."""
+    found: dict[str, nn.Parameter] = {}
+    for prefix, adapter in adapters(model):
+        for name, parameter in adapter.named_parameters():
+            found[f"{prefix}.{name}" if prefix else name] = parameter
+    return found
+
+
+def freeze_except(model: nn.Module, heads: Iterable[nn.Module] = ()) -> None:
+    """Let only adapters and the given heads train; freezing follows structure, never names."""
+    model.requires_grad_(False)
+    for parameter in adapter_parameters(model).values():
+        parameter.requires_grad_(True)
+    for head in heads:
+        head.requires_grad_(True)
+
+
+def load_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy adapter weights into ``model``; the names must match exactly.
+
+    Args:
+        model: A model with adapters attached.
+        state: Qualified name -> tensor, as :func:`adapter_parameters` names them.
+
+    Raises:
+        ValueError: A name is missing or unknown, or a shape differs.
+    """
+    own = adapter_parameters(model)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"Adapter weights do not fit the model: missing {missing[:5]} ({len(missing)} in all), "
+            f"unknown {unknown[:5]} ({len(unknown)} in all). "
+            "Attach the same adapters (method, depth, backbone) the weights were trained with."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise ValueError(
+                f"Adapter weight {name} has shape {tuple(state[name].shape)}, "
+                f"the model expects {tuple(parameter.shape)}: another context length or backbone?"
+            )
+    for name, parameter in own.items():
+        parameter.data.copy_(state[name])

@@ -1,0 +1,174 @@
+"""LightRA's residual attention and how it is attached to a CLIP tower.
+
+Notation: B samples, L tokens, H heads, Dh head width, W = H * Dh, N learned keys per head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clip.adapters import Adapter
+
+
+class ResidualAttention(Adapter):
+    """Attention from the frozen queries to N learned keys and values per head.
+
+    LightRA (doi:10.1109/TMM.2026.3676654): ``out_proj(SDPA(q, k, v, mask) + SDPA(q, Pk, Pv))``.
+    The second term has no mask, in the causal text tower too. ``Pk ~ U(-1, 1)`` and ``Pv = 0``, so
+    the module adds exactly 0 until it is trained.
+
+    Since ``out_proj`` is linear, the second term can be projected by itself; and since the queries
+    are only ever multiplied by the learned keys, and the result by the learned values, both frozen
+    W x W projections fold into matrices with H * N columns. The frozen attention stays untouched
+    (PyTorch's own, fused), and what is added costs 2 W H N instead of 2 W^2 operations a token.
+
+    Args:
+        num_heads: H of the host attention.
+        head_dim: Dh of the host attention.
+        n_ctx: N.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, n_ctx: int) -> None:
+        super().__init__()
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx is the number of learned keys and must be at least 1, got {n_ctx}")
+        shape = (num_heads, n_ctx, head_dim)
+        self.key = nn.Parameter(torch.empty(shape).uniform_(-1, 1))
+        self.value = nn.Parameter(torch.zeros(shape))
+
+    def forward(
+        self, x: Tensor, query_weight: Tensor, query_bias: Tensor | None, out_weight: Tensor
+    ) -> Tensor:
+        """The projected residual; exactly zero at initialisation.
+
+        Args:
+            x: Input of the host attention, (B, L, W).
+            query_weight: Query rows of the host's in-projection, (W, W).
+            query_bias: Its bias, (W,), or None.
+            out_weight: Weight of the host's ``out_proj``, (W, W). Its bias belongs to the host.
+
+        Returns:
+            What to add to the host's output, (B, L, W).
+        """
+        num_heads, n_ctx, head_dim = self.key.shape
+        scaled = self.key * head_dim**-0.5
+        wq = query_weight.view(num_heads, head_dim, -1)
+        to_scores = torch.matmul(scaled, wq.to(scaled.dtype)).flatten(0, 1)  # (H * N, W)
+        bias = None
+        if query_bias is not None:
+            bq = query_bias.view(num_heads, head_dim, 1).to(scaled.dtype)
+            bias = torch.matmul(scaled, bq).flatten()  # (H * N,)
+        wo = out_weight.view(-1, num_heads, head_dim).permute(1, 2, 0)  # (H, Dh, W)
+        from_scores = torch.matmul(self.value, wo.to(self.value.dtype)).flatten(0, 1)  # (H * N, W)
+        scores = nn.functional.linear(
+            x, to_scores.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        )
+        weights = scores.unflatten(-1, (num_heads, n_ctx)).softmax(-1).flatten(-2)  # (B, L, H * N)
+        return weights.to(x.dtype) @ from_scores.to(x.dtype)
+
+
+class AdaptedAttention(nn.MultiheadAttention):
+    """PyTorch's multi-head attention, same parameters and state-dict keys, with a ``residual`` slot.
+
+    It always takes PyTorch's differentiable path: the inference-only one rounds differently, so that
+    a frozen model and the same model with an adapter at zero would differ in the last bits, and with
+    fused attention it is no faster. Without dropout the mode has no other effect, hence it is fixed.
+    """
+
+    residual: ResidualAttention | None
+
+    @classmethod
+    def around(cls, host: nn.MultiheadAttention) -> AdaptedAttention:
+        """Wrap ``host``, sharing its parameters."""
+        self = cls(
+            host.embed_dim, host.num_heads, bias=host.in_proj_bias is not None,
+            batch_first=host.batch_first, device="meta",
+        )  # fmt: skip
+        self.in_proj_weight, self.in_proj_bias = host.in_proj_weight, host.in_proj_bias
+        self.out_proj = host.out_proj
+        self.residual = None
+        return self
+
+    def train(self, mode: bool = True) -> AdaptedAttention:
+        """Nothing to switch; see the class."""
+        super().train(mode)
+        self.training = True
+        return self
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, *args: Tensor, **kwargs: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the host's forward, plus the residual while it is enabled. ``query`` is (B, L, W)."""
+        out, weights = super().forward(query, *args, **kwargs)  # type: ignore[arg-type]
+        residual = self.residual
+        if residual is not None and residual.enabled:
+            width = self.embed_dim
+            bias = self.in_proj_bias
+            out = out + residual(
+                query,
+                self.in_proj_weight[:width],
+                None if bias is None else bias[:width],
+                self.out_proj.weight,
+            )
+        return out, weights
+
+
+def open_attention(transformer: nn.Module | None) -> None:
+    """Replace each block's stock attention by an :class:`AdaptedAttention` with the same weights."""
+    for block in getattr(transformer, "resblocks", ()):
+        attention = getattr(block, "attn", None)
+        if type(attention) is nn.MultiheadAttention:
+            block.attn = AdaptedAttention.around(attention)
+
+
+def attach_residual_attention(
+    backbone: nn.Module,
+    *,
+    n_ctx_vision: int = 4,
+    n_ctx_text: int = 4,
+    vision_depth: int = 12,
+    text_depth: int = 12,
+) -> list[str]:
+    """Give the first ``depth`` layers of both towers a residual attention.
+
+    The wrapped layers keep their parameters and state-dict keys.
+
+    Args:
+        backbone: A :class:`clip.backbones.Backbone` with transformer towers.
+        n_ctx_vision: Learned keys per head in the vision tower.
+        n_ctx_text: The same in the text tower.
+        vision_depth: Number of adapted layers of the vision tower; more than it has means all, 0 none.
+        text_depth: The same for the text tower.
+
+    Returns:
+        Qualified names of the residual modules, vision first.
+
+    Raises:
+        ValueError: A depth is negative, a tower has no such layers (ResNets, timm models), or
+            they have been adapted before.
+    """
+    towers = (
+        ("vision", backbone.vision_transformer, n_ctx_vision, vision_depth),
+        ("text", backbone.text_transformer, n_ctx_text, text_depth),
+    )
+    hosts: list[tuple[AdaptedAttention, int]] = []
+    for tower, transformer, n_ctx, depth in towers:
+        if depth < 0:
+            raise ValueError(f"The {tower} depth must be 0 or more adapted layers, got {depth}")
+        if depth and transformer is None:
+            raise ValueError(
+                f"The {tower} tower of this backbone is no transformer of multi-head attention blocks, "
+                "so residual attention cannot be attached. ViT-B/16, ViT-B/32, ViT-L/14 or another "
+                "OpenAI-style ViT works."
+            )
+        hosts += [(block.attn, n_ctx) for block in transformer.resblocks[:depth]] if depth else []
+    for attention, _ in hosts:
+        if not isinstance(attention, AdaptedAttention):
+            raise ValueError(f"Blocks with {type(attention).__name__} cannot carry residual attention")
+        if attention.residual is not None:
+            raise ValueError("This backbone has residual attention already")
+    for attention, n_ctx in hosts:
+        residual = ResidualAttention(attention.num_heads, attention.head_dim, n_ctx)
+        attention.residual = residual.to(attention.in_proj_weight.device)
+    return [name for name, module in backbone.named_modules() if isinstance(module, ResidualAttention)]

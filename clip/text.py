@@ -1,0 +1,191 @@
+"""Encoding of prompts: exact truncation, and the bank of all prompts of all classes.
+
+Notation: P prompts of K classes, T token positions the tokenizer fills (77), L of them in use,
+W transformer width, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip.adapters import adapter_switches
+
+BATCH_TOKENS = 16_384  # tokens of one evaluation batch: bounds memory, whatever the number of prompts
+
+
+def text_tower(model: nn.Module) -> nn.Module:
+    """The module that holds embeddings, transformer and projection of an open_clip model's text side."""
+    return getattr(model, "text", model)
+
+
+def pools_at_end_of_text(model: nn.Module) -> bool:
+    """Whether tokens behind the end-of-text token can be cut without changing anything.
+
+    True for causal towers that read their feature at the end-of-text token, CLIP's form; false for
+    bidirectional towers and for those that pool at the last position or over all of them.
+    """
+    tower = text_tower(model)
+    pool = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    return (
+        getattr(tower, "attn_mask", None) is not None
+        and pool in ("argmax", "eos")
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+    )
+
+
+def end_of_text(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Position of each sequence's end-of-text token: (N, T) -> (N,)."""
+    tower = text_tower(model)
+    pool = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    if pool == "eos":
+        eos = getattr(model, "text_eos_id", None) or tower.eos_id
+        return (tokens == eos).int().argmax(-1)
+    return tokens.argmax(-1)  # CLIP's vocabulary gives the end-of-text token the highest number
+
+
+def encode_embeddings(model: nn.Module, embeddings: Tensor, end: Tensor) -> Tensor:
+    """Run the text tower on token embeddings, cut to any length that holds every end-of-text token.
+
+    Args:
+        model: An open_clip model whose text tower :func:`pools_at_end_of_text`.
+        embeddings: Token (or learned context) embeddings without positions, (N, L, W), L <= T.
+        end: Positions of the end-of-text tokens, (N,).
+
+    Returns:
+        Text features, not normalised, (N, D).
+    """
+    tower = text_tower(model)
+    length = embeddings.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = embeddings.to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    # LayerNorm works token by token, so only the pooled token needs it.
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), end.to(x.device)])
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def encode_tokens(model: nn.Module, tokens: Tensor, length: int | None = None) -> Tensor:
+    """Encode token sequences, cut exactly behind the longest one's end.
+
+    Args:
+        model: An open_clip model.
+        tokens: (N, T) token numbers.
+        length: L if the caller knows it; saves the device synchronisation of looking it up.
+
+    Returns:
+        Text features, not normalised, (N, D).
+    """
+    if not pools_at_end_of_text(model):
+        return model.encode_text(tokens)
+    end = end_of_text(model, tokens)
+    length = int(end.max()) + 1 if length is None else length
+    return encode_embeddings(model, text_tower(model).token_embedding(tokens[:, :length]), end)
+
+
+class TextBank(nn.Module):
+    """All prompts of all classes, tokenised once, and their features.
+
+    Args:
+        prompts: For each of the K classes its prompts, at least one.
+        tokenize: Texts -> (N, T) token numbers, as :meth:`clip.backbones.Backbone.tokenize`.
+        end_of_text: (N, T) -> (N,), or None if sequences must not be cut.
+
+    Raises:
+        ValueError: There is no class, or a class has no prompt.
+    """
+
+    tokens: Tensor
+    owner: Tensor
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[str]],
+        tokenize: Callable[[list[str]], Tensor],
+        end_of_text: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        empty = [k for k, texts in enumerate(prompts) if not texts]
+        if empty or not prompts:
+            raise ValueError(f"Every class needs a prompt; none for the classes numbered {empty}")
+        counts = torch.tensor([len(texts) for texts in prompts])
+        tokens = tokenize([text for texts in prompts for text in texts])
+        lengths = end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
+        self.num_classes = len(prompts)
+        self.lengths: list[int] = lengths.tolist()  # on the host, so that cutting never waits for the device
+        self.counts = counts
+        self.starts = counts.cumsum(0) - counts
+        owner = torch.repeat_interleave(torch.arange(self.num_classes), counts)
+        # Prompts belong to the classes of a run, not to what was trained: kept out of state dicts.
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("owner", owner, persistent=False)
+        self._cache: dict[object, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Numbers of one prompt per class, drawn uniformly: (K,)."""
+        draw = torch.rand(self.num_classes, generator=generator)
+        return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
+
+    def encode(self, backbone: nn.Module, index: Tensor) -> Tensor:
+        """Unit-norm features of the prompts numbered ``index`` (n,), in one batch: (n, D)."""
+        numbers = index.tolist()
+        length = max(self.lengths[i] for i in numbers)
+        tokens = self.tokens[index.to(self.tokens.device)]
+        return F.normalize(backbone.encode_text(tokens, length=length), dim=-1)
+
+    @torch.no_grad()
+    def encode_all(self, backbone: nn.Module) -> Tensor:
+        """Unit-norm features of all prompts, (P, D), in batches of similar length."""
+        order = sorted(range(len(self)), key=self.lengths.__getitem__)
+        features: list[Tensor] = []
+        batch: list[int] = []
+        for i in order:  # ascending, so the newcomer is the longest of its batch
+            if batch and (len(batch) + 1) * self.lengths[i] > BATCH_TOKENS:
+                features.append(self.encode(backbone, torch.tensor(batch)))
+                batch = []
+            batch.append(i)
+        features.append(self.encode(backbone, torch.tensor(batch)))
+        sorted_features = torch.cat(features)
+        out = torch.empty_like(sorted_features)
+        out[torch.tensor(order, device=out.device)] = sorted_features
+        return out
+
+    def class_means(self, features: Tensor) -> Tensor:
+        """Mean of each class's prompt features, not normalised again: (P, D) -> (K, D)."""
+        sums = features.new_zeros(self.num_classes, features.shape[1])
+        sums.index_add_(0, self.owner, features)
+        return sums / self.counts.to(features)[:, None]
+
+    def class_features(self, backbone: nn.Module) -> Tensor:
+        """Class weights for evaluation: means over each class's unit-norm prompt features, (K, D).
+
+        Kept until :meth:`drop_cache` (called by the engine after every optimiser step and load) or
+        ``train(True)``, separately for every state of the adapters' switches. Never kept in training.
+        """
+        if self.training:
+            return self.class_means(self.encode_all(backbone))
+        key = (adapter_switches(backbone), torch.get_autocast_dtype(self.tokens.device.type)
+               if torch.is_autocast_enabled(self.tokens.device.type) else None)  # fmt: skip
+        if key not in self._cache:
+            self._cache[key] = self.class_means(self.encode_all(backbone))
+        return self._cache[key]
+
+    def drop_cache(self) -> None:
+        """Forget the class weights: the weights they were made with have changed."""
+        self._cache.clear()
+
+    def train(self, mode: bool = True) -> TextBank:
+        """Switch the mode; going to training drops the cache."""
+        if mode:
+            self.drop_cache()
+        return super().train(mode)

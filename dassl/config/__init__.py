@@ -1,0 +1,13 @@
+"""The configuration: defaults, merging, hashing."""
+
+from dassl.config.defaults import get_cfg_default
+from dassl.config.merge import clean_cfg, config_hash, merge_file, merge_options, to_plain
+
+__all__ = [
+    "clean_cfg",
+    "config_hash",
+    "get_cfg_default",
+    "merge_file",
+    "merge_options",
+    "to_plain",
+]

@@ -1,0 +1,208 @@
+"""Merging files and options into a configuration, and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from dassl.utils.registry import nearest
+
+__all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
+
+PER_DATASET = "PER_DATASET"
+
+# What cannot change a result: where things lie, how much is logged, how often is saved.
+_NOT_HASHED = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.RESUME_FREQ",
+)
+
+
+def clean_cfg(cfg: CfgNode, trainer: str) -> None:
+    """Drop the sections of other trainers, in place, for shorter printing.
+
+    Args:
+        cfg: Configuration.
+        trainer: Name of the trainer in use. Its section may be spelt in capitals, as in CoOp's
+            repository (``CoOp``'s section is ``COOP``).
+    """
+    for key in list(cfg.TRAINER.keys()):
+        if key != "NAME" and key.upper() != trainer.upper():
+            cfg.TRAINER.pop(key, None)
+
+
+def to_plain(node: Any) -> Any:
+    """Turn a configuration into dicts, lists and scalars that JSON can hold.
+
+    Args:
+        node: Configuration, or a value in it.
+
+    Returns:
+        The same content in plain types.
+    """
+    if isinstance(node, Mapping):
+        return {str(key): to_plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [to_plain(value) for value in node]
+    return node
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """Hash everything in a configuration that can change a result.
+
+    Args:
+        cfg: Configuration.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    plain = to_plain(cfg)
+    for path in _NOT_HASHED:
+        *sections, key = path.split(".")
+        node = plain
+        for section in sections:
+            node = node.get(section, {})
+        node.pop(key, None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def merge_file(cfg: CfgNode, path: str | os.PathLike[str], dataset: str | None = None) -> None:
+    """Merge a YAML file into a configuration, in place.
+
+    A section ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current
+    data set is merged after the rest of the file. All entries are checked, so that a typing error
+    shows at once and not on the day the data set is used.
+
+    Args:
+        cfg: Configuration, not frozen.
+        path: YAML file.
+        dataset: Name that selects the entry, by default ``cfg.DATASET.NAME``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a YAML mapping, an unknown key, or a value of the wrong type.
+    """
+    source = os.fspath(path)
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f'No config file at "{source}"')
+    try:
+        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} must hold KEY: value pairs, got {type(content).__name__}")
+    per_dataset = content.pop(PER_DATASET, None) or {}
+    if not isinstance(per_dataset, dict):
+        raise ValueError(f"{source}: {PER_DATASET} must map data set names to sections")
+    merged = cfg.clone()
+    _merge(merged, content, source)
+    for name, section in per_dataset.items():
+        _merge(merged.clone(), section, f"{source}, {PER_DATASET}.{name}")
+    chosen = dataset if dataset is not None else merged.DATASET.NAME
+    _merge(merged, per_dataset.get(chosen, {}), source)
+    # Only now touch the caller's configuration: an error leaves it as it was.
+    _merge(cfg, content, source)
+    _merge(cfg, per_dataset.get(chosen, {}), source)
+
+
+def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
+    """Merge ``[KEY, value, KEY, value, ...]`` into a configuration, in place.
+
+    Args:
+        cfg: Configuration, not frozen.
+        options: Full keys such as ``OPTIM.LR``, each followed by its value; strings are read as
+            Python literals where they are some.
+
+    Raises:
+        ValueError: An odd number of items, an unknown key, or a value of the wrong type.
+    """
+    if len(options) % 2:
+        raise ValueError(
+            "options must be KEY VALUE pairs, got an odd number of items: "
+            + " ".join(map(str, options))
+        )
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        nested: Any = value
+        for part in reversed(str(key).split(".")):
+            nested = {part: nested}
+        _merge(cfg, nested, "command line")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yield the full key of every section and value."""
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _merge(cfg: CfgNode, content: Any, source: str) -> None:
+    """Merge nested dicts into a configuration, naming the source in errors."""
+    if cfg.is_frozen():
+        raise ValueError("the configuration is frozen; merge before cfg.freeze()")
+    _merge_section(cfg, cfg, content, "", source)
+
+
+def _merge_section(root: CfgNode, node: CfgNode, content: Any, prefix: str, source: str) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{source}: {prefix.rstrip('.') or 'the file'} is a section of keys, got {content!r}"
+        )
+    for key, value in content.items():
+        full = f"{prefix}{key}"
+        if key not in node:
+            if node.is_new_allowed():
+                node[key] = CfgNode(value) if isinstance(value, dict) else _decode(value)
+                continue
+            hint = nearest(full, _leaves(root))
+            raise ValueError(f"{source}: unknown config key {full!r}.{hint}")
+        if isinstance(node[key], CfgNode):
+            _merge_section(root, node[key], value, f"{full}.", source)
+        else:
+            node[key] = _convert(full, value, node[key], source)
+
+
+def _decode(value: Any) -> Any:
+    """Read a string as a Python literal if it is one (YAML reads 1e-3 as a string)."""
+    return CfgNode._decode_cfg_value(value)
+
+
+def _convert(key: str, value: Any, current: Any, source: str) -> Any:
+    """Convert a new value to the type of the current one, or refuse it."""
+    if isinstance(current, str) and isinstance(value, str):
+        return value  # a name that looks like a number stays a name
+    decoded = _decode(value)
+    if current is None or type(decoded) is type(current):
+        return decoded
+    if isinstance(current, float) and type(decoded) is int:
+        return float(decoded)
+    if isinstance(current, bool) and isinstance(decoded, str):
+        words = {"true": True, "false": False}
+        if decoded.lower() in words:
+            return words[decoded.lower()]
+    if isinstance(current, tuple) and isinstance(decoded, list):
+        return tuple(decoded)
+    if isinstance(current, list) and isinstance(decoded, tuple):
+        return list(decoded)
+    hint = ""
+    if isinstance(current, list | tuple):
+        hint = f'; write a list, such as "[{decoded!r}]"'
+    raise ValueError(
+        f"{source}: {key} must be of type {type(current).__name__} (now {current!r}), "
+        f"got {value!r} of type {type(decoded).__name__}{hint}"
+    )

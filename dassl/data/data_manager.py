@@ -1,0 +1,204 @@
+"""From the configuration to data set, transforms and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.data.datasets import build_dataset
+from dassl.data.datasets.base_dataset import Datum
+from dassl.data.samplers import build_sampler, mix_seed
+from dassl.data.transforms import build_transform
+from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good
+from dassl.utils.registry import check_availability
+
+__all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Any = None,
+    is_train: bool = True,
+    dataset_wrapper: Any = None,
+) -> ImageLoader:
+    """Build a loader whose batches do not depend on the number of workers.
+
+    Args:
+        cfg: Configuration.
+        sampler_type: See `build_sampler`.
+        data_source: Images.
+        batch_size: Images per batch.
+        n_domain: See `build_sampler`.
+        n_ins: See `build_sampler`.
+        tfm: Transform.
+        is_train: Drop the last short batch, if there is a full one.
+        dataset_wrapper: Class to use instead of `DatasetWrapper`.
+
+    Returns:
+        The loader.
+
+    Raises:
+        ValueError: No images, or no full batch can be drawn.
+    """
+    if not data_source:
+        raise ValueError("build_data_loader needs at least one image, data_source is empty")
+    wrapper = dataset_wrapper or DatasetWrapper
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"DATALOADER: BATCH_SIZE must be at least 1 (got {batch_size}) "
+            f"and NUM_WORKERS at least 0 (got {workers})"
+        )
+    check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
+    # A generator of its own: otherwise starting workers would draw from the global one.
+    generator = torch.Generator()
+    generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
+    loader = ImageLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        num_workers=workers,
+        collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        persistent_workers=workers > 0,
+        generator=generator,
+    )
+    if len(loader) == 0:
+        raise ValueError(
+            f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
+        )
+    return loader
+
+
+class DataManager:
+    """Data set and loaders of a run.
+
+    Attributes:
+        dataset: The data set.
+        train_loader_x: Loader of labelled training images, or None if there are none (a data set
+            that is only tested on).
+        train_loader_u: Loader of unlabelled training images, or None.
+        val_loader: Loader of validation images, or None.
+        test_loader: Loader of test images.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Any = None,
+        custom_tfm_test: Any = None,
+        dataset_wrapper: Any = None,
+    ) -> None:
+        """Build everything.
+
+        Args:
+            cfg: Configuration.
+            custom_tfm_train: Training transform instead of the configured one.
+            custom_tfm_test: Test transform instead of the configured one.
+            dataset_wrapper: Class to use instead of `DatasetWrapper`.
+
+        Raises:
+            ValueError: Something in DATASET, INPUT or DATALOADER cannot be used.
+        """
+        self.dataset = build_dataset(cfg)
+        if custom_tfm_train is None:
+            self.tfm_train = build_transform(cfg, is_train=True)
+        else:
+            print("* Using custom transform for training")
+            self.tfm_train = custom_tfm_train
+        if custom_tfm_test is None:
+            self.tfm_test = build_transform(cfg, is_train=False)
+        else:
+            print("* Using custom transform for testing")
+            self.tfm_test = custom_tfm_test
+        self._wrapper = dataset_wrapper
+        self._build_loaders(cfg)
+        self._num_classes = self.dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = self.dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def _build_loaders(self, cfg: CfgNode) -> None:
+        section_x = cfg.DATALOADER.TRAIN_X
+        section_u = section_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
+        data = self.dataset
+        self.train_loader_x = self._loader(cfg, data.train_x, section_x, self.tfm_train, True)
+        self.train_loader_u = self._loader(cfg, data.train_u, section_u, self.tfm_train, True)
+        self.val_loader = self._loader(cfg, data.val, cfg.DATALOADER.TEST, self.tfm_test, False)
+        self.test_loader = self._loader(cfg, data.test, cfg.DATALOADER.TEST, self.tfm_test, False)
+
+    def _loader(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum] | None,
+        section: CfgNode,
+        tfm: Any,
+        is_train: bool,
+    ) -> ImageLoader | None:
+        if not data_source:
+            return None
+        return build_data_loader(
+            cfg,
+            sampler_type=section.SAMPLER,
+            data_source=data_source,
+            batch_size=section.BATCH_SIZE,
+            n_domain=section.get("N_DOMAIN", 0),
+            n_ins=section.get("N_INS", 2),
+            tfm=tfm,
+            is_train=is_train,
+            dataset_wrapper=self._wrapper,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self._num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        """Number of source domains."""
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Class name by label."""
+        return self._lab2cname
+
+    def bad_images(self) -> dict[str, str]:
+        """Return the reason by path of every image skipped so far."""
+        found: dict[str, str] = {}
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            found.update(getattr(getattr(self, name), "bad_images", {}))
+        return found
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print the sizes of the data set.
+
+        Args:
+            cfg: Configuration.
+        """
+        rows = [("Dataset", cfg.DATASET.NAME)]
+        for title, domains in (
+            ("Source", cfg.DATASET.SOURCE_DOMAINS),
+            ("Target", cfg.DATASET.TARGET_DOMAINS),
+        ):
+            if domains:
+                rows.append((title, ", ".join(domains)))
+        rows.append(("# classes", f"{self.num_classes:,}"))
+        for name in ("train_x", "train_u", "val", "test"):
+            images = getattr(self.dataset, name)
+            if images:
+                rows.append((f"# {name}", f"{len(images):,}"))
+        width = max(len(title) for title, _ in rows)
+        rule = "-" * (width + 2 + max(len(value) for _, value in rows))
+        print("\n".join([rule, *(f"{title:<{width}}  {value}" for title, value in rows), rule]))

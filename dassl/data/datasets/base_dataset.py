@@ -1,0 +1,280 @@
+"""Images with labels, and what every data set can do with lists of them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
+from dassl.utils.registry import nearest
+
+__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]
+
+
+class Datum:
+    """One image: path, label, domain, class name. All are read-only."""
+
+    __slots__ = ("_classname", "_domain", "_impath", "_label")
+
+    def __init__(
+        self,
+        impath: str | os.PathLike[str] = "",
+        label: int = 0,
+        domain: int = 0,
+        classname: str = "",
+    ) -> None:
+        """Describe an image.
+
+        Args:
+            impath: Path of the image file.
+            label: Class index.
+            domain: Domain index.
+            classname: Class name.
+
+        Raises:
+            TypeError: The path is no path.
+        """
+        if not isinstance(impath, str | os.PathLike):
+            raise TypeError(f"impath must be a path, got {type(impath).__name__}")
+        self._impath = os.fspath(impath)
+        self._label = label
+        self._domain = domain
+        self._classname = classname
+
+    @property
+    def impath(self) -> str:
+        """Path of the image file."""
+        return self._impath
+
+    @property
+    def label(self) -> int:
+        """Class index."""
+        return self._label
+
+    @property
+    def domain(self) -> int:
+        """Domain index."""
+        return self._domain
+
+    @property
+    def classname(self) -> str:
+        """Class name."""
+        return self._classname
+
+    def __repr__(self) -> str:
+        """Show all fields."""
+        return (
+            f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, "
+            f"classname={self.classname!r})"
+        )
+
+
+class DatasetBase:
+    """A data set: lists of `Datum` for training, validation and test, and its class names.
+
+    Subclasses build the lists and pass them to ``super().__init__``.
+
+    Attributes:
+        dataset_dir: Directory under ``cfg.DATASET.ROOT``.
+        domains: Names of all domains; empty for data sets without domains.
+    """
+
+    dataset_dir: str = ""
+    domains: Sequence[str] = []
+
+    def __init__(
+        self,
+        train_x: list[Datum] | None = None,
+        train_u: list[Datum] | None = None,
+        val: list[Datum] | None = None,
+        test: list[Datum] | None = None,
+    ) -> None:
+        """Keep the lists and read the class names off them.
+
+        Args:
+            train_x: Labelled training images.
+            train_u: Unlabelled training images, optional.
+            val: Validation images, optional.
+            test: Test images. For a data set that is only tested on, ``train_x`` may be missing;
+                classes are then read off these.
+
+        Raises:
+            ValueError: Neither training nor test images.
+        """
+        source = train_x or test
+        if not source:
+            raise ValueError(f"{type(self).__name__} has neither training nor test images")
+        self._train_x = train_x
+        self._train_u = train_u
+        self._val = val
+        self._test = test
+        self._num_classes = self.get_num_classes(source)
+        self._lab2cname, self._classnames = self.get_lab2cname(source)
+
+    @property
+    def train_x(self) -> list[Datum] | None:
+        """Labelled training images."""
+        return self._train_x
+
+    @property
+    def train_u(self) -> list[Datum] | None:
+        """Unlabelled training images."""
+        return self._train_u
+
+    @property
+    def val(self) -> list[Datum] | None:
+        """Validation images."""
+        return self._val
+
+    @property
+    def test(self) -> list[Datum] | None:
+        """Test images."""
+        return self._test
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Class name by label."""
+        return self._lab2cname
+
+    @property
+    def classnames(self) -> list[str]:
+        """Class names in the order of the labels."""
+        return self._classnames
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the largest label plus one."""
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source: Sequence[Datum]) -> int:
+        """Return the largest label plus one.
+
+        Args:
+            data_source: Images.
+        """
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
+        """Return the class name of every label.
+
+        Args:
+            data_source: Images.
+
+        Returns:
+            Mapping from label to class name, and the names in the order of the labels.
+        """
+        names = {item.label: item.classname for item in data_source}
+        mapping = {label: names[label] for label in sorted(names)}
+        return mapping, list(mapping.values())
+
+    def check_input_domains(
+        self, source_domains: Sequence[str], target_domains: Sequence[str]
+    ) -> None:
+        """Refuse domain names that the data set does not have.
+
+        Args:
+            source_domains: From the config.
+            target_domains: From the config.
+
+        Raises:
+            ValueError: An unknown domain.
+        """
+        self.is_input_domain_valid(source_domains)
+        self.is_input_domain_valid(target_domains)
+
+    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
+        """Refuse domain names that the data set does not have.
+
+        Args:
+            input_domains: Names.
+
+        Raises:
+            ValueError: An unknown domain.
+        """
+        for domain in input_domains:
+            if domain not in self.domains:
+                raise ValueError(
+                    f"unknown domain {domain!r}.{nearest(domain, self.domains)} "
+                    f"{type(self).__name__} has: {', '.join(self.domains) or '(none)'}"
+                )
+
+    def generate_fewshot_dataset(
+        self,
+        *data_sources: list[Datum],
+        num_shots: int = -1,
+        repeat: bool = False,
+        rng: random.Random | None = None,
+    ) -> Any:
+        """Draw a few images per class, as CoOp's published draws were made.
+
+        For each label in the order of its first image, ``random.sample`` of its images. With
+        Python's global generator freshly seeded (which the engine does before the data set is
+        built) this is CoOp's draw for that seed.
+
+        Args:
+            *data_sources: Lists of images, drawn from one after the other.
+            num_shots: Images per class; negative returns everything.
+            repeat: Fill up classes that have fewer images by drawing with replacement.
+            rng: Generator to draw from instead of the global one;
+                ``random.Random(seed)`` gives the same draw as seeding the global one.
+
+        Returns:
+            One list if one source was given, else a list of lists.
+
+        Raises:
+            ValueError: ``num_shots`` is 0.
+        """
+        if num_shots == 0:
+            raise ValueError(
+                "DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all; "
+                "got 0. To evaluate without training, use --eval-only or a zero-shot trainer"
+            )
+        if num_shots < 0:
+            return data_sources[0] if len(data_sources) == 1 else list(data_sources)
+        print(f"Creating a {num_shots}-shot dataset")
+        drawn = [self._draw(source, num_shots, repeat, rng) for source in data_sources]
+        return drawn[0] if len(drawn) == 1 else drawn
+
+    def _draw(
+        self, source: list[Datum], num_shots: int, repeat: bool, rng: random.Random | None
+    ) -> list[Datum]:
+        generator: Any = random if rng is None else rng
+        result: list[Datum] = []
+        short = []
+        for items in self.split_dataset_by_label(source).values():
+            if len(items) >= num_shots:
+                result.extend(generator.sample(items, num_shots))
+                continue
+            short.append(f"{items[0].classname or items[0].label} ({len(items)})")
+            result.extend(generator.choices(items, k=num_shots) if repeat else items)
+        if short:
+            how = "drawn with replacement" if repeat else "all of them are used"
+            print(f"Classes with fewer than {num_shots} images, {how}: {', '.join(short)}")
+        return result
+
+    def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Group images by label, labels in the order of their first image.
+
+        Args:
+            data_source: Images.
+        """
+        groups: defaultdict[int, list[Datum]] = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups
+
+    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Group images by domain, domains in the order of their first image.
+
+        Args:
+            data_source: Images.
+        """
+        groups: defaultdict[int, list[Datum]] = defaultdict(list)
+        for item in data_source:
+            groups[item.domain].append(item)
+        return groups

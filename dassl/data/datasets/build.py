@@ -1,0 +1,31 @@
+"""The registry of data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dassl.utils.registry import Registry, check_availability
+
+__all__ = ["DATASET_REGISTRY", "build_dataset"]
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg: CfgNode) -> Any:
+    """Build the data set that ``cfg.DATASET.NAME`` names.
+
+    Args:
+        cfg: Configuration.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: Not registered.
+    """
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading dataset: {cfg.DATASET.NAME}")
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -1,0 +1,294 @@
+"""Samplers whose order and per-item seeds depend only on (seed, epoch, position).
+
+PyTorch's samplers draw from the global generator, and augmentation draws from whichever worker
+loads the image, so results change with NUM_WORKERS. Here each index carries its own seed
+(`SeededIndex`), and an epoch's order is a function of the run's seed and the epoch: the same
+whatever the number of workers, and the same when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from dassl.data.datasets.base_dataset import Datum
+from dassl.utils.registry import check_availability
+
+__all__ = [
+    "EpochSampler",
+    "RandomClassSampler",
+    "RandomDomainSampler",
+    "RandomSampler",
+    "SeededIndex",
+    "SeqDomainSampler",
+    "SequentialSampler",
+    "build_sampler",
+    "mix_seed",
+]
+
+
+def mix_seed(*parts: Hashable) -> int:
+    """Hash anything printable into a seed in [0, 2**32).
+
+    Args:
+        *parts: Numbers and strings.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+class SeededIndex(int):
+    """An index that carries the seed for its item's random transform.
+
+    Attributes:
+        seed: In [0, 2**32).
+    """
+
+    seed: int
+
+    def __new__(cls, value: int, seed: int) -> SeededIndex:
+        """Create from an index and a seed."""
+        self = super().__new__(cls, value)
+        self.seed = seed
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the seed on the way to a worker process."""
+        return SeededIndex, (int(self), self.seed)
+
+
+class EpochSampler(Sampler[int]):
+    """Yields seeded indices; subclasses give the order of one pass.
+
+    Each iteration is a new pass with a new order. `set_epoch` makes passes a function of the
+    epoch, which the engine calls so that a resumed run sees what the interrupted one would have.
+    """
+
+    def __init__(self, data_source: Sequence[Datum], seed: int | None = None) -> None:
+        """Keep the images.
+
+        Args:
+            data_source: Images.
+            seed: By default what PyTorch's global generator was last seeded with.
+        """
+        self.data_source = data_source
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the first one of an epoch.
+
+        Args:
+            epoch: Epoch, from 0.
+        """
+        self._epoch = epoch
+        self._passes = 0
+
+    def order(self, rng: random.Random) -> Sequence[int]:
+        """Return the indices of one pass.
+
+        Args:
+            rng: Source of randomness for the pass.
+        """
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        """Start a pass."""
+        pass_seed = mix_seed(self.seed, self._epoch, self._passes)
+        self._passes += 1
+        for position, index in enumerate(self.order(random.Random(pass_seed))):
+            yield SeededIndex(index, mix_seed(pass_seed, position))
+
+    def __len__(self) -> int:
+        """Return the number of indices in a pass."""
+        return len(self.data_source)
+
+
+class RandomSampler(EpochSampler):
+    """Every image once, in random order."""
+
+    def order(self, rng: random.Random) -> Sequence[int]:
+        """Return a permutation."""
+        return rng.sample(range(len(self.data_source)), len(self.data_source))
+
+
+class SequentialSampler(EpochSampler):
+    """Every image once, in order; an item's seed is the same in every pass."""
+
+    def order(self, rng: random.Random) -> Sequence[int]:
+        """Return all indices."""
+        return range(len(self.data_source))
+
+    def __iter__(self) -> Iterator[int]:
+        """Start a pass; the seeds do not depend on how often was evaluated before."""
+        self.set_epoch(0)
+        return super().__iter__()
+
+
+class _GroupSampler(EpochSampler):
+    """Batches that take the same number of images from each of several groups."""
+
+    def __init__(
+        self,
+        data_source: Sequence[Datum],
+        attribute: str,
+        per_group: int,
+        n_groups: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(data_source, seed)
+        self.per_group = per_group
+        self.n_groups = n_groups
+        self.groups: defaultdict[int, list[int]] = defaultdict(list)
+        for index, item in enumerate(data_source):
+            self.groups[getattr(item, attribute)].append(index)
+        self._length = len(data_source)
+        self._length = len(self.order(random.Random(0)))
+
+    def choose(self, names: list[int], rng: random.Random) -> list[int]:
+        """Return the groups of the next batch."""
+        return rng.sample(names, self.n_groups)
+
+    def order(self, rng: random.Random) -> Sequence[int]:
+        """Return batches until some chosen group cannot fill its share."""
+        left = {name: rng.sample(items, len(items)) for name, items in self.groups.items()}
+        result: list[int] = []
+        while True:
+            names = [name for name in left if len(left[name]) >= self.per_group]
+            if len(names) < self.n_groups:
+                return result[: self._length]
+            for name in self.choose(names, rng):
+                result += left[name][: self.per_group]
+                left[name] = left[name][self.per_group :]
+
+    def __len__(self) -> int:
+        """Return the number of indices in a pass; unlucky choices may leave a few out."""
+        return self._length
+
+
+class RandomDomainSampler(_GroupSampler):
+    """Batches with equally many images from each of ``n_domain`` randomly chosen domains."""
+
+    def __init__(
+        self,
+        data_source: Sequence[Datum],
+        batch_size: int,
+        n_domain: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        """Group the images by domain.
+
+        Args:
+            data_source: Images.
+            batch_size: Must be divisible by the number of domains.
+            n_domain: Domains per batch; 0 or less takes all.
+            seed: See `EpochSampler`.
+
+        Raises:
+            ValueError: Not divisible, or more domains than there are.
+        """
+        available = len({item.domain for item in data_source})
+        wanted = n_domain if n_domain > 0 else available
+        if wanted > available or batch_size % wanted:
+            raise ValueError(
+                f"N_DOMAIN {n_domain} must be at most the {available} domains there are and "
+                f"divide BATCH_SIZE {batch_size}"
+            )
+        super().__init__(data_source, "domain", batch_size // wanted, wanted, seed)
+
+
+class SeqDomainSampler(RandomDomainSampler):
+    """Batches with equally many images from every domain, domains in fixed order."""
+
+    def __init__(
+        self, data_source: Sequence[Datum], batch_size: int, seed: int | None = None
+    ) -> None:
+        """Group the images by domain.
+
+        Args:
+            data_source: Images.
+            batch_size: Must be divisible by the number of domains.
+            seed: See `EpochSampler`.
+
+        Raises:
+            ValueError: Not divisible.
+        """
+        super().__init__(data_source, batch_size, 0, seed)
+
+    def choose(self, names: list[int], rng: random.Random) -> list[int]:
+        """Return all domains in order."""
+        return sorted(names)
+
+
+class RandomClassSampler(_GroupSampler):
+    """Batches with ``n_ins`` images from each of ``batch_size / n_ins`` random classes."""
+
+    def __init__(
+        self,
+        data_source: Sequence[Datum],
+        batch_size: int,
+        n_ins: int = 16,
+        seed: int | None = None,
+    ) -> None:
+        """Group the images by class.
+
+        Args:
+            data_source: Images.
+            batch_size: At least ``n_ins`` and divisible by it.
+            n_ins: Images per class.
+            seed: See `EpochSampler`.
+
+        Raises:
+            ValueError: Not divisible, or too few classes.
+        """
+        classes = len({item.label for item in data_source})
+        if n_ins <= 0 or batch_size < n_ins or batch_size % n_ins:
+            raise ValueError(f"N_INS {n_ins} must divide BATCH_SIZE {batch_size}")
+        if batch_size // n_ins > classes:
+            raise ValueError(
+                f"BATCH_SIZE {batch_size} / N_INS {n_ins} needs {batch_size // n_ins} classes, "
+                f"there are {classes}"
+            )
+        super().__init__(data_source, "label", n_ins, batch_size // n_ins, seed)
+
+
+def build_sampler(
+    sampler_type: str,
+    cfg: Any = None,
+    data_source: Sequence[Datum] = (),
+    batch_size: int = 32,
+    n_domain: int = 0,
+    n_ins: int = 16,
+) -> EpochSampler:
+    """Build a sampler by name.
+
+    Args:
+        sampler_type: RandomSampler, SequentialSampler, RandomDomainSampler, SeqDomainSampler or
+            RandomClassSampler.
+        cfg: Unused; part of Dassl's signature.
+        data_source: Images.
+        batch_size: For the group samplers.
+        n_domain: For RandomDomainSampler.
+        n_ins: For RandomClassSampler.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: Unknown name or unusable numbers.
+    """
+    makers = {
+        "RandomSampler": lambda: RandomSampler(data_source),
+        "SequentialSampler": lambda: SequentialSampler(data_source),
+        "RandomDomainSampler": lambda: RandomDomainSampler(data_source, batch_size, n_domain),
+        "SeqDomainSampler": lambda: SeqDomainSampler(data_source, batch_size),
+        "RandomClassSampler": lambda: RandomClassSampler(data_source, batch_size, n_ins),
+    }
+    check_availability(sampler_type, makers)
+    return makers[sampler_type]()

@@ -1,0 +1,210 @@
+"""Image transforms by the names that ``INPUT.TRANSFORMS`` lists."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
+
+from dassl.data.transforms.randaugment import RandAugment
+from dassl.utils.registry import check_availability
+
+__all__ = ["AVAILABLE_TRANSFORMS", "INTERPOLATION_MODES", "build_transform"]
+
+INTERPOLATION_MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+_Factory = Callable[[CfgNode, tuple[int, int], InterpolationMode], Any]
+
+
+class Random2DTranslation:
+    """Enlarge by an eighth and crop at random, with probability ``p``; else only resize."""
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        p: float = 0.5,
+        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            height: Of the result.
+            width: Of the result.
+            p: Probability of the translation.
+            interpolation: For resizing.
+        """
+        self.size = (height, width)
+        self.p = p
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Translate an image."""
+        if random.random() > self.p:
+            return T.functional.resize(image, list(self.size), self.interpolation)
+        enlarged = [round(side * 1.125) for side in self.size]
+        image = T.functional.resize(image, enlarged, self.interpolation)
+        top = random.randint(0, enlarged[0] - self.size[0])
+        left = random.randint(0, enlarged[1] - self.size[1])
+        return T.functional.crop(image, top, left, *self.size)
+
+
+class Cutout:
+    """Set ``n`` squares at random places to 0."""
+
+    def __init__(self, n: int = 1, length: int = 16) -> None:
+        """Keep the settings.
+
+        Args:
+            n: Number of squares.
+            length: Their side in pixels.
+        """
+        self.n = n
+        self.length = length
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Cut holes into an image (3, height, width)."""
+        height, width = image.shape[-2:]
+        image = image.clone()
+        for _ in range(self.n):
+            y, x = random.randrange(height), random.randrange(width)
+            half = self.length // 2
+            image[..., max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
+        return image
+
+
+class GaussianNoise:
+    """Add Gaussian noise with probability ``p``."""
+
+    def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5) -> None:
+        """Keep the settings.
+
+        Args:
+            mean: Of the noise.
+            std: Of the noise.
+            p: Probability of adding any.
+        """
+        self.mean = mean
+        self.std = std
+        self.p = p
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Add noise to an image (3, height, width)."""
+        if random.random() > self.p:
+            return image
+        return image + torch.randn_like(image) * self.std + self.mean
+
+
+class InstanceNormalization:
+    """Normalise each channel of an image by its own mean and deviation."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise an image (3, height, width)."""
+        mean = image.mean(dim=(-2, -1), keepdim=True)
+        return (image - mean) / (image.std(dim=(-2, -1), keepdim=True) + 1e-8)
+
+
+# In the order in which they are applied, whatever the order in INPUT.TRANSFORMS.
+_ON_IMAGE: dict[str, _Factory] = {
+    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size, interpolation=mode),
+    "random_crop": lambda cfg, size, mode: T.RandomCrop(size, padding=cfg.CROP_PADDING),
+    "random_resized_crop": lambda cfg, size, mode: T.RandomResizedCrop(
+        size, scale=tuple(cfg.RRCROP_SCALE), interpolation=mode
+    ),
+    "random_flip": lambda cfg, size, mode: T.RandomHorizontalFlip(),
+    "imagenet_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.IMAGENET),
+    "cifar10_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
+    "svhn_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
+    "randaugment": lambda cfg, size, mode: RandAugment(cfg.RANDAUGMENT_N, cfg.RANDAUGMENT_M),
+    "colorjitter": lambda cfg, size, mode: T.ColorJitter(
+        brightness=cfg.COLORJITTER_B,
+        contrast=cfg.COLORJITTER_C,
+        saturation=cfg.COLORJITTER_S,
+        hue=cfg.COLORJITTER_H,
+    ),
+    "randomgrayscale": lambda cfg, size, mode: T.RandomGrayscale(p=cfg.RGS_P),
+    "gaussian_blur": lambda cfg, size, mode: T.RandomApply(
+        [T.GaussianBlur(cfg.GB_K)], p=cfg.GB_P
+    ),
+}
+_ON_TENSOR: dict[str, _Factory] = {
+    "cutout": lambda cfg, size, mode: Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN),
+    "normalize": lambda cfg, size, mode: T.Normalize(mean=cfg.PIXEL_MEAN, std=cfg.PIXEL_STD),
+    "gaussian_noise": lambda cfg, size, mode: GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
+    "instance_norm": lambda cfg, size, mode: InstanceNormalization(),
+}
+_CROPS = ("random_crop", "random_resized_crop")
+_AT_TEST = ("normalize", "instance_norm")
+
+AVAILABLE_TRANSFORMS = [*_ON_IMAGE, *_ON_TENSOR, "center_crop"]
+
+
+def build_transform(
+    cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
+) -> T.Compose | None:
+    """Build the transform from image to tensor.
+
+    Training: the chosen augmentations; without a random crop the image is first resized to
+    INPUT.SIZE, ignoring its shape. Test: the shorter side is resized to the larger of INPUT.SIZE,
+    then the centre is cropped; of the choices only normalisation applies.
+
+    Args:
+        cfg: Configuration.
+        is_train: Training or test transform.
+        choices: Names; by default ``cfg.INPUT.TRANSFORMS``.
+
+    Returns:
+        The transform, or None with INPUT.NO_TRANSFORM.
+
+    Raises:
+        ValueError: Unknown name or interpolation.
+    """
+    if cfg.INPUT.NO_TRANSFORM:
+        print("Note: no transform is applied!")
+        return None
+    names = list(cfg.INPUT.TRANSFORMS if choices is None else choices)
+    for name in names:
+        check_availability(name, AVAILABLE_TRANSFORMS)
+    check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES)
+    size = tuple(cfg.INPUT.SIZE)
+    if len(size) != 2:
+        raise ValueError(f"INPUT.SIZE must be (height, width), got {cfg.INPUT.SIZE!r}")
+    steps = _train_steps(cfg, size, names) if is_train else _test_steps(cfg, size, names)
+    transform = T.Compose(steps)
+    if cfg.VERBOSE:
+        print(f"Transform for {'training' if is_train else 'testing'}: {transform}")
+    return transform
+
+
+def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
+    mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+    steps: list[Any] = []
+    if not any(name in names for name in _CROPS):
+        steps.append(T.Resize(size, interpolation=mode))
+        if "center_crop" in names:
+            steps = _centre_crop(size, mode)
+    steps += [make(cfg.INPUT, size, mode) for name, make in _ON_IMAGE.items() if name in names]
+    steps.append(T.ToTensor())
+    steps += [make(cfg.INPUT, size, mode) for name, make in _ON_TENSOR.items() if name in names]
+    return steps
+
+
+def _test_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
+    mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+    steps = [*_centre_crop(size, mode), T.ToTensor()]
+    return steps + [_ON_TENSOR[n](cfg.INPUT, size, mode) for n in _AT_TEST if n in names]
+
+
+def _centre_crop(size: Any, mode: InterpolationMode) -> list[Any]:
+    return [T.Resize(max(size), interpolation=mode), T.CenterCrop(size)]

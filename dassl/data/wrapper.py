@@ -1,0 +1,223 @@
+"""From `Datum` to tensors: reading images, seeded transforms, batches without bad images."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
+from yacs.config import CfgNode
+
+from dassl.data.datasets.base_dataset import Datum
+from dassl.data.transforms import INTERPOLATION_MODES
+from dassl.utils.registry import check_availability
+
+__all__ = [
+    "BadImageError",
+    "DatasetWrapper",
+    "ImageLoader",
+    "collate_good",
+    "read_image",
+    "seeded_randomness",
+]
+
+_BAD = "_bad_images"
+
+
+class BadImageError(OSError):
+    """An image file that is there but cannot be decoded."""
+
+
+class _BadItem:
+    """Takes the place of an item whose image cannot be read (INPUT.ON_BAD_IMAGE skip)."""
+
+    def __init__(self, impath: str, reason: str) -> None:
+        self.impath = impath
+        self.reason = reason
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image as RGB.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        FileNotFoundError: No such file.
+        BadImageError: Cut off, damaged, or no image.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'No image at "{path}" (is --root, DATASET.ROOT, right?)')
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise nearly every type on damaged data
+        raise BadImageError(f'Cannot decode the image "{path}": {error}') from error
+
+
+@contextmanager
+def seeded_randomness(seed: int | None) -> Iterator[None]:
+    """Seed Python's, NumPy's and PyTorch's CPU generator inside a block, then restore them.
+
+    Args:
+        seed: In [0, 2**32), or None to do nothing.
+    """
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.default_generator.set_state(states[2])
+
+
+class DatasetWrapper(Dataset[Any]):
+    """Turns `Datum` items into dicts with ``img, label, domain, impath, index``."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Any = None,
+        is_train: bool = False,
+    ) -> None:
+        """Keep images and transform.
+
+        Args:
+            cfg: Configuration.
+            data_source: Images.
+            transform: From PIL image to tensor, or a list of such, whose results are named ``img,
+                img2, img3``...; None gives the PIL image.
+            is_train: Apply DATALOADER.K_TRANSFORMS.
+
+        Raises:
+            ValueError: K_TRANSFORMS without a transform, or an unknown ON_BAD_IMAGE.
+        """
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
+        self.skip_bad = cfg.INPUT.ON_BAD_IMAGE == "skip"
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(
+                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat "
+                "(INPUT.NO_TRANSFORM)"
+            )
+        self.to_tensor = self._plain_transform() if self.return_img0 else None
+
+    def _plain_transform(self) -> T.Compose:
+        """Return the transform of img0: no augmentation, normalised if training images are."""
+        cfg = self.cfg.INPUT
+        mode = INTERPOLATION_MODES[cfg.INTERPOLATION]
+        steps: list[Any] = [T.Resize(tuple(cfg.SIZE), interpolation=mode), T.ToTensor()]
+        if "normalize" in cfg.TRANSFORMS:
+            steps.append(T.Normalize(mean=cfg.PIXEL_MEAN, std=cfg.PIXEL_STD))
+        return T.Compose(steps)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> Any:
+        """Read and transform one image.
+
+        Args:
+            idx: Index; a `SeededIndex` fixes the outcome of random transforms.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            BadImageError: The file cannot be decoded.
+        """
+        item = self.data_source[idx]
+        try:
+            image = read_image(item.impath)
+        except OSError as error:
+            if not self.skip_bad:
+                raise
+            return _BadItem(item.impath, str(error))
+        output: dict[str, Any] = {
+            "label": item.label,
+            "domain": item.domain,
+            "impath": item.impath,
+            "index": int(idx),
+        }
+        with seeded_randomness(getattr(idx, "seed", None)):
+            output.update(self._images(image))
+        return output
+
+    def _images(self, image: Image.Image) -> dict[str, Any]:
+        output: dict[str, Any] = {}
+        if self.transform is None:
+            output["img"] = image
+        elif isinstance(self.transform, list | tuple):
+            for number, transform in enumerate(self.transform, start=1):
+                key = "img" if number == 1 else f"img{number}"
+                output[key] = self._transform_image(transform, image)
+        else:
+            output["img"] = self._transform_image(self.transform, image)
+        if self.to_tensor is not None:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _transform_image(self, transform: Any, image: Image.Image) -> Any:
+        results = [transform(image) for _ in range(self.k_tfm)]
+        return results[0] if len(results) == 1 else results
+
+
+def collate_good(items: Sequence[Any]) -> dict[str, Any]:
+    """Collate the items whose image could be read, and name the others.
+
+    Args:
+        items: From `DatasetWrapper`.
+
+    Returns:
+        The batch; paths and reasons of bad images are under a private key that `ImageLoader`
+        takes out again. Without any good image the batch has only that key.
+    """
+    good = [item for item in items if not isinstance(item, _BadItem)]
+    batch = default_collate(good) if good else {}
+    batch[_BAD] = [(item.impath, item.reason) for item in items if isinstance(item, _BadItem)]
+    return batch
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader that reports skipped images and never yields an empty batch.
+
+    Attributes:
+        bad_images: Reason by path, of every image skipped so far.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create like a DataLoader."""
+        self.bad_images: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Any:
+        """Yield batches of good images."""
+        for batch in super().__iter__():
+            if isinstance(batch, dict):
+                for path, reason in batch.pop(_BAD, ()):
+                    if path not in self.bad_images:
+                        print(f"Skipping an image: {reason}")
+                    self.bad_images[path] = reason
+            if batch:
+                yield batch

@@ -1,0 +1,24 @@
+"""Trainers: the loop, checkpoints, resuming, results."""
+
+from dassl.engine.base import TrainerBase
+from dassl.engine.build import TRAINER_REGISTRY, build_trainer
+from dassl.engine.checkpoint import trainable_state
+from dassl.engine.device import resolve_device
+from dassl.engine.result import is_done, read_result
+from dassl.engine.step import StepOutput, drop_caches
+from dassl.engine.trainer import SimpleTrainer
+from dassl.engine.trainer_x import TrainerX
+
+__all__ = [
+    "TRAINER_REGISTRY",
+    "SimpleTrainer",
+    "StepOutput",
+    "TrainerBase",
+    "TrainerX",
+    "build_trainer",
+    "drop_caches",
+    "is_done",
+    "read_result",
+    "resolve_device",
+    "trainable_state",
+]

@@ -1,0 +1,219 @@
+"""What checkpoints hold, and the checks before one is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dassl.utils.registry import nearest
+from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint
+
+__all__ = [
+    "check_finite_state",
+    "checkpoint_path",
+    "fitting_state",
+    "plain_state",
+    "read_checkpoint",
+    "trainable_state",
+    "unwrap",
+]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside a DataParallel wrapper, or the module itself."""
+    return model.module if isinstance(model, nn.DataParallel) else model
+
+
+def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return the part of a state dict that training changes.
+
+    Args:
+        model: Module.
+
+    Returns:
+        Parameters that require a gradient, and the persistent buffers of modules that directly own
+        such a parameter (running statistics of a trained batch norm). Tensors share the model's
+        memory.
+    """
+    model = unwrap(model)
+    wanted: set[str] = set()
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if any(p.requires_grad for p in own.values()):
+            names = [name for name, p in own.items() if p.requires_grad]
+            names += [name for name, _ in module.named_buffers(recurse=False)]
+            wanted.update(f"{prefix}.{name}" if prefix else name for name in names)
+    state = model.state_dict()  # leaves non-persistent buffers out
+    return OrderedDict((key, value) for key, value in state.items() if key in wanted)
+
+
+def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse to go on with weights that are not finite.
+
+    Args:
+        state: Tensors by name.
+        what: What would happen with them, for the message.
+
+    Raises:
+        FloatingPointError: A weight is infinite or NaN.
+    """
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FloatingPointError(f"{what}: {key!r} has infinite or NaN values; not saved")
+
+
+def plain_state(value: Any) -> Any:
+    """Reduce a state dict to what ``torch.load(weights_only=True)`` accepts.
+
+    Args:
+        value: State of an optimiser, a scheduler or a scaler.
+
+    Returns:
+        The same with NumPy scalars as numbers and live objects left out.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_state(item) for key, item in value.items() if _is_plain(item)}
+    if isinstance(value, list | tuple):
+        items = [plain_state(item) if _is_plain(item) else None for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    plain = Mapping | list | tuple | str | bytes | int | float | Tensor | np.generic | None
+    return isinstance(value, plain)
+
+
+def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | None) -> Path:
+    """Return the path of a model's checkpoint.
+
+    Args:
+        directory: Run directory.
+        name: Name the model is registered under.
+        epoch: Number of epochs; None for the best on the validation images if the run chose one,
+            else the last.
+
+    Returns:
+        Path of an existing file.
+
+    Raises:
+        FileNotFoundError: It is not there; the message says what is.
+    """
+    root = Path(directory)
+    path = root / name / (BEST_NAME if epoch is None else EPOCH_NAME.format(epoch))
+    pointer = path.parent / "checkpoint"
+    if epoch is None and not path.is_file() and pointer.is_file():
+        path = path.parent / pointer.read_text(encoding="utf-8").strip()
+    if path.is_file():
+        return path
+    if not root.is_dir():
+        found = f'"{root}" is no directory'
+    elif not path.parent.is_dir():
+        found = f'"{root}" holds: {_listing(p.name for p in root.iterdir())}'
+    else:
+        found = f'"{path.parent}" holds: {_listing(p.name for p in path.parent.iterdir())}'
+    raise FileNotFoundError(
+        f'No checkpoint at "{path}" (set by --model-dir and --load-epoch): {found}'
+    )
+
+
+def _listing(names: Iterable[str], limit: int = 12) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return (", ".join(ordered[:limit]) or "nothing") + more
+
+
+def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint and refuse one of another method or backbone.
+
+    Args:
+        path: Path of the file.
+        meta: ``method`` and ``backbone`` of the current run.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: Damaged, without ``state_dict``, or made by another method or backbone.
+    """
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f'"{path}" has no entry state_dict; it is no checkpoint of a training run')
+    saved = checkpoint.get("meta")
+    saved = saved if isinstance(saved, dict) else {}
+    for key, flag in (("method", "--trainer"), ("backbone", "--backbone")):
+        if key in saved and key in meta and saved[key] != meta[key]:
+            raise ValueError(
+                f'"{path}" was trained with {key} {saved[key]!r}, but the current {key} is '
+                f"{meta[key]!r}; set {flag} {saved[key]} or another --model-dir"
+            )
+    return checkpoint
+
+
+def fitting_state(
+    path: Path,
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    saved_meta: Any,
+    meta: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Check that a state dict fits a model: every trainable key, no foreign key, equal shapes.
+
+    Keys that do not train but are in the model with the same shape are fine: checkpoints written
+    by Dassl hold the whole model.
+
+    Args:
+        path: Where it came from, for the messages.
+        model: Gets the weights.
+        state_dict: Tensors by key.
+        saved_meta: ``meta`` entry of the checkpoint, if any.
+        meta: The current run's.
+
+    Returns:
+        The state to load.
+
+    Raises:
+        ValueError: It does not fit; the message lists the keys or the shapes.
+    """
+    trainable = trainable_state(model)
+    full = unwrap(model).state_dict()
+    missing = [key for key in trainable if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in full]
+    if missing or unexpected:
+        lines = [f'"{path}" does not fit the model.']
+        if missing:
+            lines.append(f"Missing keys: {_listing(missing)}.")
+        if unexpected:
+            hint = nearest(unexpected[0], full)
+            lines.append(f"Unexpected keys: {_listing(unexpected)}.{hint}")
+        raise ValueError(" ".join(lines))
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f'"{path}": {key!r} is no tensor but a {type(value).__name__}')
+        if value.shape != full[key].shape:
+            raise ValueError(
+                f'"{path}": {key!r} has shape {tuple(value.shape)}, the model needs '
+                f"{tuple(full[key].shape)}{_class_hint(saved_meta, meta)}"
+            )
+    return dict(state_dict)
+
+
+def _class_hint(saved_meta: Any, meta: Mapping[str, Any]) -> str:
+    """Say how the classes differ, if they do."""
+    saved = saved_meta.get("classnames") if isinstance(saved_meta, dict) else None
+    current = meta.get("classnames")
+    if not saved or not current or list(saved) == list(current):
+        return ""
+    return (
+        f"; it was trained on {len(saved)} classes ({_listing(saved, 3)}), "
+        f"the current data set has {len(current)} ({_listing(current, 3)})"
+    )

@@ -1,0 +1,45 @@
+"""The one rule by which a device is chosen."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from yacs.config import CfgNode
+
+__all__ = ["resolve_device"]
+
+
+def resolve_device(cfg: CfgNode) -> torch.device:
+    """Choose the device that ``cfg.DEVICE`` and ``cfg.USE_CUDA`` ask for.
+
+    Args:
+        cfg: Configuration. ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else
+            MPS, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: Not a device name, not there, or CUDA although USE_CUDA forbids it.
+    """
+    name = str(cfg.DEVICE)
+    if name == "auto":
+        if cfg.USE_CUDA and torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("DEVICE is mps, but this machine or PyTorch build has no MPS")
+        return torch.device("mps")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if not cfg.USE_CUDA:
+        raise ValueError(f"DEVICE is {name}, but USE_CUDA is False; set one of them differently")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= int(match.group(1) or 0):
+        raise ValueError(f"DEVICE is {name}, but PyTorch sees {count} CUDA devices; try auto")
+    return torch.device(name)

@@ -1,0 +1,67 @@
+"""Log lines and scalars of a training epoch."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+from dassl.utils.meters import AverageMeter, MetricMeter
+
+__all__ = ["EpochProgress"]
+
+
+class EpochProgress:
+    """Times the batches of an epoch and prints every PRINT_FREQ-th, as Dassl does."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Start the clock.
+
+        Args:
+            trainer: Its epoch, batch, learning rate and configuration are read.
+        """
+        self.trainer = trainer
+        self.batch_time = AverageMeter()
+        self.data_time = AverageMeter()
+        self._last = time.time()
+
+    def loaded(self) -> None:
+        """Note that a batch has been loaded."""
+        self.data_time.update(time.time() - self._last)
+
+    def trained(self, losses: MetricMeter) -> None:
+        """Note that a step is done; print and write what is due.
+
+        Args:
+            losses: What the steps of the epoch returned.
+        """
+        trainer = self.trainer
+        self.batch_time.update(time.time() - self._last)
+        frequency = trainer.cfg.TRAIN.PRINT_FREQ
+        done = trainer.batch_idx + 1
+        if frequency > 0 and (done % frequency == 0 or trainer.num_batches < frequency):
+            print(self.line(losses))
+        step = trainer.epoch * trainer.num_batches + trainer.batch_idx
+        for name, meter in losses.meters.items():
+            trainer.write_scalar(f"train/{name}", meter.avg, step)
+        trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+        self._last = time.time()
+
+    def line(self, losses: MetricMeter) -> str:
+        """Return the log line of the current batch.
+
+        Args:
+            losses: What the steps of the epoch returned.
+        """
+        trainer = self.trainer
+        done = trainer.batch_idx + 1
+        remaining = trainer.num_batches - done
+        remaining += (trainer.max_epoch - trainer.epoch - 1) * trainer.num_batches
+        eta = datetime.timedelta(seconds=int(self.batch_time.avg * remaining))
+        return (
+            f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] "
+            f"batch [{done}/{trainer.num_batches}] "
+            f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+            f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+            f"{losses} lr {trainer.get_current_lr():.4e} eta {eta}"
+        )

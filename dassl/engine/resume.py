@@ -1,0 +1,159 @@
+"""The rolling resume file: everything a killed run needs to end as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from dassl.config import config_hash
+from dassl.utils.torchtools import atomic_torch_save
+
+__all__ = [
+    "RESUME_NAME",
+    "random_states",
+    "read_resume",
+    "remove_resume",
+    "resolve_seed",
+    "restore_random_states",
+    "write_resume",
+]
+
+RESUME_NAME = "resume.pth.tar"
+_FORMAT = 1
+_ENTRIES = ("config_hash", "seed", "epoch", "models", "optims", "scheds", "random", "best_result")
+
+
+def random_states(
+    generators: Mapping[str, torch.Generator], device: torch.device
+) -> dict[str, Any]:
+    """Return the states of all random generators as plain data.
+
+    Args:
+        generators: Named generators of the trainer.
+        device: Device of the run; its generators are included.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "generators": {key: g.get_state() for key, g in generators.items()},
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_random_states(
+    states: Mapping[str, Any], generators: Mapping[str, torch.Generator]
+) -> None:
+    """Set all random generators to saved states.
+
+    Args:
+        states: From `random_states`.
+        generators: Named generators of the trainer.
+    """
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    for key, state in states["generators"].items():
+        if key in generators:
+            generators[key].set_state(state)
+    if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Replace the resume file, atomically.
+
+    Args:
+        directory: Run directory.
+        state: Plain data and tensors.
+    """
+    _remove_leftovers(directory)
+    atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
+
+
+def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the resume file.
+
+    Args:
+        directory: Run directory.
+
+    Returns:
+        The state, or None if there is no file.
+
+    Raises:
+        ValueError: The file cannot be used: cut off, damaged, another format.
+    """
+    path = Path(directory) / RESUME_NAME
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # many types: which one depends on where the file is damaged
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'"{path}" is damaged or cut off: {reason}') from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(f'"{path}" is no resume file of this version')
+    absent = [key for key in _ENTRIES if key not in state]
+    if absent:
+        raise ValueError(f'"{path}" lacks {", ".join(absent)}')
+    return state
+
+
+def remove_resume(directory: str | os.PathLike[str]) -> None:
+    """Remove the resume file, if there is one.
+
+    Args:
+        directory: Run directory.
+    """
+    _remove_leftovers(directory)
+    with suppress(FileNotFoundError):
+        (Path(directory) / RESUME_NAME).unlink()
+
+
+def _remove_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Remove temporary files that a killed process left behind."""
+    for leftover in Path(directory).glob(f".{RESUME_NAME}.*.tmp"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def resolve_seed(cfg: CfgNode) -> int:
+    """Return the run's seed, drawing one if ``cfg.SEED`` is negative.
+
+    An interrupted run with a drawn seed is resumed with the same one: another seed would give
+    another few-shot draw under the same weights.
+
+    Args:
+        cfg: Configuration.
+
+    Returns:
+        The seed.
+    """
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    with suppress(ValueError):  # an unreadable file is reported when training starts
+        state = read_resume(cfg.OUTPUT_DIR)
+        if state is not None and state["config_hash"] == config_hash(cfg):
+            print(f"SEED is {cfg.SEED}: continuing with the interrupted run's seed {state['seed']}")
+            return state["seed"]
+    seed = secrets.randbelow(2**31)
+    print(f"SEED is {cfg.SEED}: drew seed {seed}")
+    return seed

@@ -1,0 +1,348 @@
+"""What outlives a process: the resume file during a run, the result at its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.config import config_hash, to_plain
+from dassl.engine.base import TrainerBase
+from dassl.engine.checkpoint import check_finite_state, plain_state, trainable_state, unwrap
+from dassl.engine.precision import effective_precision, requested_precision
+from dassl.engine.result import RESULT_NAME, peak_memory_mb, split_hash, write_result
+from dassl.engine.resume import (
+    RESUME_NAME,
+    random_states,
+    read_resume,
+    remove_resume,
+    restore_random_states,
+    write_resume,
+)
+from dassl.engine.step import drop_caches
+from dassl.utils import git_revision, package_versions
+
+__all__ = ["RunState"]
+
+
+class RunState(TrainerBase):
+    """Saves and restores a run's state, collects notes, writes ``result.json``.
+
+    Attributes:
+        best_result: Best result on the validation images so far.
+        scaler: Gradient scaler, or None.
+        durations: Seconds by phase.
+        notes: Remarks that end up in the result.
+        loaded_from: Directory and epoch that `load_model` was last called with outside of training.
+    """
+
+    cfg: CfgNode
+    device: torch.device
+    seed: int
+    dm: Any
+    evaluator: Any
+    train_loader_x: Any
+    train_loader_u: Any
+    scaler: Any = None
+    config_section: str | None = None
+
+    def __init__(self) -> None:
+        """Start without state."""
+        super().__init__()
+        self.best_result = -float("inf")
+        self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
+        self.notes: list[str] = []
+        self.loaded_from: tuple[str, int | None] = ("", None)
+        self._created = time.time()
+        self._generators: dict[str, torch.Generator] = {}
+        self._owns_model = False
+        self._training = False
+        self._trained = False
+        self._last_test: tuple[str, Mapping[str, float]] | None = None
+        git_revision()  # read now: the checkout may have changed by the end of the run
+
+    @property
+    def requested_precision(self) -> str:
+        """What the configuration asks for."""
+        return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
+
+    @property
+    def precision(self) -> str:
+        """What the run computes in: fp32, fp16, bf16 or amp, after falling back if need be."""
+        effective, note = effective_precision(self.requested_precision, self.device)
+        if note:
+            self.add_note(note)
+        return effective
+
+    def add_note(self, note: str) -> None:
+        """Print a remark, once, and record it in the result.
+
+        Args:
+            note: Remark.
+        """
+        if note not in self.notes:
+            self.notes.append(note)
+            print(f"Note: {note}")
+
+    # ------------------------------------------------------------------ resuming
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return further state that a resumed run needs (tensors and plain data); none here.
+
+        A method overrides this together with `load_extra_state` if its training depends on more
+        than parameters, optimiser and random generators, such as a running average of weights.
+        """
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned.
+
+        Args:
+            state: As saved.
+        """
+
+    def begin_epoch(self) -> None:
+        """Make the order of images a function of the epoch, so that resuming repeats it."""
+        for loader in (self.train_loader_x, self.train_loader_u):
+            set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
+
+    def end_epoch(self) -> None:
+        """Replace the resume file, every RESUME_FREQ epochs and after the last."""
+        every = self.cfg.TRAIN.RESUME_FREQ
+        done = self.epoch + 1
+        if every > 0 and (done % every == 0 or done == self.max_epoch):
+            write_resume(self.output_dir, self.resume_state(done))
+
+    def resume_state(self, epochs_done: int) -> dict[str, Any]:
+        """Collect everything that the rest of the run depends on.
+
+        Args:
+            epochs_done: Epochs trained so far.
+
+        Raises:
+            FloatingPointError: A weight is not finite.
+        """
+        models = {name: trainable_state(model) for name, model in self._models.items()}
+        for name, state in models.items():
+            check_finite_state(state, f"cannot save the state of {name!r}")
+
+        def states(owners: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: plain_state(owner.state_dict()) if owner is not None else None
+                for name, owner in owners.items()
+            }
+
+        return {
+            "config_hash": config_hash(self.cfg),
+            "seed": self.seed,
+            "epoch": epochs_done,
+            "models": models,
+            "optims": states(self._optims),
+            "scheds": states(self._scheds),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "best_result": float(self.best_result),
+            "random": random_states(self._generators, self.device),
+            "elapsed": time.time() - self.time_start,
+            "notes": list(self.notes),
+            "extra": self.extra_state(),
+        }
+
+    def resume(self) -> None:
+        """Restore the state of an interrupted run, if there is one that fits."""
+        state = self._usable_state(self.output_dir)
+        if state is not None:
+            self._restore(state, self.output_dir)
+        elif self.cfg.RESUME:
+            self._resume_from(self.cfg.RESUME)
+        elif self.start_epoch < self.max_epoch:
+            self._set_old_result_aside()
+
+    def _usable_state(self, directory: str) -> dict[str, Any] | None:
+        """Read a resume file; say why, if it cannot be used."""
+        try:
+            state = read_resume(directory)
+        except ValueError as error:
+            self._ignore(str(error))
+            return None
+        if state is None:
+            return None
+        reason = self._mismatch(state)
+        if reason is None:
+            return state
+        self._ignore(f'"{Path(directory) / RESUME_NAME}" {reason}')
+        return None
+
+    def _ignore(self, why: str) -> None:
+        print(f"WARNING: not resuming: {why}. Training starts from the beginning.")
+        self.notes.append(f"a resume file was ignored: {why}")
+
+    def _mismatch(self, state: Mapping[str, Any]) -> str | None:
+        """Return why a state does not belong to this run, or None if it does."""
+        if state["config_hash"] != config_hash(self.cfg):
+            return (
+                f"was written with another configuration (hash {state['config_hash']}, "
+                f"now {config_hash(self.cfg)})"
+            )
+        if state["seed"] != self.seed:
+            return f"was written with seed {state['seed']}, now {self.seed}"
+        for name, model in self._models.items():
+            saved = state["models"].get(name, {})
+            current = trainable_state(model)
+            if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
+                return f"has other trainable parameters for {name!r}"
+            if (state["optims"].get(name) is None) != (self._optims[name] is None):
+                return f"has another optimiser for {name!r}"
+        return None
+
+    def _restore(self, state: Mapping[str, Any], directory: str) -> None:
+        for name, model in self._models.items():
+            unwrap(model).load_state_dict(state["models"][name], strict=False)
+            drop_caches(model)
+            for owner, saved in (
+                (self._optims[name], state["optims"][name]),
+                (self._scheds[name], state["scheds"][name]),
+            ):
+                if owner is not None and saved is not None:
+                    owner.load_state_dict(saved)
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.best_result = state["best_result"]
+        self.start_epoch = self.epoch = state["epoch"]
+        self.time_start -= state["elapsed"]
+        self._created -= state["elapsed"]
+        self.notes += [note for note in state["notes"] if note not in self.notes]
+        self.load_extra_state(state["extra"])
+        restore_random_states(state["random"], self._generators)
+        print(
+            f"Resuming after epoch {self.start_epoch} of {self.max_epoch} from "
+            f'"{Path(directory) / RESUME_NAME}"'
+        )
+
+    def _resume_from(self, directory: str) -> None:
+        """Resume from where ``--resume`` says; there, an unusable file is an error."""
+        if not os.path.isdir(directory):
+            raise FileNotFoundError(f'No directory "{directory}" (set by --resume)')
+        state = read_resume(directory)
+        if state is None:
+            self.start_epoch = self.epoch = self.resume_model_if_exist(directory)
+            return
+        reason = self._mismatch(state)
+        if reason is not None:
+            raise ValueError(f'"{Path(directory) / RESUME_NAME}" (set by --resume) {reason}')
+        self._restore(state, directory)
+
+    def _set_old_result_aside(self) -> None:
+        """Rename the result of an earlier run: until this one ends, none belongs here."""
+        old = Path(self.output_dir) / RESULT_NAME
+        if old.is_file():
+            kept = old.with_name(f"{RESULT_NAME}.old")
+            os.replace(old, kept)
+            print(f'Training anew; the earlier result was renamed to "{kept}"')
+
+    # ------------------------------------------------------------------ checkpoints and result
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run."""
+        return {
+            "method": self.cfg.TRAINER.NAME,
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "config_hash": config_hash(self.cfg),
+            "classnames": list(self.dm.lab2cname.values()),
+            "num_classes": int(self.dm.num_classes),
+        }
+
+    def load_model(
+        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
+    ) -> None:
+        """Load the weights of every registered model, see `RegisteredModels.load_model`.
+
+        Args:
+            directory: Run directory; empty or None does nothing.
+            epoch: Number of epochs; None takes the best on the validation images.
+        """
+        super().load_model(directory, epoch)
+        if directory and not self._training:
+            self.loaded_from = (os.fspath(directory), epoch)
+
+    def record_test(self, split: str, results: Mapping[str, float], seconds: float) -> None:
+        """Keep a test's results; outside of training they are the run's, and are written.
+
+        Args:
+            split: test or val.
+            results: From the evaluator.
+            seconds: How long it took.
+        """
+        self.durations["test"] = seconds
+        self._last_test = (split, dict(results))
+        if not self._training and split == self.cfg.TEST.SPLIT:
+            self.write_result(eval_only=not self._trained)
+
+    def write_result(self, eval_only: bool) -> None:
+        """Write ``result.json`` from the last test and remove the resume file.
+
+        Args:
+            eval_only: The run did not train.
+
+        Raises:
+            ValueError: There was no test.
+        """
+        if self._last_test is None:
+            raise ValueError("write_result needs a test before it")
+        split, results = self._last_test
+        per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
+        chance = 100.0 / self.dm.num_classes
+        accuracy = results.get("accuracy")
+        if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
+            self.add_note(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
+        bad = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
+        if bad:
+            self.add_note(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
+        path = write_result(
+            self.output_dir,
+            {
+                **self._identity(),
+                "split": split,
+                "metrics": {name: float(value) for name, value in results.items()},
+                "per_class": per_class,
+                "num_test": sum(row["total"] for row in per_class),
+                "num_classes": int(self.dm.num_classes),
+                "chance": chance,
+                "eval_only": eval_only,
+                "model_dir": self.loaded_from[0],
+                "load_epoch": self.loaded_from[1],
+                "durations": {**self.durations, "total": time.time() - self._created},
+                "peak_memory_mb": peak_memory_mb(self.device),
+                "notes": [*getattr(self.dm.dataset, "notes", []), *self.notes],
+            },
+        )
+        print(f'Result written to "{path}"')
+        if not eval_only:
+            remove_resume(self.output_dir)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what the run is and what it was made with."""
+        cfg, data = self.cfg, self.dm.dataset
+        params = {id(p): p for m in self._models.values() for p in m.parameters()}
+        return {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": cfg.DATASET.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "seed": self.seed,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "config": to_plain(cfg),
+            "config_hash": config_hash(cfg),
+            "split_hash": split_hash(cfg.DATASET.ROOT, data.train_x, data.test),
+            "versions": package_versions(),
+            "git": git_revision(),
+            "device": str(self.device),
+            "precision": self.precision if self._owns_model else self.requested_precision,
+            "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
+        }

@@ -1,0 +1,53 @@
+"""What a training step returns, and caches that a step makes stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+__all__ = ["StepOutput", "drop_caches", "freeze_statistics"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Outcome of a method's ``forward_loss``.
+
+    Attributes:
+        loss: What is minimised, a scalar.
+        logits: For the training accuracy, (B, K), or None.
+        parts: Further scalars to log by name, such as the terms of the loss.
+    """
+
+    loss: Tensor
+    logits: Tensor | None = None
+    parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+def drop_caches(module: nn.Module) -> None:
+    """Call ``drop_cache()`` on every submodule that has one.
+
+    Args:
+        module: Module whose weights have changed.
+    """
+    for submodule in module.modules():
+        drop = getattr(submodule, "drop_cache", None)
+        if callable(drop):
+            drop()
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Put batch norms whose parameters are all frozen into evaluation mode.
+
+    In training mode a frozen ResNet's running statistics would drift with every batch, changing
+    the pre-trained model although no parameter of it trains.
+
+    Args:
+        module: Module in training mode.
+    """
+    for submodule in module.modules():
+        if isinstance(submodule, nn.modules.batchnorm._BatchNorm):
+            params = list(submodule.parameters(recurse=False))
+            if params and not any(p.requires_grad for p in params):
+                submodule.eval()

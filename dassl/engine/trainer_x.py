@@ -1,0 +1,85 @@
+"""The trainer that methods derive from: one module, one loss, and the loop over batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dassl.engine.progress import EpochProgress
+from dassl.engine.step import StepOutput, drop_caches
+from dassl.engine.trainer import SimpleTrainer
+from dassl.metrics import compute_accuracy
+from dassl.utils import MetricMeter
+
+__all__ = ["TrainerX"]
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled images; a method defines `build_model` and `forward_loss`."""
+
+    def run_epoch(self) -> None:
+        """Go once through the labelled images."""
+        self.set_model_mode("train")
+        losses = MetricMeter()
+        progress = EpochProgress(self)
+        self.num_batches = len(self.train_loader_x)
+        self.batch_idx = -1
+        for index, batch in enumerate(self.train_loader_x):
+            self.batch_idx = index
+            progress.loaded()
+            losses.update(self.forward_backward(batch))
+            progress.trained(losses)
+        if self.batch_idx + 1 < self.num_batches:
+            # Whole batches of unreadable images were skipped at the end, so no step was the last.
+            if self.batch_idx < 0:
+                raise ValueError("no training image can be read; see the log for their paths")
+            self.update_lr()
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """Return the loss of a batch.
+
+        Args:
+            image: Images, (B, 3, height, width), on the device.
+            label: Labels, (B,).
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define forward_loss (or its own forward_backward)"
+        )
+
+    def forward_backward(self, batch: Any) -> dict[str, float]:
+        """Do one training step: loss, check, backward, optimiser, schedule.
+
+        Args:
+            batch: Batch.
+
+        Returns:
+            ``loss``, ``acc`` (if there are logits) and the loss's parts, for the log.
+
+        Raises:
+            FloatingPointError: The loss is not finite; nothing was updated.
+        """
+        image, label, *_ = self.parse_batch_train(batch)
+        with self.autocast():
+            out = self.forward_loss(image, label)
+        self.model_backward_and_update(out.loss)
+        drop_caches(self.model)
+        summary = {"loss": out.loss.item()}
+        if out.logits is not None:
+            summary["acc"] = compute_accuracy(out.logits.detach(), label)[0].item()
+        for name, part in out.parts.items():
+            summary[name] = part.item() if isinstance(part, Tensor) else float(part)
+        per_step = any(getattr(sched, "per_step", False) for sched in self._scheds.values())
+        if per_step or self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def parse_batch_train(self, batch: Any) -> Any:
+        """Return images, labels and domains of a training batch, on the device.
+
+        Args:
+            batch: Batch.
+        """
+        return tuple(
+            batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain")
+        )

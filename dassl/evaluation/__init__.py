@@ -1,0 +1,10 @@
+"""Evaluators."""
+
+from dassl.evaluation.evaluator import (
+    EVALUATOR_REGISTRY,
+    Classification,
+    EvaluatorBase,
+    build_evaluator,
+)
+
+__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]

@@ -1,0 +1,181 @@
+"""Accuracy, F1 score, per-class results, confusion matrix."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.utils.registry import Registry, check_availability
+from dassl.utils.torchtools import atomic_torch_save
+
+__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+class EvaluatorBase:
+    """Interface of evaluators: reset, process batches, evaluate."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Keep the configuration.
+
+        Args:
+            cfg: Configuration.
+        """
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forget what was processed."""
+        raise NotImplementedError
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            mo: Model output.
+            gt: Ground truth.
+        """
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Return results by name, the main one first."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Accuracy over all images and macro-averaged F1 score."""
+
+    def __init__(
+        self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **kwargs: object
+    ) -> None:
+        """Start empty.
+
+        Args:
+            cfg: Configuration.
+            lab2cname: Class names by label, for the per-class results.
+            **kwargs: Ignored.
+        """
+        super().__init__(cfg)
+        self._lab2cname = lab2cname or {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was processed."""
+        self._y_true: list[int] = []
+        self._y_pred: list[int] = []
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            mo: Logits, (B, K).
+            gt: Labels, (B,).
+
+        Raises:
+            FloatingPointError: A logit is NaN; the largest of them would mean nothing.
+        """
+        if torch.isnan(mo).any():
+            raise FloatingPointError(
+                "the model's logits contain NaN: it has diverged, or the precision is too low "
+                "(try TRAINER.<name>.PREC fp32)"
+            )
+        self._y_true.extend(gt.cpu().tolist())
+        self._y_pred.extend(mo.max(dim=1).indices.cpu().tolist())
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Print and return the results.
+
+        Returns:
+            ``accuracy``, ``error_rate`` and ``macro_f1`` in percent, and ``perclass_accuracy`` with
+            TEST.PER_CLASS_RESULT.
+
+        Raises:
+            ValueError: Nothing was processed.
+        """
+        total = len(self._y_true)
+        if total == 0:
+            raise ValueError("nothing to evaluate: no test image was processed")
+        correct = sum(t == p for t, p in zip(self._y_true, self._y_pred, strict=True))
+        accuracy = 100.0 * correct / total
+        macro_f1 = 100.0 * f1_score(
+            self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
+        )
+        results: OrderedDict[str, float] = OrderedDict(
+            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=float(macro_f1)
+        )
+        print(
+            "=> result\n"
+            f"* total: {total:,}\n"
+            f"* correct: {correct:,}\n"
+            f"* accuracy: {accuracy:.2f}%\n"
+            f"* error: {results['error_rate']:.2f}%\n"
+            f"* macro_f1: {macro_f1:.2f}%"
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._print_per_class()
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save_confusion_matrix()
+        return results
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Return ``label, name, total, correct, accuracy`` of every class that has images."""
+        totals: dict[int, int] = {}
+        hits: dict[int, int] = {}
+        for true, predicted in zip(self._y_true, self._y_pred, strict=True):
+            totals[true] = totals.get(true, 0) + 1
+            hits[true] = hits.get(true, 0) + (true == predicted)
+        return [
+            {
+                "label": label,
+                "name": self._lab2cname.get(label, str(label)),
+                "total": totals[label],
+                "correct": hits[label],
+                "accuracy": 100.0 * hits[label] / totals[label],
+            }
+            for label in sorted(totals)
+        ]
+
+    def _print_per_class(self) -> float:
+        rows = self.per_class()
+        print("=> per-class result")
+        for row in rows:
+            print(
+                f"* class: {row['label']} ({row['name']})\ttotal: {row['total']:,}\t"
+                f"correct: {row['correct']:,}\tacc: {row['accuracy']:.2f}%"
+            )
+        mean = sum(row["accuracy"] for row in rows) / len(rows)
+        print(f"* average: {mean:.2f}%")
+        return mean
+
+    def _save_confusion_matrix(self) -> None:
+        matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
+        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+        atomic_torch_save(torch.from_numpy(matrix), path)
+        print(f'Confusion matrix is saved to "{path}"')
+
+
+def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
+    """Build the evaluator that ``cfg.TEST.EVALUATOR`` names.
+
+    Args:
+        cfg: Configuration.
+        **kwargs: Passed on, such as ``lab2cname``.
+
+    Returns:
+        The evaluator.
+
+    Raises:
+        ValueError: Not registered.
+    """
+    check_availability(cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
+    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)

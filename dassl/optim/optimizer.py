@@ -1,0 +1,110 @@
+"""Building the optimiser from ``cfg.OPTIM``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl.utils.registry import check_availability, nearest
+
+__all__ = ["AVAILABLE_OPTIMIZERS", "build_optimizer"]
+
+AVAILABLE_OPTIMIZERS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[Any], optim_cfg: CfgNode, param_groups: Any = None
+) -> torch.optim.Optimizer:
+    """Build an optimiser over the parameters that require a gradient.
+
+    Args:
+        model: Module, iterable of parameters, or list of parameter groups.
+        optim_cfg: ``cfg.OPTIM``.
+        param_groups: Parameters or parameter groups to use instead of all of the model's. Not
+            together with STAGED_LR.
+
+    Returns:
+        The optimiser; SGD has momentum and weight decay by default (0.9 and 5e-4), as in Dassl.
+
+    Raises:
+        ValueError: Unknown name, nothing to train, or STAGED_LR where it cannot work.
+        TypeError: STAGED_LR with something that is not a module.
+    """
+    check_availability(optim_cfg.NAME, AVAILABLE_OPTIMIZERS)
+    if optim_cfg.STAGED_LR:
+        if param_groups is not None:
+            warnings.warn("OPTIM.STAGED_LR is ignored: param_groups are given", stacklevel=2)
+        else:
+            param_groups = _staged_groups(model, optim_cfg)
+    if param_groups is None:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    groups = _trainable_groups(param_groups)
+    if not groups:
+        raise ValueError("nothing to optimise: no parameter requires a gradient")
+    return _create(groups, optim_cfg)
+
+
+def _trainable_groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
+    """Bring parameters or groups into group form, without what is frozen or empty."""
+    listed = list(param_groups)
+    if not listed:
+        return []
+    groups = listed if isinstance(listed[0], dict) else [{"params": listed}]
+    result = []
+    for group in groups:
+        params = group["params"]
+        params = [params] if isinstance(params, torch.Tensor) else list(params)
+        params = [p for p in params if p.requires_grad]
+        if params:
+            result.append({**group, "params": params})
+    return result
+
+
+def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    """Split a module's children into new layers (LR) and base layers (LR * BASE_LR_MULT)."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"OPTIM.STAGED_LR needs a module, got {type(model).__name__}")
+    inner = model.module if isinstance(model, nn.DataParallel) else model
+    names = optim_cfg.NEW_LAYERS
+    new_layers = {names} if isinstance(names, str) else set(names)
+    children = dict(inner.named_children())
+    if not new_layers:
+        warnings.warn("OPTIM.NEW_LAYERS is empty: every layer gets the base rate", stacklevel=3)
+    for name in sorted(new_layers - set(children)):
+        raise ValueError(
+            f"OPTIM.NEW_LAYERS: {name!r} is not a child of {type(inner).__name__}."
+            f"{nearest(name, children)} Children: {', '.join(children)}"
+        )
+    new = [p for name in children if name in new_layers for p in children[name].parameters()]
+    taken = {id(p) for p in new}
+    base = [p for p in inner.parameters() if id(p) not in taken]
+    base_lr = optim_cfg.LR * optim_cfg.BASE_LR_MULT
+    return [{"params": base, "lr": base_lr}, {"params": new}]
+
+
+def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
+    """Call the constructor that ``cfg.NAME`` means."""
+    common: dict[str, Any] = {"lr": cfg.LR, "weight_decay": cfg.WEIGHT_DECAY}
+    betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
+    if cfg.NAME == "sgd":
+        return torch.optim.SGD(
+            groups,
+            momentum=cfg.MOMENTUM,
+            dampening=cfg.SGD_DAMPNING,
+            nesterov=cfg.SGD_NESTEROV,
+            **common,
+        )
+    if cfg.NAME == "rmsprop":
+        return torch.optim.RMSprop(
+            groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common
+        )
+    if cfg.NAME == "radam":
+        return torch.optim.RAdam(groups, betas=betas, **common)
+    if cfg.NAME == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, **common)
+    return torch.optim.Adam(groups, betas=betas, amsgrad=cfg.NAME == "amsgrad", **common)

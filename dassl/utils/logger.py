@@ -1,0 +1,88 @@
+"""Copying standard output into a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+__all__ = ["Logger", "setup_logger"]
+
+
+class Logger:
+    """A text stream that writes to a console stream and, flushed line by line, to a file."""
+
+    def __init__(self, fpath: str | os.PathLike[str], console: TextIO | None = None) -> None:
+        """Open the file for appending.
+
+        Args:
+            fpath: Log file; its directory is created.
+            console: Stream that gets the same text, by default the current ``sys.stdout``.
+        """
+        self.console = console if console is not None else sys.stdout
+        self.path = Path(fpath).absolute()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        """Write text to both and flush the file, so that a killed run keeps its log."""
+        self.console.write(text)
+        if not self.file.closed:
+            self.file.write(text)
+            self.file.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush both streams."""
+        self.console.flush()
+        if not self.file.closed:
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file; the console stays open."""
+        self.file.close()
+
+    def __getattr__(self, name: str) -> object:
+        """Everything else (``isatty``, ``encoding``, ``fileno``) is the console's."""
+        if name in ("console", "file"):  # not set yet: opening the file failed
+            raise AttributeError(name)
+        return getattr(self.console, name)
+
+    def __enter__(self) -> Logger:
+        """Return self; leaving the block closes the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def setup_logger(output: str | os.PathLike[str] | None = None) -> None:
+    """Copy everything printed from now on into a log file.
+
+    An existing file is continued, so that a resumed run has one log. Only standard output is
+    copied: progress bars go to standard error and stay out of the file.
+
+    Args:
+        output: Directory (``log.txt`` is put there) or a path ending in ``.txt`` or ``.log``.
+            None does nothing.
+    """
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix not in (".txt", ".log"):
+        path = path / "log.txt"
+    console: TextIO = sys.stdout
+    if isinstance(console, Logger):
+        if console.path == path.absolute() and not console.file.closed:
+            return
+        console.close()
+        console = console.console
+    sys.stdout = Logger(path, console)

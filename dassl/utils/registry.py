@@ -1,0 +1,127 @@
+"""Name-to-class registries and the nearest-name errors that go with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+__all__ = ["Registry", "check_availability", "nearest"]
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return a hint naming the candidate closest to a misspelt name.
+
+    Args:
+        name: What was asked for.
+        candidates: What exists.
+
+    Returns:
+        ``" Did you mean 'X'?"`` with a leading space, or an empty string if nothing is close.
+    """
+    by_folded = {candidate.lower(): candidate for candidate in candidates}
+    match = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.5)
+    return f" Did you mean {by_folded[match[0]]!r}?" if match else ""
+
+
+def check_availability(requested: str, available: Iterable[str]) -> None:
+    """Refuse a name that is not among the available ones.
+
+    Args:
+        requested: Name asked for.
+        available: Names that exist.
+
+    Raises:
+        ValueError: The name is not available; the message lists what is and the nearest match.
+    """
+    names = list(available)
+    if requested not in names:
+        raise ValueError(
+            f"{requested!r} is not available.{nearest(str(requested), names)} "
+            f"Available: {', '.join(names) or '(nothing registered)'}"
+        )
+
+
+class Registry:
+    """Maps names to classes or functions and refuses duplicates.
+
+    Example::
+
+        TRAINER_REGISTRY = Registry("TRAINER")
+
+        @TRAINER_REGISTRY.register()
+        class MyTrainer(TrainerX): ...
+    """
+
+    def __init__(self, name: str) -> None:
+        """Create an empty registry.
+
+        Args:
+            name: What is registered here, used in error messages.
+        """
+        self._name = name
+        self._objects: dict[str, Any] = {}
+
+    def register(
+        self, obj: Any = None, *, name: str | None = None, force: bool = False
+    ) -> Callable[[Any], Any] | Any:
+        """Register an object, as a decorator or by a direct call.
+
+        Args:
+            obj: Class or function; omitted when used as ``@REGISTRY.register()``.
+            name: Name to register under, by default the object's ``__name__``.
+            force: Replace an existing entry instead of refusing.
+
+        Returns:
+            The object itself, or a decorator if ``obj`` was omitted.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+
+        def add(item: Any) -> Any:
+            key = name or item.__name__
+            if key in self._objects and not force:
+                raise ValueError(
+                    f"{key!r} is already registered in {self._name} (by "
+                    f"{getattr(self._objects[key], '__module__', '?')}); choose another name"
+                )
+            self._objects[key] = item
+            return item
+
+        return add if obj is None else add(obj)
+
+    def get(self, name: str) -> Any:
+        """Return what is registered under a name.
+
+        Args:
+            name: Registered name.
+
+        Returns:
+            The registered object.
+
+        Raises:
+            ValueError: Nothing has this name; the message gives the nearest one.
+        """
+        if name not in self._objects:
+            raise ValueError(
+                f"{name!r} is not registered in {self._name}.{nearest(str(name), self._objects)} "
+                f"Registered: {', '.join(self._objects) or '(nothing)'}"
+            )
+        return self._objects[name]
+
+    def registered_names(self) -> list[str]:
+        """Return all names in the order of registration."""
+        return list(self._objects)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a name is registered."""
+        return name in self._objects
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the registered names."""
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        """Return how many names are registered."""
+        return len(self._objects)

@@ -1,0 +1,236 @@
+"""Checkpoints, pretrained weights and parameter counts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dassl.utils.files import atomic_write
+from dassl.utils.registry import nearest
+from dassl.utils.restricted_unpickler import read_restricted
+
+__all__ = [
+    "atomic_torch_save",
+    "count_num_param",
+    "load_checkpoint",
+    "load_pretrained_weights",
+    "open_all_layers",
+    "open_specified_layers",
+    "resume_from_checkpoint",
+    "save_checkpoint",
+]
+
+BEST_NAME = "model-best.pth.tar"
+EPOCH_NAME = "model.pth.tar-{}"
+_MODULE_PREFIX = "module."
+
+
+def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write a PyTorch file atomically.
+
+    Args:
+        obj: What to save; tensors and plain containers only, or it cannot be read back safely.
+        path: Destination.
+    """
+    with atomic_write(path, "wb") as file:
+        torch.save(obj, file)
+
+
+def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
+    """Read a checkpoint without running code from it, tensors on the CPU.
+
+    Files that hold live objects (Dassl's ``scheduler``) are read by a restricted unpickler that
+    puts inert stand-ins in their place.
+
+    Args:
+        fpath: Path of the file.
+
+    Returns:
+        What was saved, usually a dict with ``state_dict``, ``epoch``, ``optimizer`` and so on.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is damaged, cut off, or no PyTorch file.
+    """
+    if fpath is None:
+        raise ValueError("load_checkpoint needs a path, got None")
+    if not os.path.isfile(fpath):
+        raise FileNotFoundError(f'No checkpoint at "{fpath}"')
+    try:
+        return torch.load(fpath, map_location="cpu", weights_only=True)
+    except Exception as refused:  # many types: which one depends on where the file is damaged
+        try:
+            return read_restricted(fpath)
+        except Exception as error:
+            raise ValueError(
+                f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
+                f"{str(error) or type(error).__name__}"
+            ) from refused
+
+
+def _without_module_prefix(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Drop the prefix that DataParallel puts before every key."""
+    return OrderedDict((key.removeprefix(_MODULE_PREFIX), v) for key, v in state_dict.items())
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str | os.PathLike[str],
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Write ``<save_dir>/model.pth.tar-<epoch>`` and name it in ``<save_dir>/checkpoint``.
+
+    Args:
+        state: Has ``state_dict`` and ``epoch``.
+        save_dir: Directory, created if missing.
+        is_best: Also write ``model-best.pth.tar``.
+        remove_module_from_keys: Drop DataParallel's ``module.`` from the keys.
+        model_name: File name instead of the one with the epoch. ``model-best.pth.tar`` is not
+            recorded as the last checkpoint: resuming goes on from the last epoch, not the best.
+    """
+    if remove_module_from_keys:
+        state = {**state, "state_dict": _without_module_prefix(state["state_dict"])}
+    name = model_name or EPOCH_NAME.format(state["epoch"])
+    path = Path(save_dir) / name
+    atomic_torch_save(state, path)
+    print(f'Checkpoint saved to "{path}"')
+    if name != BEST_NAME:
+        with atomic_write(path.with_name("checkpoint")) as file:
+            file.write(f"{name}\n")
+        if is_best:
+            atomic_torch_save(state, path.with_name(BEST_NAME))
+
+
+def resume_from_checkpoint(
+    fdir: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+) -> int:
+    """Load the last checkpoint of a directory into model, optimiser and scheduler.
+
+    Args:
+        fdir: Directory with a ``checkpoint`` file.
+        model: Gets the weights; keys the file does not hold keep their values.
+        optimizer: Gets its state, if the file has it.
+        scheduler: Gets its state, if the file has it as plain data.
+
+    Returns:
+        Number of epochs the checkpoint was trained for, which is the index of the next one.
+
+    Raises:
+        FileNotFoundError: No ``checkpoint`` file or the file it names is gone.
+        ValueError: A key of the file is not in the model, or a shape differs.
+    """
+    pointer = Path(fdir) / "checkpoint"
+    if not pointer.is_file():
+        raise FileNotFoundError(f'No "checkpoint" file in "{fdir}" (set by --resume)')
+    path = Path(fdir) / pointer.read_text(encoding="utf-8").strip()
+    checkpoint = load_checkpoint(path)
+    print(f'Loading checkpoint from "{path}"')
+    try:
+        unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise ValueError(f'"{path}" does not fit the model: {error}') from error
+    if unexpected:
+        raise ValueError(f'"{path}" has keys that the model lacks: {", ".join(unexpected)}')
+    for name, target in (("optimizer", optimizer), ("scheduler", scheduler)):
+        saved = checkpoint.get(name)
+        if target is not None and isinstance(saved, dict):
+            target.load_state_dict(saved)
+    return int(checkpoint["epoch"])
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike[str]) -> None:
+    """Load whatever fits by name and shape, and say what did not.
+
+    Args:
+        model: Gets the weights.
+        weight_path: Checkpoint, or bare state dict.
+
+    Raises:
+        FileNotFoundError: No such file.
+    """
+    checkpoint = load_checkpoint(weight_path)
+    saved = _without_module_prefix(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    fitting = {
+        key: value for key, value in saved.items() if key in own and own[key].shape == value.shape
+    }
+    discarded = [key for key in saved if key not in fitting]
+    model.load_state_dict(fitting, strict=False)
+    if not fitting:
+        warnings.warn(
+            f'Nothing was loaded: no key of "{weight_path}" fits the model by name and shape',
+            stacklevel=2,
+        )
+        return
+    print(f'Successfully loaded pretrained weights from "{weight_path}"')
+    if discarded:
+        print(f"Layers discarded due to unmatched keys or size: {discarded}")
+
+
+def count_num_param(
+    model: nn.Module | None = None, params: Iterable[nn.Parameter] | dict[str, Any] | None = None
+) -> int:
+    """Count parameters.
+
+    Args:
+        model: Module whose parameters are counted, or
+        params: the parameters themselves, or a dict with them under ``params``.
+
+    Returns:
+        Number of elements, trainable or not.
+
+    Raises:
+        ValueError: Neither was given.
+    """
+    if model is not None:
+        return sum(p.numel() for p in model.parameters())
+    if params is not None:
+        listed = params["params"] if isinstance(params, dict) else params
+        return sum(p.numel() for p in listed)
+    raise ValueError("count_num_param needs a model or params")
+
+
+def open_all_layers(model: nn.Module) -> None:
+    """Put a module into training mode with every parameter trainable.
+
+    Args:
+        model: Module.
+    """
+    model.train()
+    model.requires_grad_(True)
+
+
+def open_specified_layers(model: nn.Module, open_layers: str | Iterable[str]) -> None:
+    """Train only the named children; freeze the others and put them into evaluation mode.
+
+    Args:
+        model: Module, possibly wrapped in DataParallel.
+        open_layers: Names of children.
+
+    Raises:
+        ValueError: A name is not a child of the model.
+    """
+    inner = model.module if isinstance(model, nn.DataParallel) else model
+    wanted = [open_layers] if isinstance(open_layers, str) else list(open_layers)
+    children = dict(inner.named_children())
+    for name in wanted:
+        if name not in children:
+            raise ValueError(
+                f"{name!r} is not a child of {type(inner).__name__}.{nearest(name, children)} "
+                f"Children: {', '.join(children)}"
+            )
+    for name, child in children.items():
+        child.train(name in wanted)
+        child.requires_grad_(name in wanted)

@@ -1,0 +1,255 @@
+"""What every dataset does between its files and the engine.
+
+``CLIPDataset``: read the splits, rename classes if asked, draw shots, take base or new classes.
+``SplitFileDataset``: a ``CLIPDataset`` described by one ``DatasetRow`` of ``datasets/table.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import write_json
+from datasets.classnames import rename_classes
+from datasets.sampling import HALVES, draw_few_shot, subsample_classes
+from datasets.splits import PARTS, Splits, check_labels, read_split_file, require_images
+
+Reader = Callable[[Path, Path], Splits]
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """All that distinguishes one dataset from another.
+
+    Attributes:
+        config: Stem of its file in ``configs/datasets``.
+        name: Class name, registry name and ``DATASET.NAME``.
+        directory: Its directory below ``--root``.
+        images: Image directory below ``directory``; paths of the split file start here.
+        split_file: File in ``directory`` with the published split; None where ``reader`` reads the
+            official one from the dataset's own files.
+        template: Prompt template where the config has none; its YAML says the same.
+        source: Where the data can be had.
+        num_classes: Known number of classes; None if not checked.
+        counts: Known (train, val, test) image counts; None if not checked.
+        reader: ``reader(dataset_dir, image_dir) -> Splits`` for the dataset's own files: the
+            official split where ``split_file`` is None, else the stand-in of
+            ``DATASET.ALLOW_OWN_SPLIT``.
+        prepare: Called with the data root before anything is read; renders the bundled suite.
+        published: Whether published results exist that a run here may be compared with.
+    """
+
+    config: str
+    name: str
+    directory: str
+    images: str
+    split_file: str | None
+    template: str
+    source: str
+    num_classes: int | None = None
+    counts: tuple[int, int, int] | None = None
+    reader: Reader | None = None
+    prepare: Callable[[Path], object] | None = None
+    published: bool = True
+
+
+class CLIPDataset(DatasetBase):
+    """Images and class names of one dataset under one config.
+
+    Subclasses implement ``read_splits``; everything else is common.
+
+    Attributes:
+        root: Absolute data root.
+        dataset_dir: The dataset's directory below it.
+        image_dir: Directory that stored paths are relative to.
+        template: Prompt template with one ``{}``.
+        notes: What a reader of the results must know, e.g. that the split is not the published one.
+        shot_seed: Seed of the few-shot draw; None if nothing was drawn.
+    """
+
+    default_template: ClassVar[str] = "A photo of a {},"
+
+    def __init__(self, cfg: Any) -> None:
+        """Read, check, draw and subsample as ``cfg`` says.
+
+        Args:
+            cfg: Config with ``SEED``, ``OUTPUT_DIR`` and the ``DATASET`` section.
+
+        Raises:
+            FileNotFoundError: The data, the split file or an image is missing.
+            ValueError: A config value is not allowed or a file is malformed.
+        """
+        check_config(cfg)
+        self.notes: list[str] = []
+        self.shot_seed: int | None = None
+        self.root = data_root(cfg)
+        self.dataset_dir = str(self.root)
+        self.image_dir = str(self.root)
+        self.template = cfg.DATASET.PROMPT_TEMPLATE or self.default_template
+        splits = self.read_splits(cfg)
+        if cfg.DATASET.CLASSNAMES:
+            splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
+        splits = self._take_shots(cfg, splits)
+        splits = subsample_classes(splits, cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=splits.train, val=splits.val, test=splits.test)
+
+    def read_splits(self, cfg: Any) -> Splits:
+        """Read all images of the dataset and set ``dataset_dir`` and ``image_dir``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement read_splits")
+
+    def note(self, text: str) -> None:
+        """Log a warning and keep it for the record of results."""
+        print(f"WARNING: {text}")
+        self.notes.append(text)
+
+    def _take_shots(self, cfg: Any, splits: Splits) -> Splits:
+        shots = cfg.DATASET.NUM_SHOTS
+        if shots < 0 or not splits.train:
+            return splits
+        # SEED -1 leaves the choice to us; the global generator, so that a seeded caller repeats it.
+        self.shot_seed = cfg.SEED if cfg.SEED >= 0 else random.randrange(2**31)
+        print(f"Few-shot draw with seed {self.shot_seed}")
+        drawn = draw_few_shot(splits, shots, self.shot_seed)
+        self._record_draw(cfg.OUTPUT_DIR, shots, drawn)
+        return drawn
+
+    def _record_draw(self, output_dir: str, shots: int, drawn: Splits) -> None:
+        """Write what was drawn beside the run's results, for people: it is never read back.
+
+        The draw is a function of split and seed, so a cache could only ever be stale.
+        """
+        if not output_dir:
+            return
+        directory = Path(output_dir).expanduser().resolve()
+        if directory.is_relative_to(Path(self.dataset_dir).resolve()):
+            print(f"The few-shot draw is not recorded: OUTPUT_DIR is inside {self.dataset_dir}")
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        record: dict[str, Any] = {
+            "dataset": type(self).__name__,
+            "shots": shots,
+            "seed": self.shot_seed,
+        }
+        for part in ("train", "val"):
+            record[part] = [
+                [self.relative_path(item), item.label, item.classname]
+                for item in getattr(drawn, part)
+            ]
+        write_json(record, str(directory / f"fewshot_{shots}_seed{self.shot_seed}.json"))
+
+    def relative_path(self, item: Datum) -> str:
+        """Path of an image relative to the image directory, with forward slashes."""
+        return Path(os.path.relpath(item.impath, self.image_dir)).as_posix()
+
+
+class SplitFileDataset(CLIPDataset):
+    """A dataset that a row of the table describes."""
+
+    row: ClassVar[DatasetRow]
+
+    def read_splits(self, cfg: Any) -> Splits:
+        """Read the published split, or make an own one where that is allowed.
+
+        Raises:
+            FileNotFoundError: The images, the split file or a listed image is missing.
+            ValueError: The split file is malformed.
+        """
+        row = self.row
+        if row.prepare is not None:
+            row.prepare(self.root)
+        dataset_dir = self.root / row.directory
+        image_dir = dataset_dir / row.images
+        self.dataset_dir, self.image_dir = str(dataset_dir), str(image_dir)
+        require_directory(image_dir, row, self.root)
+        if row.split_file is None:
+            splits = self._read_files(dataset_dir, image_dir)
+        elif (dataset_dir / row.split_file).is_file():
+            split_file = dataset_dir / row.split_file
+            print(f"Reading split from {split_file}")
+            splits = read_split_file(split_file, image_dir)
+            require_images(splits, split_file, row.source)
+        else:
+            splits = self._own_split(cfg, dataset_dir, image_dir)
+        self._check_counts(splits)
+        return splits
+
+    def _read_files(self, dataset_dir: Path, image_dir: Path) -> Splits:
+        if self.row.reader is None:
+            raise ValueError(f"{self.row.name} has neither a split file nor a reader in the table")
+        splits = self.row.reader(dataset_dir, image_dir)
+        check_labels(splits, str(image_dir))
+        require_images(splits, dataset_dir, self.row.source)
+        return splits
+
+    def _own_split(self, cfg: Any, dataset_dir: Path, image_dir: Path) -> Splits:
+        row = self.row
+        message = f"{row.name}: no split file {dataset_dir / str(row.split_file)}"
+        if row.reader is None:
+            raise FileNotFoundError(f"{message}. {row.source}")
+        if not cfg.DATASET.ALLOW_OWN_SPLIT:
+            raise FileNotFoundError(
+                f"{message}. {row.source} Published numbers are made on that split. To go on "
+                "without it, DATASET.ALLOW_OWN_SPLIT True makes a deterministic 50/20/30 split, "
+                "which is not comparable with published numbers."
+            )
+        splits = self._read_files(dataset_dir, image_dir)
+        self.note(
+            f"{message}; made an own split instead. "
+            "RESULTS ON IT ARE NOT COMPARABLE WITH PUBLISHED NUMBERS."
+        )
+        return splits
+
+    def _check_counts(self, splits: Splits) -> None:
+        row = self.row
+        if row.num_classes is not None and len(splits.class_names()) != row.num_classes:
+            self.note(
+                f"{row.name}: {len(splits.class_names())} classes, known are {row.num_classes}"
+            )
+        sizes = tuple(len(part) for part in splits)
+        if row.counts is not None and sizes != row.counts:
+            self.note(
+                f"{row.name}: {'/'.join(map(str, sizes))} {'/'.join(PARTS)} images, known are "
+                f"{'/'.join(map(str, row.counts))}; results may not be comparable"
+            )
+
+
+def check_config(cfg: Any) -> None:
+    """Refuse values of the DATASET section that no dataset can serve, before reading anything.
+
+    Raises:
+        ValueError: ``NUM_SHOTS`` is 0 or below -1, or ``SUBSAMPLE_CLASSES`` unknown.
+    """
+    shots = cfg.DATASET.NUM_SHOTS
+    if shots == 0 or shots < -1:
+        raise ValueError(
+            f"DATASET.NUM_SHOTS is {shots}; allowed are -1 (all images) and 1, 2, 4, ...; "
+            "for zero-shot evaluation leave it at -1 and choose a zero-shot trainer"
+        )
+    half = cfg.DATASET.SUBSAMPLE_CLASSES
+    if half not in HALVES:
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {half!r}; allowed are {', '.join(HALVES)}")
+
+
+def data_root(cfg: Any) -> Path:
+    """Absolute path of ``--root``; the working directory if that is empty."""
+    return Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
+
+
+def require_directory(image_dir: Path, row: DatasetRow, root: Path) -> None:
+    """Check that a dataset's images are where the layout has them.
+
+    Raises:
+        FileNotFoundError: They are not; the message says what was looked for and how to get it.
+    """
+    if image_dir.is_dir():
+        return
+    inside = "/".join(filter(None, (row.directory, row.images)))
+    raise FileNotFoundError(
+        f"{row.name}: no directory {image_dir}. --root is {root} and must hold {inside}/. "
+        f"{row.source} The layout is in DATASETS.md."
+    )

@@ -1,0 +1,203 @@
+"""``DATASET.NAME: Folder``: data of the user's own, described in YAML alone.
+
+Below ``<root>/<DATASET.DIR>`` lies one of
+
+* ``{train,val,test}/<class>/*.jpg``; val may be absent (taken from train then), and so may train
+  (for zero-shot evaluation);
+* ``<class>/*.jpg``, split by ``DATASET.SPLIT_RATIO`` with ``DATASET.SPLIT_SEED``;
+* anything with a split file in CoOp's format, ``DATASET.SPLIT_FILE``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from datasets.base import CLIPDataset
+from datasets.readers import list_directories, list_images
+from datasets.sampling import by_label, check_ratio, split_off_val, split_three_ways
+from datasets.splits import PARTS, Splits, read_split_file, require_images
+
+LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
+
+# Keys of the DATASET section that only ``Folder`` reads.
+OPTIONS: dict[str, Any] = {
+    "DIR": "",  # directory below --root
+    "SPLIT_FILE": "",  # split file in it, in CoOp's format
+    "SPLIT_SEED": 1,  # of a split made here; the same in all runs, unlike SEED
+}
+
+Classes = dict[str, list[str]]
+
+
+@DATASET_REGISTRY.register()
+class Folder(CLIPDataset):
+    """Class folders, or a split file, of the user's own."""
+
+    def read_splits(self, cfg: Any) -> Splits:
+        """Read whichever layout is there.
+
+        Raises:
+            FileNotFoundError: The directory, the split file or a listed image is missing.
+            ValueError: The layout is none of the three, a class folder has no image, a class of
+                val or test is not in train, or a split value is not allowed.
+        """
+        option = {key: cfg.DATASET.get(key, default) for key, default in OPTIONS.items()}
+        directory = self.root / option["DIR"]
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"Folder: no directory {directory}. It is --root ({self.root}) joined with "
+                f"DATASET.DIR ({option['DIR']!r}); {LAYOUTS}."
+            )
+        self.dataset_dir = self.image_dir = str(directory)
+        if option["SPLIT_FILE"]:
+            return self._read_split_file(directory, option["SPLIT_FILE"])
+        ratio = check_ratio(cfg.DATASET.SPLIT_RATIO)
+        parts = find_parts(directory)
+        if "train" in parts or "test" in parts:
+            splits = self._read_parts(directory, parts, ratio, option["SPLIT_SEED"])
+        else:
+            splits = self._split_tree(directory, ratio, option["SPLIT_SEED"])
+        names = splits.class_names()
+        if all(name.isdecimal() for name in names) and not cfg.DATASET.CLASSNAMES:
+            self.note(
+                f"Folder: the class names of {directory} are numbers, which mean nothing to a "
+                "text encoder; set DATASET.CLASSNAMES to a file with their names"
+            )
+        return splits
+
+    def _read_split_file(self, directory: Path, name: str) -> Splits:
+        path = directory / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Folder: no split file {path}; DATASET.SPLIT_FILE ({name!r}) is looked for in "
+                f"{directory}, which is --root joined with DATASET.DIR"
+            )
+        print(f"Reading split from {path}")
+        splits = read_split_file(path, directory)
+        require_images(splits, path, f"Paths in it are relative to {directory}.")
+        return splits
+
+    def _read_parts(
+        self, directory: Path, parts: list[str], ratio: tuple[float, float, float], seed: int
+    ) -> Splits:
+        if "test" not in parts:
+            raise ValueError(
+                f"{directory} has train/ but no test/ with class folders; rename val/ if that is "
+                "what you test on, or put all class folders side by side to have them split"
+            )
+        others = [name for name in list_directories(directory) if name not in PARTS]
+        if others:
+            self.note(f"Folder: ignored beside train/ and test/ in {directory}: {others}")
+        found = {part: list_classes(directory / part) for part in parts}
+        defining = "train" if "train" in found else "test"
+        labels = _number(found[defining])
+        _require_known(found, labels, directory, defining)
+        items = {part: _items(directory / part, classes, labels) for part, classes in found.items()}
+        train, val = items.get("train", []), items.get("val", [])
+        if train and "val" not in parts:
+            share = ratio[1] / (ratio[0] + ratio[1])
+            train, val = split_off_val(list(by_label(train).values()), share, seed)
+            print(f"No val/ in {directory}: took {len(val)} images of train/ (seed {seed})")
+        return Splits(train, val, items["test"])
+
+    def _split_tree(self, directory: Path, ratio: tuple[float, float, float], seed: int) -> Splits:
+        classes = list_classes(directory)
+        if classes.keys() <= set(PARTS):
+            raise ValueError(f"{directory} holds images in {sorted(classes)} directly; {LAYOUTS}")
+        lone = [name for name, files in classes.items() if len(files) < 2]
+        if lone:
+            raise ValueError(
+                f"{directory}: class folder(s) {lone} hold one image, which cannot be split into "
+                "train and test; add images or remove the folder"
+            )
+        items = _items(directory, classes, _number(classes))
+        print(f"Split {directory} {ratio} per class (seed {seed})")
+        return Splits(*split_three_ways(list(by_label(items).values()), ratio, seed))
+
+
+def find_parts(directory: Path) -> list[str]:
+    """Say which of train, val and test are there, told from classes that are called so.
+
+    Raises:
+        ValueError: One holds class folders, but another, or the same, images without a class.
+    """
+    present = [part for part in PARTS if (directory / part).is_dir()]
+    nested = [part for part in present if list_directories(directory / part)]
+    if not nested:
+        return []
+    odd = [p for p in present if p not in nested or list_images(directory / p)]
+    if odd:
+        raise ValueError(
+            f"{directory}: {' and '.join(odd)} must hold class folders and no images beside them, "
+            f"because {nested[0]}/ holds folders; {LAYOUTS}"
+        )
+    return nested
+
+
+def list_classes(directory: Path) -> Classes:
+    """List class folders and the images directly in them.
+
+    Hidden files and what is no image are skipped.
+
+    Returns:
+        Image file names per class folder: folders sorted, as numbers if all are numbers (as text
+        10 would come before 2, and names given in order would be those of other classes).
+
+    Raises:
+        ValueError: There is no class folder, or one has no image.
+    """
+    names = list_directories(directory)
+    if not names:
+        raise ValueError(f"{directory} holds no class folders; {LAYOUTS}")
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    classes = {name: list_images(directory / name) for name in names}
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise ValueError(
+            f"{directory}: class folder(s) {empty} hold no image directly; fill or remove them, "
+            f"and check that DATASET.DIR is not a level too high: {LAYOUTS}"
+        )
+    return classes
+
+
+def _number(classes: Classes) -> dict[str, int]:
+    """Number the class folders in order, refusing two that would share a class name."""
+    folder_of: dict[str, str] = {}
+    for folder in classes:
+        other = folder_of.setdefault(_class_name(folder), folder)
+        if other != folder:
+            raise ValueError(
+                f"class folders {other!r} and {folder!r} are both class {_class_name(folder)!r}; "
+                "rename one"
+            )
+    return {folder: label for label, folder in enumerate(classes)}
+
+
+def _class_name(folder: str) -> str:
+    return folder.replace("_", " ")
+
+
+def _require_known(
+    found: dict[str, Classes], labels: dict[str, int], directory: Path, defining: str
+) -> None:
+    for part, classes in found.items():
+        unknown = sorted(classes.keys() - labels.keys())
+        if unknown:
+            raise ValueError(
+                f"{directory / part} has classes that {defining}/ lacks: {', '.join(unknown)}"
+            )
+
+
+def _items(directory: Path, classes: Classes, labels: dict[str, int]) -> list[Datum]:
+    return [
+        Datum(
+            impath=str(directory / folder / file),
+            label=labels[folder],
+            classname=_class_name(folder),
+        )
+        for folder, files in classes.items()
+        for file in files
+    ]

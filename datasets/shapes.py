@@ -1,0 +1,204 @@
+"""The bundled suite: rendered pictures of coloured, textured shapes, with shifted siblings.
+
+A class of the main set is a texture, a colour and a form ("striped red triangle"); place, size,
+rotation, light, background and noise are nuisance. The siblings v2, sketch, r and a mirror
+ImageNet's shifts; colours, textures, forms and counts label the same world differently, for
+cross-dataset transfer. Everything is drawn once, deterministically, as PNG files below
+``<root>/shapes`` and then read like any other dataset, from split files in CoOp's format.
+
+The suite demonstrates that the methods work. Its numbers are not comparable with published ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasets.shapes_captions import class_name
+from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
+
+logger = logging.getLogger(__name__)
+
+VERSION = "1"  # of the pictures; folders written by another version are drawn anew
+
+_SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
+_SUITE_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
+_SUITE_FORMS = ("circle", "square", "triangle", "star", "cross", "heart")
+
+
+def _main_classes() -> list[tuple[str, str, str]]:
+    """40 of the 144 combinations; every part occurs about equally often in the first and second 20."""
+    combinations = list(itertools.product(_SUITE_TEXTURES, _SUITE_COLOURS, _SUITE_FORMS))
+    return random.Random(1677).sample(combinations, 40)  # the most even of 3,000 seeds
+
+
+CLASSES = _main_classes()
+
+SHIFTED = Style(
+    hue_shift=16, hue_jitter=12, saturation=(0.3, 0.7), brightness=(0.4, 0.9), second_tone=(0.2, 0.8),
+    background_saturation=0.5, background_texture=(0.1, 0.3), size=(0.45, 0.8), noise=(0.06, 0.14),
+)  # fmt: skip
+"""The style of the main set: washed out and hue-shifted against what the tiny CLIP was trained on."""
+
+PLAIN = Style(hue_shift=8, saturation=(0.5, 0.9), size=(0.5, 0.85), noise=(0.03, 0.1),
+              background_texture=(0.05, 0.25))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SuiteSet:
+    """One dataset of the suite.
+
+    Attributes:
+        folder: Where its images lie below ``<root>/shapes``.
+        style: How its pictures look.
+        classes: Names of its classes, in label order.
+        per_class: Pictures of a class in train, val and test.
+        draw: (label, number of pictures, generator) -> what they show.
+    """
+
+    folder: str
+    style: Style
+    classes: tuple[str, ...]
+    per_class: tuple[int, int, int]
+    draw: Callable[[int, int, np.random.Generator], Objects]
+
+    @property
+    def has_train(self) -> bool:
+        """Whether it can be trained on; the shifted siblings only test."""
+        return self.per_class[0] > 0
+
+
+def _index(words: dict, allowed: tuple[str, ...], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    return np.array([list(words).index(word) for word in allowed])[rng.integers(len(allowed), size=n)]
+
+
+def _draw_main(label: int, n: int, rng: np.random.Generator) -> Objects:
+    texture, colour, form = CLASSES[label]
+    return Objects(_index(FORMS, (form,), n, rng), _index(COLOURS, (colour,), n, rng),
+                   _index(TEXTURES, (texture,), n, rng), np.ones(n, np.intp))  # fmt: skip
+
+
+def _draw_any(n: int, rng: np.random.Generator) -> Objects:
+    return Objects(rng.integers(len(FORMS), size=n), rng.integers(len(COLOURS), size=n),
+                   rng.integers(len(TEXTURES), size=n), np.ones(n, np.intp))  # fmt: skip
+
+
+def _draw_part(part: str) -> Callable[[int, int, np.random.Generator], Objects]:
+    def draw(label: int, n: int, rng: np.random.Generator) -> Objects:
+        return replace(_draw_any(n, rng), **{part: np.full(n, label)})
+
+    return draw
+
+
+def _draw_count(label: int, n: int, rng: np.random.Generator) -> Objects:
+    return replace(_draw_any(n, rng), count=np.full(n, label + 1))
+
+
+_MAIN = tuple(class_name(*parts) for parts in CLASSES)
+SUITE: dict[str, SuiteSet] = {
+    "Shapes": SuiteSet("main", SHIFTED, _MAIN, (24, 6, 25), _draw_main),
+    "ShapesV2": SuiteSet("v2", replace(SHIFTED, noise=(0.08, 0.16)), _MAIN, (0, 0, 15), _draw_main),
+    "ShapesSketch": SuiteSet(
+        "sketch", replace(SHIFTED, outline=True, second_tone=(0.5, 1.0)), _MAIN, (0, 0, 15), _draw_main
+    ),
+    "ShapesR": SuiteSet(
+        "r", replace(SHIFTED, levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)), _MAIN, (0, 0, 15), _draw_main
+    ),
+    "ShapesA": SuiteSet(
+        "a", replace(SHIFTED, clutter=9, contrast=(0.5, 0.7), size=(0.5, 0.7)), _MAIN, (0, 0, 15), _draw_main
+    ),
+    "ShapesColours": SuiteSet(
+        "colours", PLAIN, tuple(f"{c} shape" for c in COLOURS), (24, 6, 40), _draw_part("colour")
+    ),
+    "ShapesTextures": SuiteSet(
+        "textures", PLAIN, tuple(f"{t} shape" for t in TEXTURES), (24, 6, 50), _draw_part("texture")
+    ),
+    "ShapesForms": SuiteSet("forms", PLAIN, tuple(FORMS), (24, 6, 40), _draw_part("form")),
+    "ShapesCounts": SuiteSet(
+        "counts", PLAIN, ("one shape", "two shapes", "three shapes", "four shapes"), (24, 6, 75), _draw_count
+    ),
+}
+
+
+def ensure_rendered(root: str | os.PathLike[str]) -> Path:
+    """Draw the suite below ``<root>/shapes`` unless it is there already.
+
+    The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs that
+    start together, or a kill in between, do no harm.
+
+    Args:
+        root: Folder of all datasets; created if it does not exist.
+
+    Returns:
+        The suite's folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    target = Path(root).expanduser() / "shapes"
+    stamp = target / "version.txt"
+    if stamp.is_file() and stamp.read_text().strip() == VERSION:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".shapes-", dir=target.parent))
+    try:
+        logger.info("Drawing the bundled Shapes suite into %s (once, a few seconds)", target)
+        for name, suite_set in SUITE.items():
+            _write_set(name, suite_set, partial)
+        (partial / "version.txt").write_text(VERSION + "\n")
+        partial.chmod(0o755)  # mkdtemp's is private
+        _move_into_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    if target.exists():  # of another version
+        outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
+        os.replace(target, outdated / "shapes")
+        shutil.rmtree(outdated, ignore_errors=True)
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if not (target / "version.txt").is_file():  # else another job was faster, and drew the same
+            raise
+
+
+def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
+    split: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
+    for number, part in enumerate(split):
+        n = suite_set.per_class[number]
+        for label, class_text in enumerate(suite_set.classes):
+            pictures = draw_class(name, label, part, n)
+            where = Path(suite_set.folder) / part / class_text.replace(" ", "_")
+            (folder / where).mkdir(parents=True, exist_ok=True)
+            for i, pixels in enumerate(pictures):
+                path = where / f"{i:04d}.png"
+                Image.fromarray(pixels).save(folder / path, compress_level=1)
+                split[part].append((path.as_posix(), label, class_text))
+    (folder / f"split_zhou_{name}.json").write_text(json.dumps(split))
+
+
+def draw_class(name: str, label: int, part: str, n: int) -> NDArray[np.uint8]:
+    """The first ``n`` pictures of a class: (n, 48, 48, 3).
+
+    Every class of every part has a random stream of its own, so sizes can change without
+    redrawing the rest.
+    """
+    suite_set = SUITE[name]
+    rng = np.random.default_rng([zlib.crc32(f"{name}/{part}".encode()), label])
+    return render(suite_set.draw(label, n, rng), suite_set.style, rng)

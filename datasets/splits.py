@@ -1,0 +1,174 @@
+"""Train, val and test lists: reading split files and checking what they claim.
+
+A split file is ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``
+with paths relative to the image directory, the format of CoOp's ``split_zhou_<Name>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dassl.data.datasets import Datum
+from dassl.utils import read_json
+
+PARTS = ("train", "val", "test")
+
+
+class Splits(NamedTuple):
+    """The images of a dataset; ``train`` is empty in a test-only set, ``val`` often is."""
+
+    train: list[Datum]
+    val: list[Datum]
+    test: list[Datum]
+
+    @property
+    def defining(self) -> list[Datum]:
+        """The part whose labels define the classes: train, or test where there is no train."""
+        return self.train or self.test
+
+    def class_names(self) -> list[str]:
+        """Class names in label order."""
+        names = {item.label: item.classname for item in self.defining}
+        return [names[label] for label in sorted(names)]
+
+
+def read_split_file(path: Path, image_dir: Path) -> Splits:
+    """Read and validate a split file; whether the images exist is ``require_images``' question.
+
+    Args:
+        path: The JSON file.
+        image_dir: Directory that the file's paths are relative to.
+
+    Raises:
+        ValueError: The file is no JSON, lacks a part, or has a malformed entry; the message names
+            the file and the entry.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or any(
+        not isinstance(content.get(part), list) for part in PARTS
+    ):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f'{path} must hold {{"train": [...], "val": [...], "test": [...]}}, '
+            f"each a list; found {found}"
+        )
+    parts = (_read_part(content[part], f"{path}: {part}", image_dir) for part in PARTS)
+    splits = Splits(*parts)
+    check_labels(splits, str(path))
+    return splits
+
+
+def _read_part(entries: list[Any], where: str, image_dir: Path) -> list[Datum]:
+    prefix = str(image_dir)
+    items = []
+    for index, entry in enumerate(entries):
+        problem = _entry_problem(entry)
+        if problem:
+            raise ValueError(
+                f"{where}[{index}] = {json.dumps(entry)}: {problem}; "
+                "an entry is [path relative to the image directory, label, class name]"
+            )
+        relative, label, classname = entry
+        items.append(Datum(impath=os.path.join(prefix, relative), label=label, classname=classname))
+    return items
+
+
+def _entry_problem(entry: Any) -> str:
+    """Say what is wrong with an entry of a split file; empty if nothing is."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return "not a list of three"
+    relative, label, classname = entry
+    if not isinstance(relative, str) or not relative:
+        return "the path is not a text"
+    if relative.startswith(("/", "\\")) or relative[1:2] == ":":
+        return "the path is absolute"
+    if ".." in relative.split("/"):
+        return "the path leaves the image directory"
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        return "the label is not an integer from 0 on"
+    if not isinstance(classname, str) or not classname.strip():
+        return "the class name is not a text"
+    return ""
+
+
+def check_labels(splits: Splits, source: str) -> None:
+    """Check that labels run from 0 without a gap and that each has one name everywhere.
+
+    Args:
+        splits: All images, before any draw.
+        source: What the error calls the origin: a file or a directory.
+
+    Raises:
+        ValueError: A label is skipped, has two names, or occurs in val or test only.
+    """
+    if not splits.defining:
+        raise ValueError(f"{source}: neither train nor test holds an image")
+    names: dict[int, str] = {}
+    for item in splits.defining:
+        names.setdefault(item.label, item.classname)
+    gaps = sorted(set(range(max(names) + 1)) - names.keys())
+    if gaps:
+        raise ValueError(f"{source}: labels must run 0..n-1; no image has {_some(gaps)}")
+    for part, items in zip(PARTS, splits, strict=True):
+        unknown = sorted({item.label for item in items} - names.keys())
+        if unknown:
+            raise ValueError(f"{source}: {part} has labels that train lacks: {_some(unknown)}")
+        for index, item in enumerate(items):
+            if item.classname != names[item.label]:
+                raise ValueError(
+                    f"{source}: {part}[{index}] ({item.impath}) calls label {item.label} "
+                    f"{item.classname!r}, elsewhere it is {names[item.label]!r}"
+                )
+
+
+def require_images(splits: Splits, source: Path, hint: str) -> None:
+    """Check that every image of a split exists.
+
+    Args:
+        splits: All images.
+        source: Split file or directory of lists, for the error.
+        hint: What to do about missing images, for the error.
+
+    Raises:
+        FileNotFoundError: Some do not; the message has the first, how many, and the split file.
+    """
+    paths = [item.impath for part in splits for item in part]
+    missing = missing_files(paths)
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing, and with it {len(missing):,} of the {len(paths):,} images "
+            f"that {source} lists. Correct --root, or complete the images. {hint}"
+        )
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Return the paths that do not exist.
+
+    One directory listing instead of one ``stat`` per file: on a network disk, asking for each of a
+    million images takes an hour, listing their thousand directories seconds.
+    """
+    wanted: dict[str, list[str]] = {}
+    for path in paths:
+        directory, name = os.path.split(path)
+        wanted.setdefault(directory, []).append(name)
+    missing: list[str] = []
+    for directory, names in wanted.items():
+        try:
+            with os.scandir(directory) as entries:
+                present = {entry.name for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            missing.extend(os.path.join(directory, name) for name in names)
+            continue
+        absent = (os.path.join(directory, name) for name in names if name not in present)
+        # A disk that ignores case lists other names than it opens: ask again before complaining.
+        missing.extend(path for path in absent if not os.path.exists(path))
+    return missing
+
+
+def _some(values: list[int], limit: int = 10) -> str:
+    text = ", ".join(map(str, values[:limit]))
+    return text + (f" and {len(values) - limit} more" if len(values) > limit else "")

@@ -1,0 +1,1 @@
+"""Command line tools: the job driver, the reports, and what they share."""

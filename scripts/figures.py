@@ -1,0 +1,137 @@
+"""Figures of a protocol: accuracy by shots as curves, everything else as bars."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts.result_files import write_atomic
+from scripts.scores import MEAN, MEANS, Score
+from scripts.sections import Section
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 120
+PANEL = (3.6, 2.8)  # inches
+COLUMNS = 4
+_METRICS = {"base": "base", "novel": "novel", "hm": "HM", "accuracy": "accuracy"}
+
+
+def check_plot_path(path: Path) -> Path:
+    """Return the path if its suffix names a format that can be written.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--plot: {path} must end in one of {', '.join(SUFFIXES)}.")
+    return path
+
+
+def save_figure(sections: Sequence[Section], path: Path) -> None:
+    """Draw the sections of one protocol, one below the other, into a file.
+
+    Args:
+        sections: At least one section.
+        path: File to write; its suffix chooses the format.
+    """
+    # Imported here: it takes longer than all that a table needs.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    matplotlib.use("Agg")
+    curves = sections[0].protocol == "few_shot"
+    panels = [(section, name) for section in sections for name in _panels(section)]
+    columns = min(COLUMNS, len(panels)) if curves else 1
+    rows = math.ceil(len(panels) / columns)
+    bars = max(len(section.datasets()) * len(section.names) for section in sections)
+    width = PANEL[0] * columns if curves else max(2 * PANEL[0], 1.0 + 0.5 * bars)
+    figure = Figure(figsize=(width, PANEL[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    labels = list(dict.fromkeys(name for one in sections for name in one.names.values()))
+    # One colour for a trainer in all panels, also where another section lacks it.
+    colours = {name: f"C{number % 10}" for number, name in enumerate(labels)}
+    for axis, (section, panel) in zip(axes, panels, strict=False):
+        (_draw_curves if curves else _draw_bars)(axis, section, panel, colours)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    figure.suptitle(sections[0].protocol)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=DPI)
+    write_atomic(path, buffer.getvalue())
+
+
+def _panels(section: Section) -> list[str]:
+    """Return what gets a panel: the mean and each dataset, or each metric."""
+    if section.protocol == "few_shot":
+        return section.rows()
+    used = {score.metric for score in section.scores}
+    return [metric for metric in _METRICS if metric in used]
+
+
+def _deviation(score: Score) -> float:
+    """Return the deviation to draw; NaN draws none, where 0 would claim one."""
+    return math.nan if score.stat.std is None else score.stat.std
+
+
+def _draw_curves(axis: Axes, section: Section, dataset: str, colours: dict[str, str]) -> None:
+    for series, name in section.names.items():
+        found = [
+            score for score in section.scores if score.series == series and score.dataset == dataset
+        ]
+        axis.errorbar(
+            [score.shots for score in found],
+            [score.stat.mean for score in found],
+            yerr=[_deviation(score) for score in found],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            color=colours[name],
+            label=name,
+        )
+    shots = section.shots()
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(shots, [str(count) for count in shots])
+    axis.minorticks_off()
+    title = "mean over datasets" if dataset == MEAN else dataset
+    axis.set_title(f"{title}{' (demonstration)' * section.suite}", fontsize="medium")
+    axis.set_xlabel("images per class")
+    axis.set_ylabel("accuracy (%)")
+    axis.grid(alpha=0.3)
+
+
+def _draw_bars(axis: Axes, section: Section, metric: str, colours: dict[str, str]) -> None:
+    means = [score.dataset for score in section.scores if score.dataset in MEANS]
+    places = list(dict.fromkeys([*section.datasets(), *means]))
+    if len(section.datasets()) == 1:
+        places = section.datasets()
+    step = 0.8 / len(section.names)
+    for number, (series, name) in enumerate(section.names.items()):
+        found: dict[str, Score] = {
+            score.dataset: score
+            for score in section.scores
+            if (score.series, score.metric) == (series, metric) and score.dataset in places
+        }
+        offset = (number - (len(section.names) - 1) / 2) * step
+        axis.bar(
+            [places.index(place) + offset for place in found],
+            [score.stat.mean for score in found.values()],
+            width=step,
+            yerr=[_deviation(score) for score in found.values()],
+            capsize=2,
+            color=colours[name],
+            label=name,
+        )
+    axis.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize="small")
+    axis.set_title(f"{section.title}: {_METRICS[metric]}", fontsize="medium")
+    axis.set_xlabel("dataset")
+    axis.set_ylabel("accuracy (%)" if metric != "hm" else "harmonic mean (%)")
+    axis.grid(axis="y", alpha=0.3)

@@ -1,0 +1,301 @@
+"""Jobs of a protocol: expanding them, their command lines, and when one is done.
+
+A directory that exists proves nothing. A job is done when all of these hold:
+
+* its ``result.json`` is whole and says ``"status": "complete"``;
+* the ``job.json`` that the driver wrote beside it before the start carries the fingerprint the
+  job has now: a hash of what the two config files *contain* (comments, spelling of the YAML and
+  the ``PER_DATASET`` entries of other datasets do not count), of the text files they name (class
+  descriptions, class names), of the trailing options, of seed, shots, classes and trainer, and of
+  the training job's fingerprint;
+* for an evaluation, the training run it evaluates is done and is still the very run it evaluated
+  (``job.json`` keeps the hash of that run's ``result.json``).
+
+The device, the data directory and the revision of the code are not part of it. ``train.py`` makes
+its own, finer decision from the merged config when it resumes an unfinished run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.protocols import Protocol, RunKey
+from scripts.result_files import read_json_object, read_result, write_atomic
+
+RESULT, RECORD, LOG, PREVIOUS = "result.json", "job.json", "job.log", "result.previous.json"
+
+# Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
+# driver's back would file a run under a directory that lies about it.
+RESERVED = {
+    "DATASET.NAME": "--datasets",
+    "DATASET.NUM_SHOTS": "--shots",
+    "DATASET.ROOT": "--root",
+    "DATASET.SUBSAMPLE_CLASSES": "--protocol",
+    "DEVICE": "--devices",
+    "OUTPUT_DIR": "--output",
+    "RESUME": "the run directory",
+    "SEED": "--seeds",
+    "TRAINER.NAME": "--trainer",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for, with names checked and paths absolute.
+
+    Attributes:
+        protocol: The protocol to expand.
+        trainers: Trainer names.
+        cfg: Stem of the trainers' config files.
+        datasets: Datasets to train on; cross_dataset has one, its source.
+        targets: Datasets to evaluate a cross-dataset run on.
+        shots: Images per class.
+        seeds: Seeds.
+        root: Data directory.
+        output: Directory that the run directories are under.
+        options: Trailing KEY VALUE options, for every job.
+        repo: Repository; jobs run there and paths below it are printed relative to it.
+        train_command: Program that trains, before its flags.
+        relative: Whether to print paths below ``repo`` relative to it.
+    """
+
+    protocol: Protocol
+    trainers: tuple[str, ...]
+    cfg: str
+    datasets: tuple[str, ...]
+    targets: tuple[str, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    root: Path
+    output: Path
+    options: tuple[str, ...]
+    repo: Path
+    train_command: tuple[str, ...]
+    relative: bool = True
+
+    def dataset_file(self, dataset: str) -> Path:
+        """Return the config file of a dataset."""
+        return self.repo / "configs" / "datasets" / f"{dataset}.yaml"
+
+    def trainer_file(self, trainer: str) -> Path:
+        """Return the config file of a trainer."""
+        return self.repo / "configs" / "trainers" / trainer / f"{self.cfg}.yaml"
+
+    def shown(self, path: Path) -> str:
+        """Return a path as it is put into a command."""
+        if self.relative and path.is_relative_to(self.repo):
+            return str(path.relative_to(self.repo))
+        return str(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of ``train.py``.
+
+    Attributes:
+        key: Identity of the run.
+        directory: Its own directory, absolute.
+        flags: Program and flags, without the device's.
+        options: Trailing options, the protocol's last.
+        fingerprint: Hash of everything that decides the result (module docstring).
+        parent: Training job that this one evaluates, or None.
+    """
+
+    key: RunKey
+    directory: Path
+    flags: tuple[str, ...]
+    options: tuple[str, ...]
+    fingerprint: str
+    parent: Job | None = None
+
+    def __str__(self) -> str:
+        """Return the run directory's parts, which name the job."""
+        return str(self.key.directory(Path()))
+
+    def command(self, device_flags: tuple[str, ...] = ()) -> list[str]:
+        """Return the whole command line."""
+        return [*self.flags, *device_flags, *self.options]
+
+    @property
+    def log(self) -> Path:
+        """File that takes everything the job prints."""
+        return self.directory / LOG
+
+    def parent_digest(self) -> str:
+        """Return the hash of the training run's result; empty for a training job."""
+        if self.parent is None:
+            return ""
+        try:
+            content = (self.parent.directory / RESULT).read_bytes()
+        except FileNotFoundError:
+            return "missing"
+        return hashlib.sha256(content).hexdigest()
+
+    def to_do(self) -> str:
+        """Return why the job has to run; empty when it is done."""
+        if self.parent is not None and self.parent.to_do():
+            return "its training run is not done"
+        if read_result(self.directory) is None:
+            return "no complete result"
+        record = read_json_object(self.directory / RECORD)
+        if record is None:
+            return f"result of unknown origin (no {RECORD})"
+        if record.get("fingerprint") != self.fingerprint:
+            return "config or options changed"
+        if record.get("parent_result") != self.parent_digest():
+            return "its training run was repeated"
+        return ""
+
+    def begin(self, command: list[str]) -> None:
+        """Record what is about to run and move a result of another run out of the way."""
+        stale = self.directory / RESULT
+        if stale.exists():
+            # Kept, because it may have cost hours, but under a name that no report reads.
+            stale.replace(self.directory / PREVIOUS)
+        record = {
+            "format": 1,
+            "fingerprint": self.fingerprint,
+            "parent_result": self.parent_digest(),
+            "command": command,
+        }
+        write_atomic(self.directory / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+
+
+@dataclass
+class Planner:
+    """Expands settings into jobs, training jobs before the evaluations that need them."""
+
+    settings: Settings
+    _configs: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs of the protocol in the order they should start."""
+        return list(self._expand())
+
+    def _expand(self) -> Iterator[Job]:
+        settings, protocol = self.settings, self.settings.protocol
+        runs = itertools.product(
+            settings.datasets, settings.trainers, settings.shots, settings.seeds
+        )
+        for dataset, trainer, shots, seed in runs:
+            stage = protocol.train_stage
+            train = self._job(
+                RunKey(protocol.name, stage, dataset, shots, trainer, settings.cfg, seed)
+            )
+            yield train
+            yield from self._evaluations(train)
+
+    def _evaluations(self, train: Job) -> Iterator[Job]:
+        protocol, key = self.settings.protocol, train.key
+        if not protocol.test_stage:
+            return
+        for target in self.settings.targets or (key.dataset,):
+            rest = (key.shots, key.trainer, key.cfg, key.seed)
+            yield self._job(RunKey(key.protocol, protocol.test_stage, target, *rest), train)
+
+    def _job(self, key: RunKey, parent: Job | None = None) -> Job:
+        settings = self.settings
+        directory = key.directory(settings.output)
+        flags = {
+            "--root": settings.shown(settings.root),
+            "--seed": str(key.seed),
+            "--trainer": key.trainer,
+            "--dataset-config-file": settings.shown(settings.dataset_file(key.dataset)),
+            "--config-file": settings.shown(settings.trainer_file(key.trainer)),
+            "--output-dir": settings.shown(directory),
+        }
+        words = [*settings.train_command, *(word for pair in flags.items() for word in pair)]
+        if parent is not None:
+            words += ["--model-dir", settings.shown(parent.directory), "--eval-only"]
+        options = list(settings.options)
+        # A target has no shots of its own: its training images play no part.
+        if parent is None or key.dataset == parent.key.dataset:
+            options += ["DATASET.NUM_SHOTS", str(key.shots)]
+        options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
+        fingerprint = self._fingerprint(key, options, parent)
+        return Job(key, directory, tuple(words), tuple(options), fingerprint, parent)
+
+    def _fingerprint(self, key: RunKey, options: list[str], parent: Job | None) -> str:
+        dataset = self._config(self.settings.dataset_file(key.dataset))
+        trainer = dict(self._config(self.settings.trainer_file(key.trainer)))
+        section = dataset.get("DATASET")
+        name = section.get("NAME") if isinstance(section, dict) else None
+        per_dataset = trainer.pop("PER_DATASET", None)
+        if isinstance(per_dataset, dict):
+            trainer["PER_DATASET"] = per_dataset.get(name)
+        content = {
+            "run": [getattr(key, part) for part in key.__dataclass_fields__],
+            "dataset": dataset,
+            "trainer": trainer,
+            "options": options,
+            "files": self._text_files([dataset, trainer, options]),
+            "parent": parent.fingerprint if parent else "",
+        }
+        canonical = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _config(self, path: Path) -> dict[str, Any]:
+        if path not in self._configs:
+            try:
+                data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise ValueError(f"{path} is not valid YAML: {error}") from error
+            if not isinstance(data, dict | None):
+                raise ValueError(f"{path} must hold config keys, but holds {type(data).__name__}.")
+            self._configs[path] = data or {}
+        return self._configs[path]
+
+    def _text_files(self, data: object) -> dict[str, str]:
+        """Hash the text files a config names, such as class descriptions."""
+        hashes = {}
+        for value in _strings(data):
+            if not value.endswith((".json", ".txt")):
+                continue
+            for base in (self.settings.repo, self.settings.root):
+                path = base / value
+                if path.is_file():
+                    hashes[value] = hashlib.sha256(path.read_bytes()).hexdigest()
+                    break
+        return hashes
+
+
+def _strings(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _strings(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _strings(value)
+
+
+def check_options(words: list[str]) -> tuple[str, ...]:
+    """Check trailing KEY VALUE options as far as that goes without the config.
+
+    Args:
+        words: What followed ``--``.
+
+    Raises:
+        ValueError: A key without value, something that is no key, or a key the driver sets.
+    """
+    for key in words[::2]:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
+            raise ValueError(
+                f"After -- come KEY VALUE pairs such as OPTIM.MAX_EPOCH 5, but {key!r} is no key."
+                " Flags of the driver go before the --."
+            )
+        if key in RESERVED:
+            raise ValueError(f"{key} is set by the driver; use {RESERVED[key]} instead.")
+    if len(words) % 2:
+        raise ValueError(f"Option {words[-1]!r} after -- has no value.")
+    return tuple(words)

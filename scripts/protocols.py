@@ -1,0 +1,129 @@
+"""Names shared by the job driver and the reports: protocols, dataset groups, run directories."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+ALL_SHOTS = (1, 2, 4, 8, 16)
+
+# Order of the field's tables. ImageNet first, as in every paper of the CoOp family.
+FEW_SHOT_DATASETS = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+)
+IMAGENET_SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+# ObjectNet is a shift of ImageNet too, but not among the four that domain generalisation averages.
+EXTRA_SHIFTS = ("objectnet",)
+SUITE_SOURCE = "shapes"
+SUITE_TARGETS = ("shapes_colours", "shapes_textures", "shapes_forms", "shapes_counts")
+SUITE_SHIFTS = ("shapes_v2", "shapes_sketch", "shapes_r", "shapes_a")
+SUITE = (SUITE_SOURCE, *SUITE_TARGETS, *SUITE_SHIFTS)
+SHIFTS = (*IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE_SHIFTS)
+DATASET_ORDER = (*FEW_SHOT_DATASETS, *IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one protocol splits classes and names its stages.
+
+    Attributes:
+        name: Name on the command line and of the directory under the output.
+        train_stage: Directory of the training runs.
+        train_classes: ``DATASET.SUBSAMPLE_CLASSES`` while training.
+        test_stage: Directory of the evaluation runs; empty when training's own test is all.
+        test_classes: ``DATASET.SUBSAMPLE_CLASSES`` of the evaluation runs.
+        shots: Default images per class.
+    """
+
+    name: str
+    train_stage: str
+    train_classes: str
+    test_stage: str
+    test_classes: str
+    shots: tuple[int, ...]
+
+    def classes_of(self, stage: str) -> str:
+        """Return the class half (all, base or new) that runs of a stage are tested on."""
+        return self.train_classes if stage == self.train_stage else self.test_classes
+
+
+PROTOCOLS = {
+    row.name: row
+    for row in (
+        Protocol("base2novel", "train_base", "base", "test_new", "new", (16,)),
+        Protocol("few_shot", "train", "all", "", "", ALL_SHOTS),
+        Protocol("cross_dataset", "train", "all", "test", "all", (16,)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What identifies a run; its directory is made of nothing else."""
+
+    protocol: str
+    stage: str
+    dataset: str
+    shots: int
+    trainer: str
+    cfg: str
+    seed: int
+
+    def directory(self, output: Path) -> Path:
+        """Return the run's directory under ``output``."""
+        parts = (self.protocol, self.stage, self.dataset, f"shots_{self.shots}")
+        return output.joinpath(*parts, self.trainer, self.cfg, f"seed{self.seed}")
+
+    @classmethod
+    def parse(cls, directory: str | Path) -> RunKey | None:
+        """Read a key back from a run directory; None when the path has another layout."""
+        parts = Path(directory).parts[-7:]
+        if len(parts) < 7 or parts[0] not in PROTOCOLS:
+            return None
+        protocol, stage, dataset, shots, trainer, cfg, seed = parts
+        shots, seed = shots.removeprefix("shots_"), seed.removeprefix("seed")
+        if not (shots.isdecimal() and seed.isdecimal()):
+            return None
+        return cls(protocol, stage, dataset, int(shots), trainer, cfg, int(seed))
+
+
+def dataset_rank(dataset: str) -> tuple[int, str]:
+    """Sort key: the field's order first, the user's own datasets after it by name."""
+    known = dataset in DATASET_ORDER
+    return (DATASET_ORDER.index(dataset) if known else len(DATASET_ORDER), dataset)
+
+
+def check_name(flag: str, name: str, allowed: Iterable[str], where: str = "") -> str:
+    """Return ``name`` if it is allowed.
+
+    Args:
+        flag: Flag that carried the name, for the message.
+        name: Value received.
+        allowed: All values that exist.
+        where: Place the values come from, for the message.
+
+    Raises:
+        ValueError: The name is unknown; the message gives the nearest and all known names.
+    """
+    names = list(allowed)
+    if name in names:
+        return name
+    # Compared without case: "lightra" must find LightRA.
+    folded = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(folded[match] for match in close)}?" if close else ""
+    known = ", ".join(names) if names else "none"
+    raise ValueError(f"{flag}: unknown name {name!r}.{hint} Known{where}: {known}.")

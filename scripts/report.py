@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Print a protocol's tables from finished runs, and draw its figures.
+
+    python scripts/report.py --protocol base2novel
+    python scripts/report.py --protocol few_shot --trainer LightRA RAda --plot few_shot.png
+    python scripts/report.py --protocol cross_dataset --format latex --save table.tex
+
+Only runs whose ``result.json`` says they are complete are counted. Lines below a table name what
+makes its numbers doubtful: missing seeds, collapsed seeds, seeds run with different configs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.figures import check_plot_path, save_figure  # noqa: E402
+from scripts.protocols import PROTOCOLS, REPO, check_name  # noqa: E402
+from scripts.result_files import write_atomic  # noqa: E402
+from scripts.results import Selection, collect  # noqa: E402
+from scripts.sections import Section, Table, build_sections  # noqa: E402
+
+FORMATS = ("text", "markdown", "csv", "latex")
+_SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+_TABULATE = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+CSV_HEADER = (
+    "protocol",
+    "source",
+    "demonstration",
+    "dataset",
+    "trainer",
+    "cfg",
+    "shots",
+    "metric",
+    "mean",
+    "std",
+    "n",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sections of a protocol and how they are written."""
+
+    sections: list[Section]
+
+    def render(self, form: str) -> str:
+        """Return the report as text, markdown, csv or latex.
+
+        CSV has no place for warnings; ``warnings`` has them.
+        """
+        if form == "csv":
+            return self._csv()
+        return "\n\n".join(_render_section(section, form) for section in self.sections)
+
+    def warnings(self) -> list[str]:
+        """Return the warnings of all sections."""
+        return [line for section in self.sections for line in section.warnings]
+
+    def _csv(self) -> str:
+        """Return one line per number at full precision, deviations empty where there are none."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(CSV_HEADER)
+        for section in self.sections:
+            for score in section.scores:
+                stat = score.stat
+                writer.writerow(
+                    (
+                        section.protocol,
+                        section.source,
+                        int(section.suite),
+                        score.dataset,
+                        score.series.trainer,
+                        score.series.cfg,
+                        score.shots,
+                        score.metric,
+                        repr(stat.mean),
+                        "" if stat.std is None else repr(stat.std),
+                        stat.n,
+                    )
+                )
+        return buffer.getvalue().rstrip("\n")
+
+
+def _render_table(table: Table, form: str) -> str:
+    align = ["left"] * table.labels + ["right"] * (len(table.header) - table.labels)
+    text = tabulate(
+        table.rows,
+        headers=table.header,
+        tablefmt=_TABULATE[form],
+        colalign=align if table.rows else None,
+        disable_numparse=True,
+    )
+    # Plain LaTeX knows the sign only in mathematics.
+    return text.replace("±", r"$\pm$") if form == "latex" else text
+
+
+def _render_section(section: Section, form: str) -> str:
+    prefix = {"text": "", "markdown": "", "latex": "% "}[form]
+    warning = {"text": "WARNING ", "markdown": "> **Warning** ", "latex": "% WARNING "}[form]
+    title = f"### {section.title}" if form == "markdown" else f"{prefix}{section.title}"
+    blocks = [title]
+    for table in section.tables:
+        heading = f"{prefix}{table.title}"
+        gap = "\n\n" if form == "markdown" else "\n"
+        blocks.append(f"{heading}{gap}{_render_table(table, form)}")
+    gap = "\n\n" if form == "markdown" else "\n"
+    blocks.append(gap.join(f"{prefix}{line}" for line in section.captions))
+    if section.warnings:
+        blocks.append(gap.join(f"{warning}{line}" for line in section.warnings))
+    return "\n\n".join(blocks)
+
+
+def build(selection: Selection) -> Report:
+    """Collect the selected runs into a report.
+
+    Raises:
+        ValueError: A name of the selection is unknown.
+        LookupError: There is no finished run.
+    """
+    return Report(build_sections(collect(selection), selection))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="report.py", description="Print a protocol's tables from finished runs."
+    )
+    add = parser.add_argument
+    add("--protocol", required=True, help=" | ".join(PROTOCOLS))
+    add("--output", type=Path, default=REPO / "output", help="default: output in the repository")
+    for flag in ("--trainer", "--datasets", "--cfg"):
+        add(flag, nargs="+", default=[], metavar="NAME", help="default: all there are")
+    for flag in ("--shots", "--seeds"):
+        add(flag, nargs="+", type=int, default=[], metavar="N", help="default: all there are")
+    add("--format", metavar="F", help=f"{' | '.join(FORMATS)}; default: by --save, else text")
+    add("--save", type=Path, metavar="FILE", help="write the tables there too")
+    add("--plot", type=Path, metavar="FILE.png", help="draw them there (.png, .pdf, .svg)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 when there is nothing to report."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    by_suffix = _SUFFIX_FORMATS.get(args.save.suffix.lower(), "text") if args.save else "text"
+    selection = Selection(
+        protocol=args.protocol,
+        output=args.output.absolute(),
+        trainers=tuple(args.trainer),
+        datasets=tuple(args.datasets),
+        cfg=tuple(args.cfg),
+        shots=tuple(args.shots),
+        seeds=tuple(args.seeds),
+    )
+    try:
+        form = check_name("--format", args.format or by_suffix, FORMATS)
+        if args.plot:
+            check_plot_path(args.plot)
+        report = build(selection)
+    except ValueError as error:
+        parser.error(str(error))
+    except LookupError as error:
+        print(f"{error} Run it first: python scripts/run.py --protocol ...", file=sys.stderr)
+        return 1
+    text = report.render(form)
+    try:
+        if args.save:
+            write_atomic(args.save, text.encode() + b"\n")
+        if args.plot:
+            save_figure(report.sections, args.plot)
+    except OSError as error:
+        print(f"--save or --plot: {error}", file=sys.stderr)
+        return 1
+    print(text)
+    if form == "csv":
+        for line in report.warnings():
+            print(f"WARNING {line}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

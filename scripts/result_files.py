@@ -1,0 +1,54 @@
+"""Files that say what a run did: reading them back safely, writing them whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None when it is absent, cut short or something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """Return a run's ``result.json`` if the run finished, else None.
+
+    This is ``dassl.engine.read_result`` without importing torch, which takes seconds that a dry
+    run or a report should not cost.
+    """
+    result = read_json_object(directory / "result.json")
+    if result is None or result.get("status") != "complete":
+        return None
+    metrics = result.get("metrics")
+    accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
+    if not isinstance(accuracy, int | float) or isinstance(accuracy, bool):
+        return None
+    return result if math.isfinite(accuracy) else None
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        # mkstemp makes files private; results are shared within groups as any other file.
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

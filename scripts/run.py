@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Run a whole protocol: expand it into jobs, run what is not done, print the table.
+
+    python scripts/run.py --protocol base2novel --trainer LightRA --datasets dtd eurosat
+    python scripts/run.py --protocol few_shot --datasets shapes --shots 1 4 16 --devices cpu
+    python scripts/run.py --protocol cross_dataset --devices 0 1 --seeds 1 -- OPTIM.LR 0.002
+
+``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
+``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
+trains on one source and evaluates on other datasets and on the source's shifted siblings.
+
+Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
+goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs.py`` says what counts as
+finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
+is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import protocols, report  # noqa: E402
+from scripts.jobs import Job, Planner, Settings, check_options  # noqa: E402
+from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices  # noqa: E402
+from scripts.protocols import PROTOCOLS, REPO, check_name  # noqa: E402
+
+
+def split_words(words: Sequence[str] | None) -> list[str]:
+    """Split list values at spaces and commas: ``--devices "0 1"`` is ``--devices 0 1``."""
+    split = [part for word in words or () for part in word.replace(",", " ").split()]
+    return list(dict.fromkeys(split))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of everything before ``--``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Run a protocol's jobs and print its table.",
+        epilog="What follows -- is passed to every job as KEY VALUE config options.",
+        allow_abbrev=False,
+    )
+    several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    add = parser.add_argument
+    add("--protocol", required=True, help=" | ".join(PROTOCOLS))
+    add("--trainer", default=["LightRA"], help="default: LightRA", **several)
+    add("--cfg", metavar="STEM", help="configs/trainers/<Trainer>/STEM.yaml; default: protocol")
+    add("--datasets", help="default: every real dataset there is a config of", **several)
+    add("--source", metavar="NAME", help="cross_dataset: dataset to train on; default: imagenet")
+    add("--targets", help="cross_dataset: datasets to evaluate on; default: by source", **several)
+    add("--shots", nargs="+", metavar="K", help="images per class; default: by protocol")
+    add("--seeds", nargs="+", default=["1 2 3"], metavar="N", help="default: 1 2 3")
+    add("--root", type=Path, help="data directory; default: data in the repository")
+    add("--output", type=Path, help="default: output in the repository")
+    add(
+        "--devices",
+        "--gpus",
+        nargs="+",
+        default=["auto"],
+        metavar="D",
+        help="GPU numbers, cpu or mps: one job each at a time; default: one job, where it likes",
+    )
+    add("--jobs-per-device", type=int, default=1, metavar="N", help="default: 1")
+    add("--dry-run", action="store_true", help="print the commands and touch nothing")
+    add("--no-report", action="store_true", help="print no table at the end")
+    return parser
+
+
+def read_integers(flag: str, words: list[str], least: int) -> tuple[int, ...]:
+    """Read the values of a flag that takes whole numbers.
+
+    Raises:
+        ValueError: A value is no whole number or below ``least``.
+    """
+    for word in words:
+        if not word.isdecimal() or int(word) < least:
+            raise ValueError(f"{flag}: {word!r} is no whole number from {least} on.")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def config_stems(directory: Path) -> list[str]:
+    """Return the names of the YAML files in a directory, the field's datasets first."""
+    return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
+
+
+def default_targets(source: str, existing: Sequence[str]) -> list[str]:
+    """Return the datasets that a source's model is evaluated on when none are named.
+
+    Raises:
+        ValueError: The source is a dataset of the user's own, whose targets only they know.
+    """
+    if source == protocols.SUITE_SOURCE:
+        candidates = [*protocols.SUITE_TARGETS, *protocols.SUITE_SHIFTS]
+    elif source in protocols.FEW_SHOT_DATASETS:
+        candidates = [name for name in protocols.FEW_SHOT_DATASETS if name != source]
+        if source == "imagenet":
+            candidates += protocols.IMAGENET_SHIFTS
+    else:
+        raise ValueError(f"--targets: name the datasets to evaluate a model of {source!r} on.")
+    return [name for name in candidates if name in existing]
+
+
+def choose_datasets(
+    args: argparse.Namespace, existing: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the datasets to train on and the targets.
+
+    Raises:
+        ValueError: A name is unknown, or flags do not fit the protocol.
+    """
+    named = split_words(args.datasets)
+    targets = split_words(args.targets)
+    if args.protocol == "cross_dataset":
+        if args.source and named and named != [args.source]:
+            raise ValueError("--datasets and --source name different sources; give one of them.")
+        if len(named) > 1:
+            raise ValueError("--datasets: cross_dataset trains on one source; see --targets.")
+        datasets = [args.source] if args.source else named or ["imagenet"]
+    elif args.source or targets:
+        flag = "--source" if args.source else "--targets"
+        raise ValueError(f"{flag} is for --protocol cross_dataset, not {args.protocol}.")
+    else:
+        datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
+    flag = "--source" if args.source else "--datasets"
+    for name in datasets:
+        check_name(flag, name, existing, " (configs/datasets)")
+    for name in targets:
+        check_name("--targets", name, existing, " (configs/datasets)")
+    if args.protocol == "cross_dataset" and not targets:
+        targets = default_targets(datasets[0], existing)
+    if not datasets or (args.protocol == "cross_dataset" and not targets):
+        raise ValueError("configs/datasets has none of the default datasets; name some.")
+    return tuple(datasets), tuple(targets)
+
+
+def read_settings(
+    args: argparse.Namespace, options: list[str], repo: Path, train_command: Sequence[str] | None
+) -> Settings:
+    """Check the command line and resolve its defaults.
+
+    Raises:
+        ValueError: Anything in it is wrong; the message names flag, value and what is allowed.
+    """
+    check_name("--protocol", args.protocol, PROTOCOLS)
+    protocol = PROTOCOLS[args.protocol]
+    trainers = tuple(split_words(args.trainer))
+    cfg = args.cfg or args.protocol
+    configs = repo / "configs"
+    known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
+    for trainer in trainers:
+        check_name("--trainer", trainer, known, " (configs/trainers)")
+        directory = configs / "trainers" / trainer
+        check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
+    datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
+    shots = split_words(args.shots) or [str(count) for count in protocol.shots]
+    relative = Path.cwd() == repo
+    train = "train.py" if relative else str(repo / "train.py")
+    if not relative:
+        # Jobs run in the repository; a file named from elsewhere must still be found.
+        options = [str(Path(word).resolve()) if Path(word).is_file() else word for word in options]
+    return Settings(
+        protocol=protocol,
+        trainers=trainers,
+        cfg=cfg,
+        datasets=datasets,
+        targets=targets,
+        shots=read_integers("--shots", shots, 1),
+        seeds=read_integers("--seeds", split_words(args.seeds), 0),
+        root=(args.root or repo / "data").absolute(),
+        output=(args.output or repo / "output").absolute(),
+        options=check_options(options),
+        repo=repo,
+        train_command=tuple(train_command or (sys.executable, train)),
+        relative=relative,
+    )
+
+
+def print_commands(jobs: Sequence[Job], devices: Sequence[Device]) -> None:
+    """Print the command of every job that is not done, ready to be pasted into a shell."""
+    to_do = [job for job in jobs if job.to_do()]
+    # Which of several GPUs a job gets is decided when one becomes free.
+    device = devices[0]
+    variables = device.environment if len(devices) == 1 else {}
+    prefix = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    for job in to_do:
+        print(" ".join([*prefix, shlex.join(job.command(device.flags))]))
+    print(f"{len(to_do)} of {len(jobs)} jobs to run", file=sys.stderr)
+
+
+def print_summary(outcomes: Sequence[Outcome]) -> None:
+    """Say on stderr what failed and why, with the end of each log."""
+    count = {
+        status: sum(outcome.status == status for outcome in outcomes)
+        for status in ("ran", "done", "failed", "skipped", "interrupted")
+    }
+    words = ", ".join(f"{number} {status}" for status, number in count.items() if number)
+    print(f"{len(outcomes)} jobs: {words.replace('done', 'done before')}", file=sys.stderr)
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            print(f"\nFAILED {outcome.job}: {outcome.reason}", file=sys.stderr)
+            for line in last_lines(outcome.job.log):
+                print(f"    {line}", file=sys.stderr)
+            print(f"  whole log: {outcome.job.log}", file=sys.stderr)
+    for outcome in outcomes:
+        if outcome.status == "skipped":
+            print(f"SKIPPED {outcome.job}: {outcome.reason}", file=sys.stderr)
+
+
+def print_report(settings: Settings) -> None:
+    """Print the protocol's table over the runs this command line stands for."""
+    selection = report.Selection(
+        protocol=settings.protocol.name,
+        output=settings.output,
+        trainers=settings.trainers,
+        datasets=(*settings.datasets, *settings.targets),
+        cfg=(settings.cfg,),
+        shots=settings.shots,
+        seeds=settings.seeds,
+    )
+    try:
+        print(report.build(selection).render("text"))
+    except LookupError as error:
+        print(error, file=sys.stderr)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    repo: Path = REPO,
+    train_command: Sequence[str] | None = None,
+) -> int:
+    """Run the driver.
+
+    Args:
+        argv: Arguments; None takes the process's.
+        repo: Repository whose configs are used and where jobs run.
+        train_command: Program in place of ``python train.py``; it gets the same flags.
+
+    Returns:
+        Exit status (module docstring).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = build_parser()
+    args = parser.parse_args(words[:cut])
+    try:
+        if args.jobs_per_device < 1:
+            raise ValueError(f"--jobs-per-device: {args.jobs_per_device} is below 1.")
+        devices = parse_devices(split_words(args.devices), args.jobs_per_device)
+        settings = read_settings(args, words[cut + 1 :], repo, train_command)
+        jobs = Planner(settings).jobs()
+    except ValueError as error:
+        parser.error(str(error))
+    if args.dry_run:
+        print_commands(jobs, devices)
+        return 0
+    pool = JobPool(jobs, devices, jobs_per_device=args.jobs_per_device, cwd=repo)
+    outcomes = pool.run()
+    print_summary(outcomes)
+    if pool.signals:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 128 + signal.Signals(pool.signals[0])
+    if not args.no_report:
+        print_report(settings)
+    return 1 if any(outcome.status in ("failed", "skipped") for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

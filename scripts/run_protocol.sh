@@ -1,0 +1,25 @@
+# Shared by run_*.sh: turns environment variables into flags of scripts/run.py. Source it.
+
+run_protocol() {
+    local protocol=$1
+    shift
+    local here
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+    local python=${PYTHON:-}
+    if [[ -z $python && -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $here/../.venv/bin/python ]]; then
+        python=$here/../.venv/bin/python
+    fi
+
+    local flags=(--protocol "$protocol") pair words
+    for pair in TRAINER:trainer CFG:cfg DATASETS:datasets SOURCE:source TARGETS:targets \
+        SEEDS:seeds SHOTS:shots DATA:root OUTPUT:output DEVICES:devices; do
+        words=${pair%%:*}
+        words=${!words:-}
+        # Lists stay one word here; run.py splits them.
+        if [[ -n $words ]]; then
+            flags+=("--${pair##*:}" "$words")
+        fi
+    done
+    exec "${python:-python}" "$here/run.py" "${flags[@]}" "$@"
+}

@@ -1,0 +1,70 @@
+"""The bundled suite through the same classes as every other dataset, in a few small pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datasets import shapes
+from datasets.table import ROWS
+
+BUNDLED = [row.name for row in ROWS if not row.published]
+SIBLINGS = ["ShapesV2", "ShapesSketch", "ShapesR", "ShapesA"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two pictures where the suite has dozens: the sizes are the suite's own tests' business."""
+    small = {
+        name: replace(entry, per_class=tuple(min(2, size) for size in entry.per_class))
+        for name, entry in shapes.SUITE.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, entry in small.items():
+            patch.setitem(shapes.SUITE, name, entry)
+        yield tmp_path_factory.mktemp("data") / "new"
+
+
+def test_every_set_of_the_suite_has_a_row() -> None:
+    assert sorted(BUNDLED) == sorted(shapes.SUITE)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_set_is_rendered_and_read(name: str, root: Path, build) -> None:
+    dataset = build(name, root, NUM_SHOTS=1)
+    suite_set = shapes.SUITE[name]
+    classes = list(suite_set.classes)
+    assert dataset.classnames == classes
+    assert dataset.dataset_dir == str(root / "shapes")
+    assert [d.classname for d in dataset.test] == [c for c in classes for _ in range(2)]
+    assert len(dataset.train_x) == (len(classes) if name not in SIBLINGS else 0)
+    assert all(classes[d.label] == d.classname for d in dataset.train_x + dataset.test)
+    assert dataset.notes == []
+    with Image.open(dataset.test[0].impath) as picture:
+        assert picture.size == (48, 48)
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_shifted_siblings_share_the_label_order_of_shapes(name: str, root: Path, build) -> None:
+    assert build(name, root).classnames == build("Shapes", root).classnames
+
+
+def test_halves_of_the_forty_classes(root: Path, build) -> None:
+    base, new = (build("Shapes", root, SUBSAMPLE_CLASSES=half) for half in ("base", "new"))
+    assert (base.num_classes, new.num_classes) == (20, 20)
+    assert base.classnames + new.classnames == list(shapes.SUITE["Shapes"].classes)
+
+
+def test_missing_picture_says_how_to_have_it_made_again(root: Path, build) -> None:
+    picture = Path(build("ShapesForms", root).test[0].impath)
+    content = picture.read_bytes()
+    picture.unlink()
+    try:
+        with pytest.raises(FileNotFoundError, match="delete that directory to have it made again"):
+            build("ShapesForms", root)
+    finally:
+        picture.write_bytes(content)

@@ -1,0 +1,148 @@
+"""A small repository with configs and a stand-in for train.py, and a way to write results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from scripts import protocols  # noqa: E402
+from scripts.pool import JobPool  # noqa: E402
+from scripts.protocols import RunKey  # noqa: E402
+
+# Takes train.py's flags, notes in calls.jsonl that and where it ran, writes result.json. What it
+# does is told by fake.json in the directory it runs in: run directories to fail in, and so on.
+FAKE_TRAIN = """
+import json, os, subprocess, sys, time
+words = sys.argv[1:]
+flags, options = {}, []
+while words:
+    word = words.pop(0)
+    if word == "--eval-only":
+        flags[word] = True
+    elif word.startswith("--"):
+        flags[word] = words.pop(0)
+    else:
+        options.append(word)
+out = flags["--output-dir"]
+plan = json.load(open("fake.json")) if os.path.exists("fake.json") else {}
+def wanted(name):
+    return any(part in out for part in plan.get(name, []))
+env = {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+call = {"out": out, "flags": flags, "options": options, "env": env, "start": time.time()}
+if plan.get("child"):
+    # A data loading worker of sorts, that does not want to stop.
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    call["child"] = subprocess.Popen([sys.executable, "-S", "-c", code]).pid
+call["pid"] = os.getpid()
+print("progress 1\\rprogress 2")
+print("training", out, flush=True)
+if plan.get("hang"):
+    open("started", "w").write(json.dumps(call))
+    time.sleep(60)
+time.sleep(plan.get("sleep", 0))
+if wanted("fail"):
+    sys.exit("ValueError: the reason it failed")
+o = dict(zip(options[::2], options[1::2]))
+result = {
+    "format": 1, "status": "running" if wanted("unfinished") else "complete",
+    "seed": int(flags["--seed"]), "trainer": flags["--trainer"], "backbone": "shapes",
+    "subsample_classes": o["DATASET.SUBSAMPLE_CLASSES"], "metrics": {"accuracy": 50.0},
+    "model_dir": flags.get("--model-dir", ""), "time": time.time(),
+}
+json.dump(result, open(os.path.join(out, "result.json"), "w"))
+call["end"] = time.time()
+open("calls.jsonl", "a").write(json.dumps(call) + "\\n")
+"""
+
+TRAINERS = ("LightRA", "RAda")
+DATASETS = (*protocols.DATASET_ORDER, "folder")
+
+
+@pytest.fixture(autouse=True)
+def _quick_pool(monkeypatch):
+    monkeypatch.setattr(JobPool, "poll", 0.01)
+
+
+class FakeRepo:
+    """A repository in a temporary directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.output = path / "output"
+        shutil.copytree(
+            ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for script in ROOT.glob("run_*.sh"):
+            shutil.copy(script, path)
+        (path / "train.py").write_text(FAKE_TRAIN)
+        for name in DATASETS:
+            self.write(f"configs/datasets/{name}.yaml", f"DATASET:\n  NAME: {name.title()}\n")
+        for trainer in TRAINERS:
+            for stem in protocols.PROTOCOLS:
+                self.write(f"configs/trainers/{trainer}/{stem}.yaml", "OPTIM:\n  LR: 0.005\n")
+
+    def write(self, name: str, text: str) -> None:
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(text)
+
+    def plan(self, **plan: object) -> None:
+        self.write("fake.json", json.dumps(plan))
+
+    def calls(self) -> list[dict]:
+        file = self.path / "calls.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def run(self, *words: str) -> int:
+        from scripts.run import main
+
+        command = (sys.executable, "-S", "-E", str(self.path / "train.py"))
+        return main([*words, "--no-report"], repo=self.path, train_command=command)
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch) -> FakeRepo:
+    """A repository that is the current directory."""
+    (tmp_path / "repo").mkdir()
+    monkeypatch.chdir(tmp_path / "repo")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return FakeRepo(tmp_path / "repo")
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Return a function that writes the result of a run under ``tmp_path``."""
+
+    def write(stage, dataset, seed, accuracy, /, *, trainer="LightRA", cfg="", shots=16, **changes):
+        protocol = {"train_base": "base2novel", "test_new": "base2novel"}.get(stage, "")
+        protocol = changes.pop("protocol", protocol)
+        key = RunKey(protocol, stage, dataset, shots, trainer, cfg or protocol, seed)
+        directory = key.directory(tmp_path)
+        result = {
+            "format": 1,
+            "status": "complete",
+            "trainer": trainer,
+            "backbone": "ViT-B/16",
+            "seed": seed,
+            "subsample_classes": protocols.PROTOCOLS[protocol].classes_of(stage),
+            "metrics": {"accuracy": accuracy},
+            "num_test": 1000,
+            "chance": 2.0,
+            "config": {"SEED": seed, "OPTIM": {"LR": 0.005}},
+            "split_hash": f"{dataset}{seed}",
+            "notes": [],
+            "model_dir": "",
+            **changes,
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "result.json").write_text(json.dumps(result))
+        return directory
+
+    return write

@@ -1,0 +1,285 @@
+"""Running jobs: skipping and repeating, failures, devices, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts.jobs import Planner
+from scripts.pool import JobPool, last_lines, parse_devices
+from scripts.run import build_parser, main, read_settings
+
+ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
+TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
+TEST = "base2novel/test_new/dtd/shots_16/LightRA/base2novel/seed1"
+
+
+def stages(repo):
+    return [call["out"].split("/")[2] for call in repo.calls()]
+
+
+def test_runs_training_before_its_evaluation_and_skips_both_next_time(repo, capsys):
+    assert repo.run(*ONE) == 0
+    assert stages(repo) == ["train_base", "test_new"]
+    assert "2 jobs: 2 ran" in capsys.readouterr().err
+    assert repo.run(*ONE) == 0
+    assert len(repo.calls()) == 2
+    assert "2 jobs: 2 done before" in capsys.readouterr().err
+
+
+def test_output_of_a_job_goes_to_its_log_only(repo, capsys):
+    repo.run(*ONE)
+    log = (repo.output / TRAIN / "job.log").read_text()
+    assert log.startswith("# no complete result\n$ ")
+    assert "training output/base2novel/train_base" in log
+    printed = capsys.readouterr()
+    assert "training output" not in printed.out + printed.err
+
+
+def test_a_directory_proves_nothing(repo):
+    (repo.output / TRAIN).mkdir(parents=True)
+    (repo.output / TRAIN / "result.json").write_text('{"status": "comp')
+    repo.run(*ONE)
+    assert stages(repo) == ["train_base", "test_new"]
+
+
+def test_result_without_the_drivers_record_is_repeated_and_kept_aside(repo):
+    repo.run(*ONE)
+    (repo.output / TRAIN / "job.json").unlink()
+    old = (repo.output / TRAIN / "result.json").read_text()
+    repo.run(*ONE)
+    assert len(repo.calls()) == 4
+    assert (repo.output / TRAIN / "result.previous.json").read_text() == old
+    assert (repo.output / TRAIN / "result.json").read_text() != old
+
+
+@pytest.mark.parametrize(
+    ("status", "metrics"), [("running", {"accuracy": 1.0}), ("complete", {"accuracy": None})]
+)
+def test_incomplete_result_is_repeated(repo, status, metrics):
+    repo.run(*ONE)
+    file = repo.output / TEST / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "status": status}))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "metrics": metrics}))
+    repo.run(*ONE)
+    assert stages(repo) == ["train_base", "test_new", "test_new"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "repeated"),
+    [
+        ("trainers/LightRA/base2novel", "OPTIM:\n  LR: 0.1\n", True),
+        ("trainers/LightRA/base2novel", "# why\nOPTIM: {LR: 0.005}\n", False),
+        ("trainers/LightRA/base2novel", "OPTIM: {LR: 0.005}\nPER_DATASET: {Dtd: {A: 1}}\n", True),
+        ("trainers/RAda/base2novel", "OPTIM:\n  LR: 0.1\n", False),
+        ("datasets/dtd", "DATASET: {NAME: Dtd, PROMPT_TEMPLATE: '{}.'}\n", True),
+        ("datasets/eurosat", "DATASET: {NAME: Other}\n", False),
+    ],
+)
+def test_changed_config_file_is_repeated(repo, name, text, repeated):
+    repo.run(*ONE)
+    repo.write(f"configs/{name}.yaml", text)
+    repo.run(*ONE)
+    assert len(repo.calls()) == (4 if repeated else 2)
+
+
+def test_other_datasets_entries_do_not_count(repo):
+    file = "configs/trainers/LightRA/base2novel.yaml"
+    repo.write(file, "PER_DATASET: {Dtd: {A: 1}, Eurosat: {A: 1}}\n")
+    repo.run(*ONE)
+    repo.write(file, "PER_DATASET: {Dtd: {A: 1}, Eurosat: {A: 2}}\n")
+    repo.run(*ONE)
+    assert len(repo.calls()) == 2
+
+
+def test_changed_prompt_file_is_repeated(repo):
+    repo.write("configs/datasets/dtd.yaml", "DATASET: {NAME: Dtd, PROMPT_PATH: prompts/d.json}\n")
+    repo.write("prompts/d.json", '{"a": ["b"]}')
+    repo.run(*ONE)
+    repo.run(*ONE)
+    assert len(repo.calls()) == 2
+    repo.write("prompts/d.json", '{"a": ["c"]}')
+    repo.run(*ONE)
+    assert len(repo.calls()) == 4
+
+
+def test_changed_options_are_repeated_but_not_another_device_or_root(repo):
+    repo.run(*ONE, "--devices", "cpu")
+    repo.run(*ONE, "--devices", "auto", "--root", "/elsewhere")
+    assert len(repo.calls()) == 2
+    # --no-report is put last by the helper, where options end.
+    command = (sys.executable, "-S", str(repo.path / "train.py"))
+    words = [*ONE, "--no-report", "--", "OPTIM.LR", "0.1"]
+    assert main(words, repo=repo.path, train_command=command) == 0
+    assert len(repo.calls()) == 4
+
+
+def test_evaluation_is_repeated_when_its_training_was(repo):
+    repo.run(*ONE)
+    (repo.output / TRAIN / "result.json").unlink()
+    repo.plan(fail=["test_new"])
+    repo.run(*ONE)
+    # The old evaluation is of weights that are gone, and must not pass for a result.
+    assert not (repo.output / TEST / "result.json").exists()
+    repo.plan()
+    repo.run(*ONE)
+    assert stages(repo) == ["train_base", "test_new", "train_base", "test_new"]
+
+
+def test_repeated_training_in_another_call_is_noticed(repo):
+    repo.run(*ONE)
+    for name in ("result.json", "job.json"):
+        (repo.output / TRAIN / name).unlink()
+    words = [*ONE, "--no-report"]
+    args = build_parser().parse_args(words)
+    command = (sys.executable, "-S", str(repo.path / "train.py"))
+    train, test = Planner(read_settings(args, [], repo.path, command)).jobs()
+    JobPool([train], parse_devices(["cpu"], 1), cwd=repo.path).run()
+    assert train.to_do() == ""
+    assert test.to_do() == "its training run was repeated"
+
+
+def test_failed_job_is_survived_reported_and_its_dependents_skipped(repo, capsys):
+    repo.plan(fail=["train_base/dtd"])
+    status = repo.run("--protocol", "base2novel", "--datasets", "dtd", "eurosat", "--seeds", "1")
+    assert status == 1
+    assert [call["out"].split("/")[2:4] for call in repo.calls()] == [
+        ["train_base", "eurosat"],
+        ["test_new", "eurosat"],
+    ]
+    err = capsys.readouterr().err
+    assert "4 jobs: 2 ran, 1 failed, 1 skipped" in err
+    assert f"FAILED {TRAIN}: exit status 1" in err
+    assert "    ValueError: the reason it failed" in err
+    assert str(repo.output / TRAIN / "job.log") in err
+    assert f"SKIPPED {TEST}: {TRAIN} failed" in err
+    repo.plan()
+    assert repo.run("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1") == 0
+    assert len(repo.calls()) == 4
+
+
+def test_job_without_complete_result_has_failed(repo, capsys):
+    repo.plan(unfinished=["train_base"])
+    assert repo.run(*ONE) == 1
+    assert "ended without a complete result.json" in capsys.readouterr().err
+
+
+def test_program_that_cannot_start_is_a_failure(repo, capsys):
+    status = main([*ONE, "--no-report"], repo=repo.path, train_command=("/no/such/python",))
+    assert status == 1
+    assert "could not be started" in capsys.readouterr().err
+
+
+def test_one_job_per_device_at_a_time(repo):
+    repo.plan(sleep=0.15)
+    words = ("--protocol", "few_shot", "--datasets", "dtd", "--shots", "1 2", "--seeds", "1 2 3")
+    assert repo.run(*words, "--devices", "0", "1") == 0
+    calls = repo.calls()
+    assert len(calls) == 6
+    by_device = {}
+    for call in calls:
+        assert call["flags"]["--device"] == "cuda"
+        by_device.setdefault(call["env"]["CUDA_VISIBLE_DEVICES"], []).append(call)
+    assert sorted(by_device) == ["0", "1"]
+    for own in by_device.values():
+        own.sort(key=lambda call: call["start"])
+        assert all(a["end"] <= b["start"] for a, b in zip(own, own[1:], strict=False))
+    first, second = (own[0] for own in by_device.values())
+    assert max(first["start"], second["start"]) < min(first["end"], second["end"])
+
+
+def test_cpu_runs_one_job_at_a_time_with_all_threads(repo):
+    repo.plan(sleep=0.05)
+    words = ("--protocol", "few_shot", "--datasets", "dtd", "--shots", "1", "--seeds", "1 2")
+    repo.run(*words, "--devices", "cpu")
+    first, second = repo.calls()
+    assert first["end"] <= second["start"]
+    assert first["env"] == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": None}
+
+
+def test_jobs_per_device_share_it(repo):
+    repo.plan(sleep=0.3)
+    words = ("--protocol", "few_shot", "--datasets", "dtd", "--shots", "1", "--seeds", "1 2")
+    repo.run(*words, "--devices", "cpu", "--jobs-per-device", "2")
+    first, second = repo.calls()
+    assert second["start"] < first["end"]
+    assert first["env"]["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
+
+
+def start_driver(repo, *words):
+    """Start the driver as a process of its own and wait until its first job hangs."""
+    repo.plan(hang=True, child=True)
+    driver = subprocess.Popen(
+        [sys.executable, str(repo.path / "scripts/run.py"), *ONE, "--devices", "cpu", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started = repo.path / "started"
+    deadline = time.monotonic() + 20
+    while not (started.exists() and started.read_text().endswith("}")):
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.01)
+    return driver, json.loads(started.read_text())
+
+
+def is_running(pid):
+    """Tell whether a process runs; a zombie that nobody has reaped yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_the_children_and_theirs(repo, number, status):
+    driver, call = start_driver(repo)
+    driver.send_signal(number)
+    out, err = driver.communicate(timeout=20)
+    assert driver.returncode == status, err
+    assert not is_running(call["pid"])
+    assert not is_running(call["child"])
+    assert "2 jobs: 2 interrupted" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (repo.output / TRAIN / "result.json").exists()
+
+
+def test_job_of_a_killed_driver_is_not_started_twice(repo, capsys):
+    driver, call = start_driver(repo)
+    driver.kill()
+    driver.wait()
+    assert is_running(call["pid"])
+    assert repo.run(*ONE) == 1
+    assert "another process is running it" in capsys.readouterr().err
+    os.killpg(call["pid"], signal.SIGKILL)
+    driver.communicate()
+    deadline = time.monotonic() + 10
+    while is_running(call["pid"]) or is_running(call["child"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    repo.plan()
+    assert repo.run(*ONE) == 0
+
+
+def test_report_follows_the_jobs(repo, capsys):
+    command = (sys.executable, "-S", str(repo.path / "train.py"))
+    words = ["--protocol", "base2novel", "--datasets", "shapes", "--seeds", "1 2"]
+    assert main(words, repo=repo.path, train_command=command) == 0
+    out = capsys.readouterr().out
+    assert "shapes     50.00 ± 0.00" in out
+    assert "not comparable to published" in out
+
+
+def test_last_lines_of_a_log(tmp_path):
+    log = tmp_path / "job.log"
+    log.write_text("".join(f"line {n}\n" for n in range(9000)) + "a\rb\r\n\n50%\r100%\nend")
+    assert last_lines(log, 4) == ["line 8999", "b", "100%", "end"]
+    assert last_lines(tmp_path / "none") == []

@@ -1,0 +1,32 @@
+"""Train or evaluate one method on one dataset: CoOp's flags -> config -> trainer."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import datasets  # noqa: F401 - registers the datasets
+import trainers  # noqa: F401 - registers the methods
+from dassl.engine import build_trainer
+from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from trainers.config import argument_parser, build_config
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one job; see ``python train.py --help``."""
+    args = argument_parser().parse_args(argv)
+    cfg = build_config(args)
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    elif not args.no_train:
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,41 @@
+"""Zero-shot CLIP (Radford et al. 2021, arXiv:2103.00020): nothing is trained."""
+
+from __future__ import annotations
+
+from clip.prompts import ensemble_prompts, template_prompts
+from dassl.engine import TRAINER_REGISTRY
+from torch import nn
+
+from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.templates import hand_made
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(CLIPTrainer):
+    """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``."""
+
+    defaults = {"TEMPLATE": ""}
+
+    def build_model(self) -> nn.Module:
+        """CLIP with the dataset's template."""
+        template = self.options.TEMPLATE or hand_made(self.cfg.DATASET.NAME)
+        prompts = template_prompts(self.dm.dataset.classnames, template)
+        return PromptedCLIP(self.load_backbone(), prompts, renormalize=True)
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(CLIPTrainer):
+    """The mean over a template ensemble, as CoOp's trainer of that name.
+
+    ``TRAINER.ZeroshotCLIP2.TEMPLATES`` is 7 (open_clip's chosen ones; CoOp's choice) or 80. Except
+    on ImageNet the dataset's hand-made template joins the 7.
+    """
+
+    defaults = {"TEMPLATES": 7}
+
+    def build_model(self) -> nn.Module:
+        """CLIP with class weights from the ensemble."""
+        size, dataset = self.options.TEMPLATES, self.cfg.DATASET.NAME
+        extra = [hand_made(dataset)] if size == 7 and dataset != "ImageNet" else []
+        prompts = ensemble_prompts(self.dm.dataset.classnames, size, extra)
+        return PromptedCLIP(self.load_backbone(), prompts, renormalize=True)
