@@ -48,8 +48,8 @@ def _main_classes() -> list[tuple[str, str, str]]:
 CLASSES = _main_classes()
 
 SHIFTED = Style(
-    hue_shift=16, hue_jitter=12, saturation=(0.3, 0.7), brightness=(0.4, 0.9), second_tone=(0.2, 0.8),
-    background_saturation=0.5, background_texture=(0.1, 0.3), size=(0.45, 0.8), noise=(0.06, 0.14),
+    hue_shift=32, hue_jitter=10, saturation=(0.5, 0.9), brightness=(0.6, 1.0), second_tone=(0.2, 0.8),
+    background_saturation=0.25, background_texture=(0.0, 0.15), size=(0.55, 0.9), noise=(0.03, 0.08),
 )  # fmt: skip
 """The style of the main set: washed out and hue-shifted against what the tiny CLIP was trained on."""
 
@@ -110,7 +110,7 @@ def _draw_count(label: int, n: int, rng: np.random.Generator) -> Objects:
 _MAIN = tuple(class_name(*parts) for parts in CLASSES)
 SUITE: dict[str, SuiteSet] = {
     "Shapes": SuiteSet("main", SHIFTED, _MAIN, (24, 6, 25), _draw_main),
-    "ShapesV2": SuiteSet("v2", replace(SHIFTED, noise=(0.08, 0.16)), _MAIN, (0, 0, 15), _draw_main),
+    "ShapesV2": SuiteSet("v2", replace(SHIFTED, noise=(0.05, 0.10), size=(0.5, 0.8)), _MAIN, (0, 0, 15), _draw_main),
     "ShapesSketch": SuiteSet(
         "sketch", replace(SHIFTED, outline=True, second_tone=(0.5, 1.0)), _MAIN, (0, 0, 15), _draw_main
     ),
@@ -118,7 +118,7 @@ SUITE: dict[str, SuiteSet] = {
         "r", replace(SHIFTED, levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)), _MAIN, (0, 0, 15), _draw_main
     ),
     "ShapesA": SuiteSet(
-        "a", replace(SHIFTED, clutter=9, contrast=(0.5, 0.7), size=(0.5, 0.7)), _MAIN, (0, 0, 15), _draw_main
+        "a", replace(SHIFTED, clutter=4, contrast=(0.75, 0.95)), _MAIN, (0, 0, 15), _draw_main
     ),
     "ShapesColours": SuiteSet(
         "colours", PLAIN, tuple(f"{c} shape" for c in COLOURS), (24, 6, 40), _draw_part("colour")

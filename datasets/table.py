@@ -120,14 +120,15 @@ def row_of(name: str) -> DatasetRow:
 
 
 def register(row: DatasetRow) -> type[SplitFileDataset]:
-    """Make the dataset class of a row, an attribute of this module, and register it."""
+    """Make the dataset class of a row and register it.
+
+    The class becomes an attribute of this module, so that it can be imported and, for worker
+    processes, pickled like one that is written out.
+    """
     attributes = {
         "row": row,
         "default_template": row.template,
         "__doc__": f"{row.name}: {row.directory}, see DATASETS.md.",
-        # Worker processes pickle by module and name; without these, that of ``type()``'s caller.
-        "__module__": __name__,
-        "__qualname__": row.name,
     }
     dataset = type(row.name, (SplitFileDataset,), attributes)
     DATASET_REGISTRY.register()(dataset)

@@ -31,7 +31,8 @@ import yaml
 from scripts.protocols import Protocol, RunKey
 from scripts.result_files import read_json_object, read_result, write_atomic
 
-RESULT, RECORD, LOG, PREVIOUS = "result.json", "job.json", "job.log", "result.previous.json"
+RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
+LOG, RESUME = "job.log", "resume.pth.tar"
 
 # Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
 # driver's back would file a run under a directory that lies about it.
@@ -156,7 +157,12 @@ class Job:
         return ""
 
     def begin(self, command: list[str]) -> None:
-        """Record what is about to run and move a result of another run out of the way."""
+        """Record what is about to run and move what another run left out of the way."""
+        before = read_json_object(self.directory / RECORD)
+        if before is not None and before.get("fingerprint") != self.fingerprint:
+            # train.py compares configs before it resumes, but not what the files named in them
+            # hold: half of a training must not go on with other class descriptions.
+            (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT
         if stale.exists():
             # Kept, because it may have cost hours, but under a name that no report reads.

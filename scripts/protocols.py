@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +127,21 @@ def check_name(flag: str, name: str, allowed: Iterable[str], where: str = "") ->
     hint = f" Did you mean {' or '.join(folded[match] for match in close)}?" if close else ""
     known = ", ".join(names) if names else "none"
     raise ValueError(f"{flag}: unknown name {name!r}.{hint} Known{where}: {known}.")
+
+
+def split_words(words: Sequence[str] | None) -> list[str]:
+    """Split list values at spaces and commas: ``--devices "0 1"`` is ``--devices 0 1``."""
+    split = [part for word in words or () for part in word.replace(",", " ").split()]
+    return list(dict.fromkeys(split))
+
+
+def read_integers(flag: str, words: Sequence[str], least: int) -> tuple[int, ...]:
+    """Read the values of a flag that takes whole numbers.
+
+    Raises:
+        ValueError: A value is no whole number or below ``least``.
+    """
+    for word in split_words(words):
+        if not word.isdecimal() or int(word) < least:
+            raise ValueError(f"{flag}: {word!r} is no whole number from {least} on.")
+    return tuple(dict.fromkeys(int(word) for word in split_words(words)))

@@ -24,7 +24,13 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.figures import check_plot_path, save_figure  # noqa: E402
-from scripts.protocols import PROTOCOLS, REPO, check_name  # noqa: E402
+from scripts.protocols import (  # noqa: E402
+    PROTOCOLS,
+    REPO,
+    check_name,
+    read_integers,
+    split_words,
+)
 from scripts.result_files import write_atomic  # noqa: E402
 from scripts.results import Selection, collect  # noqa: E402
 from scripts.sections import Section, Table, build_sections  # noqa: E402
@@ -142,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     for flag in ("--trainer", "--datasets", "--cfg"):
         add(flag, nargs="+", default=[], metavar="NAME", help="default: all there are")
     for flag in ("--shots", "--seeds"):
-        add(flag, nargs="+", type=int, default=[], metavar="N", help="default: all there are")
+        add(flag, nargs="+", default=[], metavar="N", help="default: all there are")
     add("--format", metavar="F", help=f"{' | '.join(FORMATS)}; default: by --save, else text")
     add("--save", type=Path, metavar="FILE", help="write the tables there too")
     add("--plot", type=Path, metavar="FILE.png", help="draw them there (.png, .pdf, .svg)")
@@ -154,19 +160,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     by_suffix = _SUFFIX_FORMATS.get(args.save.suffix.lower(), "text") if args.save else "text"
-    selection = Selection(
-        protocol=args.protocol,
-        output=args.output.absolute(),
-        trainers=tuple(args.trainer),
-        datasets=tuple(args.datasets),
-        cfg=tuple(args.cfg),
-        shots=tuple(args.shots),
-        seeds=tuple(args.seeds),
-    )
     try:
         form = check_name("--format", args.format or by_suffix, FORMATS)
         if args.plot:
             check_plot_path(args.plot)
+        selection = Selection(
+            protocol=args.protocol,
+            output=args.output.absolute(),
+            trainers=tuple(split_words(args.trainer)),
+            datasets=tuple(split_words(args.datasets)),
+            cfg=tuple(split_words(args.cfg)),
+            shots=read_integers("--shots", args.shots, least=1),
+            seeds=read_integers("--seeds", args.seeds, least=0),
+        )
         report = build(selection)
     except ValueError as error:
         parser.error(str(error))

@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts import protocols, report  # noqa: E402
 from scripts.jobs import Job, Planner, Settings, check_options  # noqa: E402
 from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices  # noqa: E402
-from scripts.protocols import PROTOCOLS, REPO, check_name  # noqa: E402
-
-
-def split_words(words: Sequence[str] | None) -> list[str]:
-    """Split list values at spaces and commas: ``--devices "0 1"`` is ``--devices 0 1``."""
-    split = [part for word in words or () for part in word.replace(",", " ").split()]
-    return list(dict.fromkeys(split))
+from scripts.protocols import (  # noqa: E402
+    PROTOCOLS,
+    REPO,
+    check_name,
+    read_integers,
+    split_words,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,18 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print the commands and touch nothing")
     add("--no-report", action="store_true", help="print no table at the end")
     return parser
-
-
-def read_integers(flag: str, words: list[str], least: int) -> tuple[int, ...]:
-    """Read the values of a flag that takes whole numbers.
-
-    Raises:
-        ValueError: A value is no whole number or below ``least``.
-    """
-    for word in words:
-        if not word.isdecimal() or int(word) < least:
-            raise ValueError(f"{flag}: {word!r} is no whole number from {least} on.")
-    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 def config_stems(directory: Path) -> list[str]:
@@ -159,7 +147,7 @@ def read_settings(
         directory = configs / "trainers" / trainer
         check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
-    shots = split_words(args.shots) or [str(count) for count in protocol.shots]
+    shots = args.shots or [str(count) for count in protocol.shots]
     relative = Path.cwd() == repo
     train = "train.py" if relative else str(repo / "train.py")
     if not relative:
@@ -171,8 +159,8 @@ def read_settings(
         cfg=cfg,
         datasets=datasets,
         targets=targets,
-        shots=read_integers("--shots", shots, 1),
-        seeds=read_integers("--seeds", split_words(args.seeds), 0),
+        shots=read_integers("--shots", shots, least=1),
+        seeds=read_integers("--seeds", args.seeds, least=0),
         root=(args.root or repo / "data").absolute(),
         output=(args.output or repo / "output").absolute(),
         options=check_options(options),

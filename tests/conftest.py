@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -44,3 +45,31 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.pt"
     torch.save(tiny_model().state_dict(), path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data root with the bundled suite drawn into it."""
+    from datasets.shapes import ensure_rendered
+
+    root = tmp_path_factory.mktemp("data")
+    ensure_rendered(root)
+    return str(root)
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def make_config(shapes_root: str, tmp_path: Path):
+    """(method config file or None, trailing options, flags) -> the config of a small run on Shapes."""
+    from trainers.config import argument_parser, build_config
+
+    def make(method: str | None, *options: str, dataset: str = "shapes", output: str = "run", flags: tuple = ()):
+        arguments = ["--root", shapes_root, "--output-dir", str(tmp_path / output), "--seed", "1", "--device", "cpu"]
+        arguments += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
+        if method:
+            arguments += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]
+        return build_config(argument_parser().parse_args([*arguments, *flags, *options]))
+
+    return make

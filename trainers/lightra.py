@@ -39,14 +39,35 @@ class LightRACLIP(PromptedCLIP):
             return self.image_features(image)
 
 
+def lightra_loss(
+    f: Tensor, h: Tensor, f0: Tensor, h0: Tensor, label: Tensor, scale: Tensor, c: float, w: float
+) -> StepOutput:
+    """Cross entropy on mixed logits plus the distances to the frozen features.
+
+    CE(s (c f h^T + f0 h^T + f h0^T) / (c + 2), y) + w [(1 - mean cos(h, h0)) + (1 - mean cos(f, f0))]
+
+    Args:
+        f: Image features, unit norm, (B, D).
+        h: Text features of one prompt per class, unit norm, (K, D).
+        f0: Image features of the frozen model.
+        h0: Text features of the frozen model.
+        label: (B,).
+        scale: s.
+        c: COS_WEIGHT.
+        w: LOSS_WEIGHT.
+    """
+    # f (c h + h0)^T + f0 h^T: two products instead of three
+    logits = scale * (f @ (c * h + h0).T + f0 @ h.T) / (c + 2)
+    ce = F.cross_entropy(logits, label)
+    text, vision = cosine_distance(h, h0), cosine_distance(f, f0)
+    return StepOutput(ce + w * (text + vision), logits, {"ce": ce, "text": text, "vision": vision})
+
+
 @TRAINER_REGISTRY.register()
 class LightRA(CLIPTrainer):
-    """LightRA. Notation: B images, K classes, D embedding width; 0 marks the frozen model.
+    """LightRA: residual attention and self-distillation; see :func:`lightra_loss`.
 
-    Each step draws one prompt per class. The loss is
-
-        CE(s (c f h^T + f0 h^T + f h0^T) / (c + 2), y)
-            + w [(1 - mean cos(h, h0)) + (1 - mean cos(f, f0))]
+    Each step draws one prompt per class.
 
     Config, ``TRAINER.LightRA``: N_CTX_VISION and N_CTX_TEXT learned keys per head; VISION_DEPTH and
     TEXT_DEPTH adapted layers, 0 for none (the released code adapts one more than its DEPTH says);
@@ -94,16 +115,13 @@ class LightRA(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        model, c = self.model, self.options.COS_WEIGHT
+        model, options = self.model, self.options
         index = model.bank.sample(self.prompt_generator)
         f0, h0 = model.frozen_image(image), model.frozen_text()[index]
         f, h = model.image_features(image), model.bank.encode(model.backbone, index)
-        # f (c h + h0)^T + f0 h^T, in two products instead of three
-        logits = model.scale * (f @ (c * h + h0).T + f0 @ h.T) / (c + 2)
-        ce = F.cross_entropy(logits, label)
-        text, vision = cosine_distance(h, h0), cosine_distance(f, f0)
-        loss = ce + self.options.LOSS_WEIGHT * (text + vision)
-        return StepOutput(loss, logits, {"ce": ce, "text": text, "vision": vision})
+        return lightra_loss(
+            f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
+        )
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept the released layout: per layer one ``prefix_pool`` (2, N, W), keys then values."""

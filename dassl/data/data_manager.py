@@ -68,7 +68,7 @@ def build_data_loader(
         num_workers=workers,
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
         drop_last=is_train and len(data_source) >= batch_size,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA and cfg.DEVICE != "cpu",
         persistent_workers=workers > 0,
         generator=generator,
     )

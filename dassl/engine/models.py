@@ -116,7 +116,6 @@ class RegisteredModels:
             if self._scheds[name] is not None:
                 self._scheds[name].step()
 
-
     def checkpoint_meta(self) -> dict[str, Any]:
         """Return what a checkpoint says about its run; subclasses fill it."""
         return {}

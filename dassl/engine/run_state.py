@@ -67,14 +67,10 @@ class RunState(TrainerBase):
         git_revision()  # read now: the checkout may have changed by the end of the run
 
     @property
-    def requested_precision(self) -> str:
-        """What the configuration asks for."""
-        return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
-
-    @property
     def precision(self) -> str:
         """What the run computes in: fp32, fp16, bf16 or amp, after falling back if need be."""
-        effective, note = effective_precision(self.requested_precision, self.device)
+        requested = requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
+        effective, note = effective_precision(requested, self.device)
         if note:
             self.add_note(note)
         return effective
@@ -326,6 +322,13 @@ class RunState(TrainerBase):
         if not eval_only:
             remove_resume(self.output_dir)
 
+    def _stated_precision(self) -> str:
+        """Return what the configuration says of a trainer that sees to its precision itself."""
+        try:
+            return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
+        except ValueError:  # its own word for something
+            return "custom"
+
     def _identity(self) -> dict[str, Any]:
         """Return what the run is and what it was made with."""
         cfg, data = self.cfg, self.dm.dataset
@@ -343,6 +346,6 @@ class RunState(TrainerBase):
             "versions": package_versions(),
             "git": git_revision(),
             "device": str(self.device),
-            "precision": self.precision if self._owns_model else self.requested_precision,
+            "precision": self.precision if self._owns_model else self._stated_precision(),
             "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
         }

@@ -100,9 +100,7 @@ def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer
             **common,
         )
     if cfg.NAME == "rmsprop":
-        return torch.optim.RMSprop(
-            groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common
-        )
+        return torch.optim.RMSprop(groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
     if cfg.NAME == "radam":
         return torch.optim.RAdam(groups, betas=betas, **common)
     if cfg.NAME == "adamw":

@@ -79,8 +79,7 @@ class MetricMeter:
             return
         if not isinstance(input_dict, Mapping):
             raise TypeError(
-                "forward_backward must return a dict of numbers, "
-                f"got {type(input_dict).__name__}"
+                f"forward_backward must return a dict of numbers, got {type(input_dict).__name__}"
             )
         for name, value in input_dict.items():
             self.meters[name].update(value)

@@ -41,6 +41,7 @@ def package_versions() -> dict[str, str]:
             versions[name] = metadata.version(distributions.get(name, name))
         except metadata.PackageNotFoundError:
             versions[name] = "absent"
+    versions["torch"] = torch.__version__  # with the build, such as +cu130
     return versions
 
 

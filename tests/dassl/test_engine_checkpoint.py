@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from dassl.engine import build_trainer, trainable_state
 from dassl.utils import (
     load_checkpoint,
@@ -16,8 +18,6 @@ from dassl.utils import (
     save_checkpoint,
 )
 from dassl.utils.restricted_unpickler import Inert, read_restricted
-from torch import nn
-
 from tests.dassl.toys import ToyMethod, ToyModel
 
 
@@ -98,6 +98,7 @@ def test_missing_directory_and_file(trained, tmp_path):
         trained.load_model(tmp_path / "nowhere", epoch=1)
     with pytest.raises(FileNotFoundError, match=r"model\.pth\.tar-5.*holds: .*model\.pth\.tar-1"):
         trained.load_model(trained.output_dir, epoch=5)
+    (Path(trained.output_dir) / "ToyMethod" / "checkpoint").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-best\.pth\.tar"):
         trained.load_model(trained.output_dir)
     os.rename(
@@ -105,6 +106,17 @@ def test_missing_directory_and_file(trained, tmp_path):
     )
     with pytest.raises(FileNotFoundError, match="holds: ResidualAttention"):
         trained.load_model(trained.output_dir, epoch=1)
+
+
+def test_without_an_epoch_the_best_is_loaded_or_else_the_last(trained, make_cfg):
+    other = build_trainer(make_cfg("other", SEED=2))
+    other.load_model(trained.output_dir)
+    assert torch.equal(other.model.head.weight, trained.model.head.weight)
+    best = {k: torch.zeros_like(v) for k, v in trainable_state(trained.model).items()}
+    directory = Path(trained.output_dir) / "ToyMethod"
+    save_checkpoint({"state_dict": best, "epoch": 1}, directory, model_name="model-best.pth.tar")
+    other.load_model(trained.output_dir)
+    assert other.model.head.weight.abs().sum() == 0
 
 
 def test_missing_keys(trained):

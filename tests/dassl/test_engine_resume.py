@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dassl.engine import build_trainer, read_result
 from dassl.engine.resume import read_resume
-
 from tests.dassl.toys import ToyMethod
 
 CHANGES = {
@@ -159,6 +159,25 @@ def test_a_drawn_seed_survives_the_interruption(make_cfg, monkeypatch, capsys):
     trainer.train()
     assert read_result(cfg.OUTPUT_DIR)["seed"] == seed
     assert "Resuming after epoch 2" in capsys.readouterr().out
+
+
+def test_the_best_result_survives_the_interruption(make_cfg, monkeypatch):
+    class Scripted(ToyMethod):
+        model_name = "ToyMethod"
+
+        def test(self, split=None):
+            real = super().test(split)
+            return [90.0, 50.0, 60.0, 70.0][self.epoch] if split == "val" else real
+
+    cfg = make_cfg(**CHANGES)
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyMethod, "crash_at", (2, 0))
+        with pytest.raises(KeyboardInterrupt):
+            Scripted(cfg).train()
+    trainer = Scripted(cfg)
+    trainer.train()
+    best = torch.load(f"{cfg.OUTPUT_DIR}/ToyMethod/model-best.pth.tar", weights_only=True)
+    assert (best["epoch"], trainer.best_result) == (1, 90.0)
 
 
 def test_resume_freq(make_cfg, monkeypatch):

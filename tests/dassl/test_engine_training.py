@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from dassl.config import config_hash
-from dassl.engine import StepOutput, build_trainer, is_done, read_result
-from dassl.utils import set_random_seed
 from torch import nn
 from torch.nn import functional as F
 
+from dassl.config import config_hash
+from dassl.engine import StepOutput, TrainerBase, build_trainer, is_done, read_result
+from dassl.utils import set_random_seed
 from tests.dassl.toys import ToyCoOp, ToyMethod, ToyModel
 
 
@@ -384,6 +384,21 @@ def test_foreign_scaler_and_wrong_names(make_cfg):
     trainer.register_generator("a")
     with pytest.raises(ValueError, match="already registered"):
         trainer.register_generator("a")
+
+
+def test_the_base_class_alone_trains_registered_models():
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    trainer = TrainerBase()
+    trainer.register_model("one", model, torch.optim.SGD(model.parameters(), lr=0.5))
+    trainer.register_model("frozen", nn.Linear(1, 1))
+    with pytest.raises(FloatingPointError, match="infinite or NaN"):
+        trainer.model_backward_and_update(model(torch.full((1, 2), float("nan"))).sum())
+    assert torch.equal(model.weight, before)
+    trainer.model_backward_and_update(model(torch.ones(1, 2)).sum())
+    torch.testing.assert_close(model.weight, before - 0.5)
+    assert (trainer.get_current_lr(), trainer.get_current_lr("frozen")) == (0.5, 0.0)
+    trainer.update_lr()
 
 
 def test_generators_follow_from_seed_and_name(make_cfg):

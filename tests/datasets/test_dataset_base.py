@@ -97,10 +97,15 @@ def test_a_stale_record_is_not_believed(pets: Path, tmp_path: Path, build) -> No
     assert len(json.loads(record.read_text())["train"]) == 6
 
 
-def test_nothing_is_written_without_output_dir_or_into_the_data(pets, build, capsys) -> None:
+def test_nothing_is_written_without_output_dir_or_into_the_data(
+    pets, tmp_path, build, capsys, monkeypatch
+) -> None:
     before = sorted(pets.parent.rglob("*"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     build("OxfordPets", pets.parent, NUM_SHOTS=2)
     assert sorted(pets.parent.rglob("*")) == before
+    assert list((tmp_path / "here").iterdir()) == []
     build("OxfordPets", pets.parent, NUM_SHOTS=2, OUTPUT_DIR=pets / "out")
     assert sorted(pets.parent.rglob("*")) == before
     assert "OUTPUT_DIR is inside" in capsys.readouterr().out

@@ -56,9 +56,9 @@ def test_the_root_itself_may_hold_the_parts(birds: Path, build) -> None:
 
 def test_val_is_taken_from_train_where_it_is_absent(birds: Path, build, tmp_path) -> None:
     (birds / "birds" / "val").rename(tmp_path / "unused")
-    dataset = build("Folder", birds, DIR="birds", SPLIT_RATIO=(0.6, 0.2, 0.2))
-    # 0.2 of 0.8: a quarter of the four images of each class.
-    assert [d.label for d in dataset.val] == [0, 1]
+    dataset = build("Folder", birds, DIR="birds", SPLIT_RATIO=(0.2, 0.2, 0.6))
+    # Equal shares of train and val: half of the four images of each class.
+    assert [d.label for d in dataset.val] == [0, 0, 1, 1]
     everything = paths(dataset.train_x + dataset.val, birds / "birds")
     assert sorted(everything) == sorted(
         f"train/{name}/{i}.jpg" for name in ("blue_jay", "wren") for i in range(4)

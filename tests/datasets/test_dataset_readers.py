@@ -228,6 +228,13 @@ def test_malformed_line_of_pets_is_named(pets: Path, build, line: str) -> None:
     assert line in str(error.value)
 
 
+def test_class_numbers_of_pets_without_images_are_refused(pets: Path, build) -> None:
+    path = pets / "oxford_pets" / "annotations" / "trainval.txt"
+    path.write_text(path.read_text() + "Abyssinian_100 5 1 1\n")
+    with pytest.raises(ValueError, match="oxford_pets/images: labels must run .* no image has 3"):
+        build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
+
+
 def test_missing_list_or_image_of_pets_is_named(pets: Path, build) -> None:
     (pets / "oxford_pets" / "images" / "Abyssinian_3.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"Abyssinian_3\.jpg is missing.* 1 of the 72"):

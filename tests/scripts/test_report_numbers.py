@@ -60,6 +60,8 @@ def test_mean_over_datasets():
     assert stat.mean == pytest.approx(76.0)
     assert stat.std == pytest.approx(12 / math.sqrt(2))  # seeds' means 70 and 82
     # Different seeds: no deviation belongs to that mean.
+    uneven = summarise_datasets([{1: 60.0, 2: 70.0, 3: 80.0}, {1: 80.0, 2: 94.0}])
+    assert uneven == (78.5, None, 2)
     assert summarise_datasets([{1: 60.0, 2: 70.0}, {1: 80.0}]) == (72.5, None, 1)
 
 

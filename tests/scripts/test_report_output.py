@@ -99,7 +99,7 @@ class TestFormats:
         assert [path.name for path in file.parent.iterdir()] == [file.name]
 
     def test_selection(self, tmp_path, capsys):
-        out = run(tmp_path, capsys, "--trainer", "RAda", "--datasets", "dtd", "--seeds", "1")
+        out = run(tmp_path, capsys, "--trainer", "RAda", "--datasets", "dtd", "--seeds", "0 1")
         assert "oxford_pets" not in out
         assert "LightRA" not in out
         assert next(x for x in out.splitlines() if x.startswith("dtd")).split() == [
@@ -187,6 +187,14 @@ class TestPublished:
         row = next(line for line in shifts.splitlines() if line.startswith("CoOp *"))
         assert row.split()[2:] == ["71.51", "64.20", "47.99", "49.71", "75.21", "59.28"]
 
+    def test_not_in_a_section_with_a_target_of_the_suite(self, tmp_path, capsys, write_run):
+        source = write_run("train", "imagenet", 1, 70.0, protocol="cross_dataset")
+        for name in ("shapes_colours", *IMAGENET_SHIFTS):
+            write_run("test", name, 1, 60.0, protocol="cross_dataset", model_dir=str(source))
+        out = run(tmp_path, capsys, protocol="cross_dataset")
+        assert "*" not in out
+        assert "not comparable to published" in out
+
 
 def png_size(path):
     content = path.read_bytes()
@@ -259,6 +267,7 @@ def test_nothing_to_report(tmp_path, capsys):
         (["--protocol", "base2new"], "Did you mean base2novel"),
         (["--protocol", "base2novel", "--format", "html"], "Known: text, markdown, csv, latex"),
         (["--protocol", "base2novel", "--trainer", "Lightra"], "Did you mean LightRA"),
+        (["--protocol", "base2novel", "--seeds", "one"], "--seeds: 'one'"),
         (["--protocol", "base2novel", "--plot", "x.jpeg"], "must end in one of .png"),
     ],
 )

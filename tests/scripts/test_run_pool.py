@@ -108,6 +108,19 @@ def test_changed_prompt_file_is_repeated(repo):
     assert len(repo.calls()) == 4
 
 
+@pytest.mark.parametrize(("text", "kept"), [('{"a": ["b"]}', True), ('{"a": ["c"]}', False)])
+def test_half_a_training_goes_on_only_with_the_same_files(repo, text, kept):
+    repo.write("configs/datasets/dtd.yaml", "DATASET: {NAME: Dtd, PROMPT_PATH: prompts/d.json}\n")
+    repo.write("prompts/d.json", '{"a": ["b"]}')
+    repo.plan(unfinished=["train_base"])
+    repo.run(*ONE)
+    resume = repo.output / TRAIN / "resume.pth.tar"
+    resume.write_text("state")
+    repo.write("prompts/d.json", text)
+    repo.run(*ONE)
+    assert resume.exists() == kept
+
+
 def test_changed_options_are_repeated_but_not_another_device_or_root(repo):
     repo.run(*ONE, "--devices", "cpu")
     repo.run(*ONE, "--devices", "auto", "--root", "/elsewhere")

@@ -134,9 +134,7 @@ _ON_IMAGE: dict[str, _Factory] = {
         hue=cfg.COLORJITTER_H,
     ),
     "randomgrayscale": lambda cfg, size, mode: T.RandomGrayscale(p=cfg.RGS_P),
-    "gaussian_blur": lambda cfg, size, mode: T.RandomApply(
-        [T.GaussianBlur(cfg.GB_K)], p=cfg.GB_P
-    ),
+    "gaussian_blur": lambda cfg, size, mode: T.RandomApply([T.GaussianBlur(cfg.GB_K)], p=cfg.GB_P),
 }
 _ON_TENSOR: dict[str, _Factory] = {
     "cutout": lambda cfg, size, mode: Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN),

@@ -1,0 +1,85 @@
+"""Metrics by hand-computed numbers, Dassl's lines, files."""
+
+import pytest
+import torch
+
+from dassl.config import get_cfg_default
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from dassl.metrics import compute_accuracy
+
+
+def logits(predictions, classes=3):
+    return torch.nn.functional.one_hot(torch.tensor(predictions), classes).float()
+
+
+def evaluator(tmp_path, **test):
+    cfg = get_cfg_default()
+    cfg.VERBOSE = False
+    cfg.OUTPUT_DIR = str(tmp_path)
+    for key, value in test.items():
+        cfg.TEST[key] = value
+    return build_evaluator(cfg, lab2cname={0: "a", 1: "b", 2: "c"})
+
+
+def test_results_and_lines(tmp_path, capsys):
+    ev = evaluator(tmp_path, PER_CLASS_RESULT=True, COMPUTE_CMAT=True)
+    assert isinstance(ev, Classification)
+    ev.process(logits([0, 0, 1]), torch.tensor([0, 0, 0]))
+    ev.process(logits([1, 2, 0]), torch.tensor([1, 1, 1]))
+    results = ev.evaluate()
+    # F1 of class 0: precision 2/3, recall 2/3; of class 1: precision 1/2, recall 1/3
+    assert results["macro_f1"] == pytest.approx(100 * (2 / 3 + 0.4) / 2)
+    assert list(results)[0] == "accuracy"
+    assert results["accuracy"] == pytest.approx(50.0)
+    assert results["error_rate"] == pytest.approx(50.0)
+    assert results["perclass_accuracy"] == pytest.approx(50.0)
+    out = capsys.readouterr().out
+    assert (
+        "=> result\n* total: 6\n* correct: 3\n* accuracy: 50.00%\n* error: 50.00%\n"
+        "* macro_f1: 53.33%\n" in out
+    )
+    assert "* class: 0 (a)\ttotal: 3\tcorrect: 2\tacc: 66.67%" in out
+    assert "* average: 50.00%" in out
+    matrix = torch.load(tmp_path / "cmat.pt", weights_only=True)
+    assert matrix[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert [row["correct"] for row in ev.per_class()] == [2, 1]
+    ev.reset()
+    with pytest.raises(ValueError, match="no test image"):
+        ev.evaluate()
+
+
+def test_thousands_are_separated(tmp_path, capsys):
+    ev = evaluator(tmp_path)
+    ev.process(logits([0] * 1692), torch.tensor([0] * 1437 + [1] * 255))
+    ev.evaluate()
+    out = capsys.readouterr().out
+    assert "* total: 1,692\n* correct: 1,437\n* accuracy: 84.93%" in out
+
+
+def test_nan_is_refused_but_masked_classes_are_fine(tmp_path):
+    ev = evaluator(tmp_path)
+    masked = logits([1])
+    masked[0, 2] = -float("inf")
+    ev.process(masked, torch.tensor([1]))
+    with pytest.raises(FloatingPointError):
+        ev.process(masked * float("nan"), torch.tensor([1]))
+
+
+def test_foreign_evaluators(tmp_path):
+    @EVALUATOR_REGISTRY.register()
+    class Mine(EvaluatorBase):
+        def __init__(self, cfg, lab2cname=None, **kwargs):
+            super().__init__(cfg)
+
+    assert isinstance(evaluator(tmp_path, EVALUATOR="Mine"), Mine)
+    with pytest.raises(ValueError, match="Did you mean 'Classification'"):
+        evaluator(tmp_path, EVALUATOR="Clasification")
+
+
+def test_compute_accuracy():
+    output = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
+    target = torch.tensor([0, 1, 1, 1])
+    top1, top2 = compute_accuracy(output, target, topk=(1, 2))
+    assert (top1.item(), top2.item()) == (50.0, 75.0)
+    assert compute_accuracy((output, None), target)[0].item() == 50.0
+    assert top1.shape == (1,)

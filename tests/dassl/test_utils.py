@@ -1,0 +1,171 @@
+"""Registries, files, logging, seeds, meters."""
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    Registry,
+    atomic_write,
+    check_isfile,
+    collect_env_info,
+    count_num_param,
+    git_revision,
+    listdir_nohidden,
+    mkdir_if_missing,
+    open_all_layers,
+    open_specified_layers,
+    read_json,
+    set_random_seed,
+    setup_logger,
+    write_json,
+)
+
+
+def test_registry():
+    registry = Registry("THING")
+
+    @registry.register()
+    class Alpha:
+        pass
+
+    with pytest.raises(ValueError, match="'Alpha' is already registered in THING"):
+        registry.register(Alpha)
+    other = registry.register(type("Alpha", (), {}), force=True)
+    assert registry.get("Alpha") is other
+    registry.register(int, name="Number")
+    assert registry.registered_names() == ["Alpha", "Number"]
+    assert "Number" in registry
+    assert len(registry) == 2
+    with pytest.raises(ValueError, match="Did you mean 'Alpha'"):
+        registry.get("alpha")
+    with pytest.raises(ValueError, match="not registered in THING. Registered"):
+        registry.get("xyz")
+
+
+def test_json(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json({"name": "é", "x": [1, 2]}, path)
+    assert read_json(path) == {"name": "é", "x": [1, 2]}
+    path.write_text("{")
+    with pytest.raises(ValueError, match="b.json is not valid JSON"):
+        read_json(path)
+
+
+def test_writes_are_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with atomic_write(path) as file:
+        file.write("old")
+    assert (path.stat().st_mode & 0o777) == (0o666 & ~current_umask())
+
+    def fail_halfway():
+        with atomic_write(path) as file:
+            file.write("new")
+            file.flush()
+            assert path.read_text() == "old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_json({}, path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_directories(tmp_path):
+    mkdir_if_missing(tmp_path / "x" / "y")
+    mkdir_if_missing(tmp_path / "x" / "y")
+    for name in (".hidden", "b", "a"):
+        (tmp_path / "x" / name).touch()
+    assert listdir_nohidden(tmp_path / "x", sort=True) == ["a", "b", "y"]
+    assert check_isfile(tmp_path / "x" / "a")
+    with pytest.warns(UserWarning, match="No file found"):
+        assert not check_isfile(tmp_path / "none")
+
+
+def test_logger_appends_and_leaves_stderr_alone(tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", sys.stdout)
+        setup_logger(None)
+        setup_logger(tmp_path)
+        setup_logger(tmp_path)  # the same file is not opened twice
+        print("first")
+        print("not this", file=sys.stderr)
+        assert (tmp_path / "log.txt").read_text() == "first\n"  # already on disk
+        setup_logger(tmp_path / "other.log")
+        print("second")
+        setup_logger(tmp_path)
+        print("third")
+        sys.stdout.close()
+    assert (tmp_path / "log.txt").read_text() == "first\nthird\n"
+    assert (tmp_path / "other.log").read_text() == "second\n"
+
+
+def test_seeds():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    set_random_seed(0)
+    first = draw()
+    set_random_seed(0)
+    assert draw() == first
+    set_random_seed(1)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match="SEED"):
+            set_random_seed(seed)
+
+
+def test_meters():
+    meter = AverageMeter()
+    meter.update(1.0)
+    meter.update(torch.tensor(4.0), n=2)
+    assert (meter.val, meter.avg, meter.sum, meter.count) == (4.0, 3.0, 9.0, 3)
+    ema = AverageMeter(ema=True)
+    ema.update(1.0)
+    ema.update(2.0)
+    assert ema.avg == pytest.approx(1.1)
+    metrics = MetricMeter()
+    metrics.update({"loss": 1.0})
+    metrics.update({"loss": 2.0, "acc": torch.tensor([50.0])})
+    metrics.update(None)
+    assert str(metrics) == "loss 2.0000 (1.5000) acc 50.0000 (50.0000)"
+    with pytest.raises(TypeError, match="forward_backward"):
+        metrics.update(1.0)
+
+
+def test_environment():
+    info = collect_env_info()
+    assert f"torch: {torch.__version__}" in info
+    assert set(git_revision()) == {"revision", "dirty"}
+
+
+def test_parameters():
+    model = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(1, 1)})
+    assert count_num_param(model) == 11
+    assert count_num_param(params={"params": model["a"].parameters()}) == 9
+    with pytest.raises(ValueError, match="needs a model"):
+        count_num_param()
+    open_specified_layers(model, "a")
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]
+    assert (model["a"].training, model["b"].training) == (True, False)
+    open_all_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="'c' is not a child"):
+        open_specified_layers(model, ["c"])
