@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
-from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from dassl.utils import set_random_seed, setup_logger
 from trainers.config import argument_parser, build_config
 
 

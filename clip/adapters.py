@@ -1,4 +1,4 @@
-"""What every adapter of a frozen CLIP has in common: a switch, structural freezing, small state dicts."""
+"""What every adapter of a frozen CLIP has in common: a switch, freezing, small state dicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adapters(model: nn.Module) -> list[tuple[str, Adapter]]:
 
 
 def adapter_switches(model: nn.Module) -> tuple[bool, ...]:
-    """Whether each adapter is enabled, in module order; what a cache of features must be keyed by."""
+    """Whether each adapter is enabled, in module order; caches of features are keyed by it."""
     return tuple(adapter.enabled for _, adapter in adapters(model))
 
 

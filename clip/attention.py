@@ -5,6 +5,8 @@ Notation: B samples, L tokens, H heads, Dh head width, W = H * Dh, N learned key
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,9 @@ class ResidualAttention(Adapter):
     def __init__(self, num_heads: int, head_dim: int, n_ctx: int) -> None:
         super().__init__()
         if n_ctx < 1:
-            raise ValueError(f"n_ctx is the number of learned keys and must be at least 1, got {n_ctx}")
+            raise ValueError(
+                f"n_ctx is the number of learned keys and must be at least 1, got {n_ctx}"
+            )
         shape = (num_heads, n_ctx, head_dim)
         self.key = nn.Parameter(torch.empty(shape).uniform_(-1, 1))
         self.value = nn.Parameter(torch.zeros(shape))
@@ -69,11 +73,11 @@ class ResidualAttention(Adapter):
 
 
 class AdaptedAttention(nn.MultiheadAttention):
-    """PyTorch's multi-head attention, same parameters and state-dict keys, with a ``residual`` slot.
+    """PyTorch's multi-head attention, same parameters and keys, with a ``residual`` slot.
 
-    It always takes PyTorch's differentiable path: the inference-only one rounds differently, so that
-    a frozen model and the same model with an adapter at zero would differ in the last bits, and with
-    fused attention it is no faster. Without dropout the mode has no other effect, hence it is fixed.
+    It always takes PyTorch's differentiable path: the inference-only one rounds differently, so
+    that a frozen model and the same model with an adapter at zero would differ in the last bits,
+    and it is no faster than fused attention. Without dropout the mode has no other effect.
     """
 
     residual: ResidualAttention | None
@@ -115,7 +119,7 @@ class AdaptedAttention(nn.MultiheadAttention):
 
 
 def open_attention(transformer: nn.Module | None) -> None:
-    """Replace each block's stock attention by an :class:`AdaptedAttention` with the same weights."""
+    """Replace each block's attention by an :class:`AdaptedAttention` with the same weights."""
     for block in getattr(transformer, "resblocks", ()):
         attention = getattr(block, "attn", None)
         if type(attention) is nn.MultiheadAttention:
@@ -123,7 +127,7 @@ def open_attention(transformer: nn.Module | None) -> None:
 
 
 def attach_residual_attention(
-    backbone: nn.Module,
+    backbone: Any,
     *,
     n_ctx_vision: int = 4,
     n_ctx_text: int = 4,
@@ -138,7 +142,7 @@ def attach_residual_attention(
         backbone: A :class:`clip.backbones.Backbone` with transformer towers.
         n_ctx_vision: Learned keys per head in the vision tower.
         n_ctx_text: The same in the text tower.
-        vision_depth: Number of adapted layers of the vision tower; more than it has means all, 0 none.
+        vision_depth: Adapted layers of the vision tower; more than it has means all, 0 none.
         text_depth: The same for the text tower.
 
     Returns:
@@ -158,17 +162,21 @@ def attach_residual_attention(
             raise ValueError(f"The {tower} depth must be 0 or more adapted layers, got {depth}")
         if depth and transformer is None:
             raise ValueError(
-                f"The {tower} tower of this backbone is no transformer of multi-head attention blocks, "
-                "so residual attention cannot be attached. ViT-B/16, ViT-B/32, ViT-L/14 or another "
-                "OpenAI-style ViT works."
+                f"The {tower} tower of this backbone is no transformer of multi-head attention "
+                "blocks, so residual attention cannot be attached. ViT-B/16, ViT-B/32, ViT-L/14 "
+                "or another OpenAI-style ViT works."
             )
         hosts += [(block.attn, n_ctx) for block in transformer.resblocks[:depth]] if depth else []
     for attention, _ in hosts:
         if not isinstance(attention, AdaptedAttention):
-            raise ValueError(f"Blocks with {type(attention).__name__} cannot carry residual attention")
+            raise ValueError(
+                f"Blocks with {type(attention).__name__} cannot carry residual attention"
+            )
         if attention.residual is not None:
             raise ValueError("This backbone has residual attention already")
     for attention, n_ctx in hosts:
         residual = ResidualAttention(attention.num_heads, attention.head_dim, n_ctx)
         attention.residual = residual.to(attention.in_proj_weight.device)
-    return [name for name, module in backbone.named_modules() if isinstance(module, ResidualAttention)]
+    return [
+        name for name, module in backbone.named_modules() if isinstance(module, ResidualAttention)
+    ]

@@ -1,7 +1,7 @@
 """Loading of vision-language models: one function, one interface, whatever the source.
 
 Models, weights and tokenizers are open_clip's. Names: OpenAI's (``ViT-B/16``), any open_clip
-checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``), ``siglip:<arch>@<tag>``, the bundled tiny model
+checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``), ``siglip:<arch>@<tag>``, the bundled model
 (``shapes``), or the path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
 """
 
@@ -63,10 +63,14 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, name: str, spec: InputSpec, tokenizer: Callable[..., Tensor] | None = None
+        self,
+        model: Any,
+        name: str,
+        spec: InputSpec,
+        tokenizer: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.name = name
         self.image_size, self.image_mean, self.image_std = spec.size, spec.mean, spec.std
         self._tokenizer = tokenizer or open_clip.tokenizer._tokenizer
@@ -89,16 +93,20 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the towers' matrices, hence of the images they take."""
         tower = text_tower(self.model).transformer
-        return tower.get_cast_dtype() if hasattr(tower, "get_cast_dtype") else next(self.parameters()).dtype
+        return (
+            tower.get_cast_dtype()
+            if hasattr(tower, "get_cast_dtype")
+            else next(self.parameters()).dtype
+        )
 
     @property
-    def vision_transformer(self) -> nn.Module | None:
+    def vision_transformer(self) -> Any:
         """The vision tower's stack of ``resblocks``, or None (ResNets, timm models)."""
         transformer = getattr(self.model.visual, "transformer", None)
         return transformer if isinstance(transformer, Transformer) else None
 
     @property
-    def text_transformer(self) -> nn.Module | None:
+    def text_transformer(self) -> Any:
         """The text tower's stack of ``resblocks``, or None."""
         transformer = getattr(text_tower(self.model), "transformer", None)
         return transformer if isinstance(transformer, Transformer) else None
@@ -116,7 +124,7 @@ class Backbone(nn.Module):
         return encode_tokens(self.model, tokens, length)
 
     def end_of_text(self) -> Callable[[Tensor], Tensor] | None:
-        """The function that finds the end-of-text positions, or None if sequences must stay whole."""
+        """The function that finds end-of-text positions, or None if sequences must stay whole."""
         if not pools_at_end_of_text(self.model):
             return None
         return lambda tokens: end_of_text(self.model, tokens)
@@ -190,7 +198,9 @@ def input_spec(name: str) -> InputSpec:
     arch, tag = (_openai_arch(name), "openai") if name in _OPENAI else _arch_and_tag(name)
     config = open_clip.get_model_config(arch)
     pretrained = open_clip.pretrained.get_pretrained_cfg(arch, tag)
-    return InputSpec(_side(config["vision_cfg"].get("image_size", 224)), pretrained["mean"], pretrained["std"])
+    return InputSpec(
+        _side(config["vision_cfg"].get("image_size", 224)), pretrained["mean"], pretrained["std"]
+    )
 
 
 def has_vision_transformer(name: str) -> bool | None:
@@ -218,7 +228,9 @@ def _arch_and_tag(name: str) -> tuple[str, str]:
         raise _unknown(name)
     if arch not in open_clip.list_models():
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
-        raise ValueError(f"Unknown open_clip architecture {arch!r} in backbone {name!r}. Nearest: {near}")
+        raise ValueError(
+            f"Unknown open_clip architecture {arch!r} in backbone {name!r}. Nearest: {near}"
+        )
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if tag.lower().replace("-", "_") not in tags:
         raise ValueError(f"Unknown weights {tag!r} in backbone {name!r}. {arch} has: {tags}")
@@ -236,7 +248,9 @@ def _unknown(name: str) -> ValueError:
 
 def _create(arch: str, tag: str, name: str, precision: str) -> Backbone:
     try:
-        model = open_clip.create_model(arch, pretrained=tag, precision=precision, require_pretrained=True)
+        model = open_clip.create_model(
+            arch, pretrained=tag, precision=precision, require_pretrained=True
+        )
     except (RuntimeError, OSError) as error:
         raise ConnectionError(
             f"The weights of backbone {name!r} are not on this machine and could not be downloaded "
@@ -255,7 +269,7 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
 
 
 def _load_file(path: Path, name: str, precision: str) -> Backbone:
-    model = _build_openai(_read_state_dict(path), precision, path)
+    model: Any = _build_openai(_read_state_dict(path), precision, path)
     side = _side(model.visual.image_size)
     return Backbone(model, name, InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
 
@@ -263,56 +277,69 @@ def _load_file(path: Path, name: str, precision: str) -> Backbone:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights in an OpenAI-format file; never runs code of the file."""
     try:
-        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+        if zipfile.is_zipfile(path) and any(
+            n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()
+        ):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are what they are
                 return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
         raise ValueError(
-            f"{path} is no readable checkpoint in OpenAI's format (a state dict or TorchScript archive): {error}"
+            f"{path} is no readable checkpoint in OpenAI's format "
+            f"(a state dict or TorchScript archive): {error}"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or "text_projection" not in content:
-        inner = {k.removeprefix("module."): v for k, v in content.items()} if isinstance(content, dict) else {}
+        inner = (
+            {k.removeprefix("module."): v for k, v in content.items()}
+            if isinstance(content, dict)
+            else {}
+        )
         if "text_projection" not in inner:
-            raise ValueError(f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing")
+            raise ValueError(
+                f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing"
+            )
         content = inner
     return content
 
 
-def _build_openai(state: dict[str, Tensor], precision: str, path: Path) -> nn.Module:
+def _build_openai(state: dict[str, Tensor], precision: str, path: Path) -> Any:
     derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
     state = {k: v for k, v in state.items() if k not in derived}
     try:
-        model = build_model_from_openai_state_dict(dict(state), cast_dtype=get_cast_dtype(precision))
+        model = build_model_from_openai_state_dict(
+            dict(state), cast_dtype=get_cast_dtype(precision)
+        )
     except (KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{path} does not fit OpenAI's CLIP layout: {error}") from error
     model.float()
-    model.load_state_dict(state)  # once more, since the builder rounds the weights to half precision
+    model.load_state_dict(
+        state
+    )  # once more, since the builder rounds the weights to half precision
     _cast(model, precision)
     return model
 
 
-def _cast(model: nn.Module, precision: str) -> None:
+def _cast(model: Any, precision: str) -> None:
     dtype = get_cast_dtype(precision)
     if dtype is not None:
         open_clip.model.convert_weights_to_lp(model, dtype)
 
 
-def _load_bundled(precision: str) -> tuple[nn.Module, InputSpec]:
+def _load_bundled(precision: str) -> tuple[Any, InputSpec]:
     content = torch.load(BUNDLED, map_location="cpu", weights_only=True)
     state = {k: v.float() for k, v in content["state_dict"].items()}
-    # Only the few hundred tokens of its captions were ever trained; the other rows are zero and not stored.
+    # Only the tokens of its captions were ever trained: the others are zero and not stored.
     table = torch.zeros(content["vocab_size"], content["token_rows"].shape[1])
     table[content["token_ids"].long()] = content["token_rows"].float()
     state["token_embedding.weight"] = table
-    model = _build_openai(state, precision, BUNDLED)
+    model: Any = _build_openai(state, precision, BUNDLED)
     return model, InputSpec(_side(model.visual.image_size), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
-def save_bundled(model: nn.Module, token_ids: Tensor, path: Path, about: dict[str, Any]) -> None:
-    """Write a tiny model in the compact form :func:`load` reads (half precision, sparse token table)."""
+def save_bundled(model: Any, token_ids: Tensor, path: Path, about: dict[str, Any]) -> None:
+    """Write a tiny model in the compact form :func:`load` reads (half precision, sparse tokens)."""
     state = {k: v.half() for k, v in model.state_dict().items() if k != "token_embedding.weight"}
     table = model.state_dict()["token_embedding.weight"]
     content = {
@@ -328,7 +355,7 @@ def save_bundled(model: nn.Module, token_ids: Tensor, path: Path, about: dict[st
     partial.replace(path)
 
 
-def _embed_dim(model: nn.Module) -> int:
+def _embed_dim(model: Any) -> int:
     projection = text_tower(model).text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features
@@ -347,5 +374,7 @@ def _tokenize(
         for text in texts:
             used = len(tokenizer.encode(text)) + 2 if hasattr(tokenizer, "encode") else 0
             if used > context_length:
-                raise ValueError(f"Text needs {used} tokens, the model takes {context_length}: {text!r}")
+                raise ValueError(
+                    f"Text needs {used} tokens, the model takes {context_length}: {text!r}"
+                )
     return tokenizer(texts, context_length=context_length)

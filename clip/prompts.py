@@ -1,4 +1,4 @@
-"""The prompts of a class: a template, a template ensemble, or a template followed by descriptions."""
+"""The prompts of a class: a template, an ensemble, or a template followed by descriptions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def fill(template: str, classname: str) -> str:
         ValueError: The template has no ``{}``.
     """
     if "{}" not in template:
-        raise ValueError(f"A prompt template needs {{}} where the class name goes, got {template!r}")
+        raise ValueError(
+            f"A prompt template needs {{}} where the class name goes, got {template!r}"
+        )
     return template.replace("{}", readable(classname))
 
 
@@ -36,7 +38,9 @@ def template_prompts(classnames: Sequence[str], template: str) -> list[list[str]
     return [[fill(template, name)] for name in classnames]
 
 
-def ensemble_prompts(classnames: Sequence[str], size: int, extra: Sequence[str] = ()) -> list[list[str]]:
+def ensemble_prompts(
+    classnames: Sequence[str], size: int, extra: Sequence[str] = ()
+) -> list[list[str]]:
     """open_clip's ImageNet templates (80, or the 7 chosen ones) and any ``extra`` ones, per class.
 
     Raises:
@@ -50,7 +54,9 @@ def ensemble_prompts(classnames: Sequence[str], size: int, extra: Sequence[str] 
     ]
 
 
-def described_prompts(classnames: Sequence[str], template: str, path: str | Path) -> list[list[str]]:
+def described_prompts(
+    classnames: Sequence[str], template: str, path: str | Path
+) -> list[list[str]]:
     """Per class, the filled template followed by each of its descriptions (LightRA's text side).
 
     Args:
@@ -61,16 +67,22 @@ def described_prompts(classnames: Sequence[str], template: str, path: str | Path
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no such JSON, or classes have no sentence; the error lists all of them.
+        ValueError: The file is no such JSON, or classes have no sentence; all of them are listed.
     """
     descriptions = read_descriptions(path)
     missing = [name for name in classnames if not descriptions.get(readable(name))]
     if missing:
-        near = {name: difflib.get_close_matches(readable(name), descriptions, 1) for name in missing[:20]}
-        hints = "; ".join(f"{n!r}" + (f" (nearest: {m[0]!r})" if m else "") for n, m in near.items())
+        near = {
+            name: difflib.get_close_matches(readable(name), descriptions, 1)
+            for name in missing[:20]
+        }
+        hints = "; ".join(
+            f"{n!r}" + (f" (nearest: {m[0]!r})" if m else "") for n, m in near.items()
+        )
         raise ValueError(
             f"{path} has no description for {len(missing)} of {len(classnames)} classes: {hints}"
-            f"{' ...' if len(missing) > 20 else ''}. Add them, or set DATASET.PROMPT_PATH to '' for the template alone."
+            f"{' ...' if len(missing) > 20 else ''}. Add them, or set DATASET.PROMPT_PATH to '' "
+            "for the template alone."
         )
     return [
         [f"{fill(template, name)} {sentence}" for sentence in descriptions[readable(name)]]
@@ -79,11 +91,12 @@ def described_prompts(classnames: Sequence[str], template: str, path: str | Path
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:
-    """Class descriptions by :func:`readable` name; see :func:`described_prompts` for format and errors."""
+    """Class descriptions by :func:`readable` name; errors as :func:`described_prompts`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No class descriptions at {path.resolve()}: DATASET.PROMPT_PATH names a JSON file of the form "
+            f"No class descriptions at {path.resolve()}: DATASET.PROMPT_PATH names a JSON file "
+            "of the form "
             '{"class name": ["sentence", ...]}'
         )
     try:
@@ -95,4 +108,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     )
     if not good:
         raise ValueError(f'{path} must have the form {{"class name": ["sentence", ...]}}')
-    return {readable(name): [s.strip() for s in sentences if s.strip()] for name, sentences in content.items()}
+    return {
+        readable(name): [s.strip() for s in sentences if s.strip()]
+        for name, sentences in content.items()
+    }

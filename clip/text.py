@@ -7,6 +7,7 @@ W transformer width, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from torch.nn import functional as F
 
 from clip.adapters import adapter_switches
 
-BATCH_TOKENS = 16_384  # tokens of one evaluation batch: bounds memory, whatever the number of prompts
+BATCH_TOKENS = (
+    16_384  # tokens of one evaluation batch: bounds memory, whatever the number of prompts
+)
 
 
-def text_tower(model: nn.Module) -> nn.Module:
-    """The module that holds embeddings, transformer and projection of an open_clip model's text side."""
+def text_tower(model: Any) -> Any:
+    """The module with embeddings, transformer and projection of an open_clip model's text side."""
     return getattr(model, "text", model)
 
 
-def pools_at_end_of_text(model: nn.Module) -> bool:
+def pools_at_end_of_text(model: Any) -> bool:
     """Whether tokens behind the end-of-text token can be cut without changing anything.
 
     True for causal towers that read their feature at the end-of-text token, CLIP's form; false for
@@ -38,17 +41,17 @@ def pools_at_end_of_text(model: nn.Module) -> bool:
     )
 
 
-def end_of_text(model: nn.Module, tokens: Tensor) -> Tensor:
+def end_of_text(model: Any, tokens: Tensor) -> Tensor:
     """Position of each sequence's end-of-text token: (N, T) -> (N,)."""
     tower = text_tower(model)
     pool = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
     if pool == "eos":
         eos = getattr(model, "text_eos_id", None) or tower.eos_id
-        return (tokens == eos).int().argmax(-1)
+        return tokens.eq(eos).int().argmax(-1)
     return tokens.argmax(-1)  # CLIP's vocabulary gives the end-of-text token the highest number
 
 
-def encode_embeddings(model: nn.Module, embeddings: Tensor, end: Tensor) -> Tensor:
+def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
     """Run the text tower on token embeddings, cut to any length that holds every end-of-text token.
 
     Args:
@@ -72,7 +75,7 @@ def encode_embeddings(model: nn.Module, embeddings: Tensor, end: Tensor) -> Tens
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def encode_tokens(model: nn.Module, tokens: Tensor, length: int | None = None) -> Tensor:
+def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tensor:
     """Encode token sequences, cut exactly behind the longest one's end.
 
     Args:
@@ -117,9 +120,13 @@ class TextBank(nn.Module):
             raise ValueError(f"Every class needs a prompt; none for the classes numbered {empty}")
         counts = torch.tensor([len(texts) for texts in prompts])
         tokens = tokenize([text for texts in prompts for text in texts])
-        lengths = end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
+        lengths = (
+            end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
+        )
         self.num_classes = len(prompts)
-        self.lengths: list[int] = lengths.tolist()  # on the host, so that cutting never waits for the device
+        self.lengths: list[int] = (
+            lengths.tolist()
+        )  # on the host, so that cutting never waits for the device
         self.counts = counts
         self.starts = counts.cumsum(0) - counts
         owner = torch.repeat_interleave(torch.arange(self.num_classes), counts)
@@ -136,7 +143,7 @@ class TextBank(nn.Module):
         draw = torch.rand(self.num_classes, generator=generator)
         return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
 
-    def encode(self, backbone: nn.Module, index: Tensor) -> Tensor:
+    def encode(self, backbone: Any, index: Tensor) -> Tensor:
         """Unit-norm features of the prompts numbered ``index`` (n,), in one batch: (n, D)."""
         numbers = index.tolist()
         length = max(self.lengths[i] for i in numbers)
@@ -144,7 +151,7 @@ class TextBank(nn.Module):
         return F.normalize(backbone.encode_text(tokens, length=length), dim=-1)
 
     @torch.no_grad()
-    def encode_all(self, backbone: nn.Module) -> Tensor:
+    def encode_all(self, backbone: Any) -> Tensor:
         """Unit-norm features of all prompts, (P, D), in batches of similar length."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__)
         features: list[Tensor] = []
@@ -166,11 +173,11 @@ class TextBank(nn.Module):
         sums.index_add_(0, self.owner, features)
         return sums / self.counts.to(features)[:, None]
 
-    def class_features(self, backbone: nn.Module) -> Tensor:
+    def class_features(self, backbone: Any) -> Tensor:
         """Class weights for evaluation: means over each class's unit-norm prompt features, (K, D).
 
         Kept until :meth:`drop_cache` (called by the engine after every optimiser step and load) or
-        ``train(True)``, separately for every state of the adapters' switches. Never kept in training.
+        ``train(True)``, separately for every state of the adapters' switches. Never in training.
         """
         if self.training:
             return self.class_means(self.encode_all(backbone))

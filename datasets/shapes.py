@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import random
 import shutil
@@ -30,8 +29,6 @@ from PIL import Image
 from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 
-logger = logging.getLogger(__name__)
-
 VERSION = "1"  # of the pictures; folders written by another version are drawn anew
 
 _SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
@@ -40,7 +37,7 @@ _SUITE_FORMS = ("circle", "square", "triangle", "star", "cross", "heart")
 
 
 def _main_classes() -> list[tuple[str, str, str]]:
-    """40 of the 144 combinations; every part occurs about equally often in the first and second 20."""
+    """40 of the 144 combinations; every part is about equally frequent in both halves."""
     combinations = list(itertools.product(_SUITE_TEXTURES, _SUITE_COLOURS, _SUITE_FORMS))
     return random.Random(1677).sample(combinations, 40)  # the most even of 3,000 seeds
 
@@ -48,10 +45,17 @@ def _main_classes() -> list[tuple[str, str, str]]:
 CLASSES = _main_classes()
 
 SHIFTED = Style(
-    hue_shift=32, hue_jitter=10, saturation=(0.5, 0.9), brightness=(0.6, 1.0), second_tone=(0.2, 0.8),
-    background_saturation=0.25, background_texture=(0.0, 0.15), size=(0.55, 0.9), noise=(0.03, 0.08),
-)  # fmt: skip
-"""The style of the main set: washed out and hue-shifted against what the tiny CLIP was trained on."""
+    hue_shift=32,
+    hue_jitter=10,
+    saturation=(0.5, 0.9),
+    brightness=(0.6, 1.0),
+    second_tone=(0.2, 0.8),
+    background_saturation=0.25,
+    background_texture=(0.0, 0.15),
+    size=(0.55, 0.9),
+    noise=(0.03, 0.08),
+)
+"""The style of the main set: its hues are shifted against what the tiny CLIP was trained on."""
 
 PLAIN = Style(hue_shift=8, saturation=(0.5, 0.9), size=(0.5, 0.85), noise=(0.03, 0.1),
               background_texture=(0.05, 0.25))  # fmt: skip
@@ -81,8 +85,12 @@ class SuiteSet:
         return self.per_class[0] > 0
 
 
-def _index(words: dict, allowed: tuple[str, ...], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    return np.array([list(words).index(word) for word in allowed])[rng.integers(len(allowed), size=n)]
+def _index(
+    words: dict, allowed: tuple[str, ...], n: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    return np.array([list(words).index(word) for word in allowed])[
+        rng.integers(len(allowed), size=n)
+    ]
 
 
 def _draw_main(label: int, n: int, rng: np.random.Generator) -> Objects:
@@ -110,12 +118,22 @@ def _draw_count(label: int, n: int, rng: np.random.Generator) -> Objects:
 _MAIN = tuple(class_name(*parts) for parts in CLASSES)
 SUITE: dict[str, SuiteSet] = {
     "Shapes": SuiteSet("main", SHIFTED, _MAIN, (24, 6, 25), _draw_main),
-    "ShapesV2": SuiteSet("v2", replace(SHIFTED, noise=(0.05, 0.10), size=(0.5, 0.8)), _MAIN, (0, 0, 15), _draw_main),
+    "ShapesV2": SuiteSet(
+        "v2", replace(SHIFTED, noise=(0.05, 0.10), size=(0.5, 0.8)), _MAIN, (0, 0, 15), _draw_main
+    ),
     "ShapesSketch": SuiteSet(
-        "sketch", replace(SHIFTED, outline=True, second_tone=(0.5, 1.0)), _MAIN, (0, 0, 15), _draw_main
+        "sketch",
+        replace(SHIFTED, outline=True, second_tone=(0.5, 1.0)),
+        _MAIN,
+        (0, 0, 15),
+        _draw_main,
     ),
     "ShapesR": SuiteSet(
-        "r", replace(SHIFTED, levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)), _MAIN, (0, 0, 15), _draw_main
+        "r",
+        replace(SHIFTED, levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)),
+        _MAIN,
+        (0, 0, 15),
+        _draw_main,
     ),
     "ShapesA": SuiteSet(
         "a", replace(SHIFTED, clutter=4, contrast=(0.75, 0.95)), _MAIN, (0, 0, 15), _draw_main
@@ -128,7 +146,11 @@ SUITE: dict[str, SuiteSet] = {
     ),
     "ShapesForms": SuiteSet("forms", PLAIN, tuple(FORMS), (24, 6, 40), _draw_part("form")),
     "ShapesCounts": SuiteSet(
-        "counts", PLAIN, ("one shape", "two shapes", "three shapes", "four shapes"), (24, 6, 75), _draw_count
+        "counts",
+        PLAIN,
+        ("one shape", "two shapes", "three shapes", "four shapes"),
+        (24, 6, 75),
+        _draw_count,
     ),
 }
 
@@ -136,8 +158,8 @@ SUITE: dict[str, SuiteSet] = {
 def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     """Draw the suite below ``<root>/shapes`` unless it is there already.
 
-    The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs that
-    start together, or a kill in between, do no harm.
+    The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs
+    that start together, or a kill in between, do no harm.
 
     Args:
         root: Folder of all datasets; created if it does not exist.
@@ -155,7 +177,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".shapes-", dir=target.parent))
     try:
-        logger.info("Drawing the bundled Shapes suite into %s (once, a few seconds)", target)
+        print(f"Drawing the bundled Shapes suite into {target} (once, a few seconds)")
         for name, suite_set in SUITE.items():
             _write_set(name, suite_set, partial)
         (partial / "version.txt").write_text(VERSION + "\n")

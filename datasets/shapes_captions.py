@@ -50,9 +50,7 @@ def describe(texture: str, colour: str, form: str) -> list[str]:
     ]
 
 
-def caption(
-    objects: Objects, i: int, templates: Sequence[str], rng: np.random.Generator
-) -> str:
+def caption(objects: Objects, i: int, templates: Sequence[str], rng: np.random.Generator) -> str:
     """One of the many captions that fit picture ``i``.
 
     Args:
@@ -69,8 +67,8 @@ def caption(
     if kind < 0.72:
         name = f"{texture} {colour} {noun}"
     else:
-        name = str(rng.choice([f"{colour} {noun}", f"{texture} {noun}", f"{colour} {shape}",
-                               f"{texture} {shape}", f"{texture} {colour} {shape}", noun, shape]))  # fmt: skip
+        parts = [f"{colour} {noun}", f"{texture} {noun}", f"{colour} {shape}", f"{texture} {shape}"]
+        name = str(rng.choice([*parts, f"{texture} {colour} {shape}", noun, shape]))
     if count > 1 or (name == shape and rng.random() < 0.8):
         name = f"{_NUMBERS[count - 1]} {name}"
     sentence = str(rng.choice(templates)).format(name)

@@ -1,7 +1,8 @@
 """Vectorised drawing of coloured, textured shapes with signed distance functions.
 
-Notation: N pictures of S x S pixels, up to C objects in a picture. Object coordinates (x, y) have the
-object's radius as unit, y upwards. A signed distance is negative inside. Colours are RGB in [0, 1].
+Notation: N pictures of S x S pixels, up to C objects in a picture. Object coordinates (x, y) have
+the object's radius as unit, y upwards. A signed distance is negative inside. Colours are RGB in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Range = tuple[float, float]
 
 IMAGE_SIZE = 48
-CHUNK = 256  # pictures drawn at a time: the intermediate arrays of a chunk fit the CPU caches' scale
+CHUNK = (
+    256  # pictures drawn at a time: the intermediate arrays of a chunk fit the CPU caches' scale
+)
 
 COLOURS: dict[str, float] = {  # name -> hue in degrees
     "red": 0,
@@ -96,7 +99,7 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {  # > 0 where the main c
 
 @dataclass(frozen=True)
 class Style:
-    """How pictures look, apart from what they show. A pair is the range of a uniform draw per picture."""
+    """How pictures look, apart from what they show. Pairs are ranges of a uniform draw each."""
 
     hue_shift: float = 0.0
     hue_jitter: float = 8.0
@@ -134,6 +137,7 @@ class Objects:
         return len(self.form)
 
     def part(self, rows: slice) -> Objects:
+        """Some of the pictures."""
         return Objects(self.form[rows], self.colour[rows], self.texture[rows], self.count[rows])
 
 
@@ -171,7 +175,16 @@ def _render_chunk(
         if len(rows):
             x, y = _object_coordinates(centres[rows, slot], radii[rows], angle[rows, slot], size)
             picture[rows] = _paint(
-                picture[rows], objects, rows, x, y, radii[rows], main[rows], second[rows], style, size
+                picture[rows],
+                objects,
+                rows,
+                x,
+                y,
+                radii[rows],
+                main[rows],
+                second[rows],
+                style,
+                size,
             )
     if style.clutter:
         picture = _strokes(picture, style.clutter // 3, 0.03, rng)
@@ -212,7 +225,7 @@ def _enlarge(grid: Array, size: int) -> Array:
 
 
 def _layout(count: NDArray[np.intp], style: Style, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Centres (N, C, 2) and radii (N,) in half picture widths; objects of one picture never overlap."""
+    """Centres (N, C, 2) and radii (N,) in half picture widths; objects never overlap."""
     n, most = len(count), int(count.max())
     radii = rng.uniform(*style.size, n) * np.where(count == 1, 1.0, 0.46)
     cells = np.array([[-0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [0.5, -0.5]])
@@ -264,7 +277,9 @@ def _paint(
         inside = np.maximum(line, inside * np.where(solid, 0.25, (1 - shade) * 0.8))
         colour = main[:, None, None]
     else:
-        colour = shade[..., None] * main[:, None, None] + (1 - shade)[..., None] * second[:, None, None]
+        colour = (
+            shade[..., None] * main[:, None, None] + (1 - shade)[..., None] * second[:, None, None]
+        )
     return picture + inside[..., None] * (colour - picture)
 
 

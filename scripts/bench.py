@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -48,7 +49,7 @@ class PlainAttention(nn.Module):
 
     def __init__(self, host: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.host = host
+        self.host: Any = host
 
     def forward(
         self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: object
@@ -83,7 +84,7 @@ def build(case: str, plain: bool) -> LightRACLIP:
     freeze_except(backbone)
     if plain:
         for transformer in (backbone.vision_transformer, backbone.text_transformer):
-            for block in transformer.resblocks:  # type: ignore[union-attr]
+            for block in transformer.resblocks:
                 block.attn = PlainAttention(block.attn)
     if case == "evaluation":
         prompts = [["a photo of a cat" + " cat" * (32 * p // 9) + "." for p in range(10)]] * CLASSES

@@ -8,5 +8,5 @@ DATA=${DATA:-./data} OUTPUT=${OUTPUT:-./output}
 
 run() { "$python" scripts/run.py --protocol base2novel --datasets shapes --root "$DATA" --output "$OUTPUT" "$@"; }
 run --trainer ZeroshotCLIP --seeds 1 --no-report
-run --trainer LightRA --cfg shapes_base2novel --seeds 1 2 3 --no-report
+run --trainer LightRA --seeds 1 2 3 --no-report
 "$python" scripts/report.py --protocol base2novel --datasets shapes --output "$OUTPUT"

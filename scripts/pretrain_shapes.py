@@ -12,18 +12,19 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import open_clip  # noqa: E402
 import torch  # noqa: E402
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import open_clip  # noqa: E402
 from clip.backbones import BUNDLED, OPENAI_INPUT, save_bundled  # noqa: E402
 from clip.text import encode_tokens  # noqa: E402
 from datasets.shapes_captions import caption  # noqa: E402
@@ -42,7 +43,7 @@ TEMPLATES = (
 
 
 def draw_objects(n: int, rng: np.random.Generator) -> Objects:
-    """A broad draw of the world: every combination, a quarter of the pictures with several objects."""
+    """A broad draw of the world: every combination, a quarter with several objects."""
     several = rng.random(n) < 0.25
     return Objects(
         rng.integers(len(FORMS), size=n),
@@ -63,7 +64,7 @@ def draw_pictures(n: int, rng: np.random.Generator) -> tuple[Objects, Tensor]:
     return joined, torch.cat(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-def build_model() -> nn.Module:
+def build_model() -> Any:
     """The tiny CLIP: OpenAI's architecture at 48 pixels, width 128, 3 + 2 layers."""
     return open_clip.model.CLIP(
         embed_dim=128,
@@ -82,7 +83,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def train(model: nn.Module, args: argparse.Namespace) -> Tensor:
+def train(model: Any, args: argparse.Namespace) -> Tensor:
     """Train in place; returns the numbers of all tokens that were seen."""
     rng = np.random.default_rng(args.seed)
     objects, pixels = draw_pictures(args.images, rng)
@@ -114,14 +115,19 @@ def train(model: nn.Module, args: argparse.Namespace) -> Tensor:
             model.logit_scale.clamp_(0, np.log(100))
         if step % 100 == 99:
             hit = (image @ text.T).argmax(1).eq(torch.arange(args.batch)).float().mean()
-            print(f"step {step + 1} loss {loss.item():.3f} retrieval {hit:.3f} "
-                  f"scale {model.logit_scale.exp().item():.1f} {time.time() - started:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"step {step + 1} loss {loss.item():.3f} retrieval {hit:.3f} "
+                f"scale {model.logit_scale.exp():.1f} {time.time() - started:.0f} s",
+                flush=True,
+            )
     return torch.tensor(sorted(seen))
 
 
 def main() -> None:
     """Parse flags, train, write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--images", type=int, default=60_000)
@@ -134,7 +140,10 @@ def main() -> None:
     token_ids = train(model, args)
     about = {k: v for k, v in vars(args).items() if k != "output"}
     save_bundled(model.eval(), token_ids, args.output, about)
-    print(f"wrote {args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {len(token_ids)} tokens")
+    print(
+        f"wrote {args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, "
+        f"{len(token_ids)} tokens"
+    )
 
 
 if __name__ == "__main__":

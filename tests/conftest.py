@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import open_clip
 import pytest
 import torch
+
 from clip.backbones import Backbone, InputSpec
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -21,7 +22,9 @@ def tiny_model(layers: int = 2, quick_gelu: bool = True) -> torch.nn.Module:
     torch.manual_seed(0)
     return open_clip.model.CLIP(
         embed_dim=64,
-        vision_cfg=open_clip.model.CLIPVisionCfg(layers=layers, width=128, patch_size=16, image_size=32),
+        vision_cfg=open_clip.model.CLIPVisionCfg(
+            layers=layers, width=128, patch_size=16, image_size=32
+        ),
         text_cfg=open_clip.model.CLIPTextCfg(width=128, heads=2, layers=layers),
         quick_gelu=quick_gelu,
     ).eval()
@@ -62,11 +65,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def make_config(shapes_root: str, tmp_path: Path):
-    """(method config file or None, trailing options, flags) -> the config of a small run on Shapes."""
+    """(method config file or None, trailing options, flags) -> the config of a run on Shapes."""
     from trainers.config import argument_parser, build_config
 
-    def make(method: str | None, *options: str, dataset: str = "shapes", output: str = "run", flags: tuple = ()):
-        arguments = ["--root", shapes_root, "--output-dir", str(tmp_path / output), "--seed", "1", "--device", "cpu"]
+    def make(
+        method: str | None,
+        *options: str,
+        dataset: str = "shapes",
+        output: str = "run",
+        flags: tuple = (),
+    ):
+        arguments = [
+            "--root",
+            shapes_root,
+            "--output-dir",
+            str(tmp_path / output),
+            "--seed",
+            "1",
+            "--device",
+            "cpu",
+        ]
         arguments += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
         if method:
             arguments += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]

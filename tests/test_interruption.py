@@ -19,10 +19,12 @@ EPOCHS, KILLS = 24, 10
 
 def start(root: str, output: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "train.py"), "--root", root, "--output-dir", str(output), "--seed", "3",
-         "--device", "cpu", "--dataset-config-file", str(REPOSITORY / "configs/datasets/shapes.yaml"),
+        [sys.executable, str(REPOSITORY / "train.py"), "--root", root, "--output-dir", str(output),
+         "--seed", "3", "--device", "cpu",
+         "--dataset-config-file", str(REPOSITORY / "configs/datasets/shapes.yaml"),
          "--config-file", str(REPOSITORY / "configs/trainers/LightRA/base2novel.yaml"),
-         "DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", str(EPOCHS)],
+         "DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base",
+         "OPTIM.MAX_EPOCH", str(EPOCHS)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -31,7 +33,9 @@ def finish(root: str, output: Path) -> tuple[dict, dict]:
     process = start(root, output)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    weights = torch.load(output / "ResidualAttention" / f"model.pth.tar-{EPOCHS}", weights_only=True)
+    weights = torch.load(
+        output / "ResidualAttention" / f"model.pth.tar-{EPOCHS}", weights_only=True
+    )
     return weights["state_dict"], json.loads((output / "result.json").read_text())
 
 
@@ -60,7 +64,9 @@ def test_ten_kills_leave_the_weights_bit_identical(shapes_root, tmp_path):
             time.sleep(draw.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert not (output / "result.json").exists(), "finished before it could be killed: raise EPOCHS"
+        assert not (output / "result.json").exists(), (
+            "finished before it could be killed: raise EPOCHS"
+        )
         if file.exists():  # never half a file
             torch.load(file, weights_only=True)
     assert resumed >= KILLS // 2

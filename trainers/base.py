@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import clip
-from clip.prompts import described_prompts, template_prompts
-from dassl.engine import TrainerX
 from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
+import clip
+from clip.prompts import described_prompts, template_prompts
+from dassl.engine import TrainerX
 from trainers.config import resolve
 from trainers.templates import hand_made
 
@@ -41,7 +41,7 @@ class CLIPTrainer(TrainerX):
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
 
     def prompts(self) -> list[list[str]]:
-        """Each class's prompts: descriptions where ``DATASET.PROMPT_PATH`` names some, else a template."""
+        """Each class's prompts: with descriptions if ``DATASET.PROMPT_PATH`` names some."""
         dataset = self.cfg.DATASET
         names = self.dm.dataset.classnames
         template = dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME)
@@ -59,7 +59,9 @@ class PromptedCLIP(nn.Module):
         renormalize: Scale the means of a class's prompt features to unit norm.
     """
 
-    def __init__(self, backbone: clip.Backbone, prompts: list[list[str]], *, renormalize: bool) -> None:
+    def __init__(
+        self, backbone: clip.Backbone, prompts: list[list[str]], *, renormalize: bool
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())

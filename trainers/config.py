@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+from yacs.config import CfgNode
+
 import clip
 import datasets
-import yaml
 from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.engine import TRAINER_REGISTRY
-from yacs.config import CfgNode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"
@@ -23,20 +24,34 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Adapt a vision-language model, or evaluate it.")
     parser.add_argument("--root", help="folder of all datasets")
     parser.add_argument("--output-dir", help="folder of this run's logs, weights and result")
-    parser.add_argument("--resume", help="folder of another run to resume from (by default this one's own)")
+    parser.add_argument(
+        "--resume", help="folder of another run to resume from (by default this one's own)"
+    )
     parser.add_argument("--seed", type=int, help="0 is a seed; -1 draws one and records it")
-    parser.add_argument("--source-domains", nargs="+", help="for domain adaptation and generalisation sets")
-    parser.add_argument("--target-domains", nargs="+", help="for domain adaptation and generalisation sets")
+    parser.add_argument(
+        "--source-domains", nargs="+", help="for domain adaptation and generalisation sets"
+    )
+    parser.add_argument(
+        "--target-domains", nargs="+", help="for domain adaptation and generalisation sets"
+    )
     parser.add_argument("--transforms", nargs="+", help="training augmentation, by name")
-    parser.add_argument("--config-file", help="YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml")
-    parser.add_argument("--dataset-config-file", help="YAML of the dataset, e.g. configs/datasets/dtd.yaml")
+    parser.add_argument(
+        "--config-file", help="YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml"
+    )
+    parser.add_argument(
+        "--dataset-config-file", help="YAML of the dataset, e.g. configs/datasets/dtd.yaml"
+    )
     parser.add_argument("--trainer", help="name of the method, e.g. LightRA")
-    parser.add_argument("--backbone", help="e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file")
+    parser.add_argument(
+        "--backbone", help="e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file"
+    )
     parser.add_argument("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--eval-only", action="store_true", help="test the weights in --model-dir")
     parser.add_argument("--model-dir", default="", help="folder of a finished run, for --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="epoch of the weights to load; the last by default")
+    parser.add_argument(
+        "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
+    )
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
@@ -59,9 +74,9 @@ def default_config() -> CfgNode:
 def build_config(args: argparse.Namespace) -> CfgNode:
     """The config of a run, frozen.
 
-    Precedence: defaults < dataset file < method file (with its PER_DATASET section) < flags that were
-    given < trailing options. Size, mean and deviation of the pictures are the backbone's own unless
-    one of these sets them.
+    Precedence: defaults < dataset file < method file (with its PER_DATASET section) < flags that
+    were given < trailing options. Size, mean and deviation of the pictures are the backbone's own
+    unless one of these sets them.
 
     Raises:
         FileNotFoundError: A config file does not exist.
@@ -69,7 +84,10 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = default_config()
     explicit: set[str] = set()
-    for flag, path in (("--dataset-config-file", args.dataset_config_file), ("--config-file", args.config_file)):
+    for flag, path in (
+        ("--dataset-config-file", args.dataset_config_file),
+        ("--config-file", args.config_file),
+    ):
         if path:
             explicit |= _input_keys(path, flag)
             merge_file(cfg, path)
@@ -92,7 +110,9 @@ def _input_keys(path: str, flag: str) -> set[str]:
     file = Path(path)
     if not file.is_file():
         near = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        raise FileNotFoundError(f"{flag}: no file {path}" + (f"; {file.parent} has {near}" if near else ""))
+        raise FileNotFoundError(
+            f"{flag}: no file {path}" + (f"; {file.parent} has {near}" if near else "")
+        )
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 
 import torch
-from clip import adapters_disabled, attach_residual_attention, freeze_except
-from clip.backbones import has_vision_transformer
-from dassl.engine import TRAINER_REGISTRY, StepOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
+from clip import adapters_disabled, attach_residual_attention, freeze_except
+from clip.backbones import has_vision_transformer
+from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.losses import cosine_distance
 
@@ -44,7 +44,8 @@ def lightra_loss(
 ) -> StepOutput:
     """Cross entropy on mixed logits plus the distances to the frozen features.
 
-    CE(s (c f h^T + f0 h^T + f h0^T) / (c + 2), y) + w [(1 - mean cos(h, h0)) + (1 - mean cos(f, f0))]
+    CE(s (c f h^T + f0 h^T + f h0^T) / (c + 2), y)
+        + w [(1 - mean cos(h, h0)) + (1 - mean cos(f, f0))]
 
     Args:
         f: Image features, unit norm, (B, D).
@@ -94,8 +95,9 @@ class LightRA(CLIPTrainer):
         name = cfg.MODEL.BACKBONE.NAME
         if has_vision_transformer(name) is False:
             raise ValueError(
-                f"LightRA adapts the attention layers of a ViT; backbone {name!r} (MODEL.BACKBONE.NAME) has none. "
-                "ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT works."
+                f"LightRA adapts the attention layers of a ViT; backbone {name!r} "
+                "(MODEL.BACKBONE.NAME) has none. ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT "
+                "works."
             )
 
     def build_model(self) -> nn.Module:
@@ -126,8 +128,14 @@ class LightRA(CLIPTrainer):
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept the released layout: per layer one ``prefix_pool`` (2, N, W), keys then values."""
         converted: dict[str, Tensor] = {}
-        transformers = {"visual": self.model.backbone.vision_transformer, "text": self.model.backbone.text_transformer}
-        prefixes = {"visual": "backbone.model.visual.transformer", "text": "backbone.model.transformer"}
+        transformers = {
+            "visual": self.model.backbone.vision_transformer,
+            "text": self.model.backbone.text_transformer,
+        }
+        prefixes = {
+            "visual": "backbone.model.visual.transformer",
+            "text": "backbone.model.transformer",
+        }
         for name, tensor in state_dict.items():
             match = re.search(r"(visual|text)ResidualAttention\.(\d+)\.prefix_pool$", name)
             if not match:
@@ -138,5 +146,7 @@ class LightRA(CLIPTrainer):
             heads = blocks[min(layer, len(blocks) - 1)].attn.num_heads
             for part, values in zip(("key", "value"), tensor.unbind(0), strict=True):
                 per_head = values.unflatten(-1, (heads, -1)).transpose(0, 1)  # (N, W) -> (H, N, Dh)
-                converted[f"{prefixes[tower]}.resblocks.{layer}.attn.residual.{part}"] = per_head.contiguous()
+                converted[f"{prefixes[tower]}.resblocks.{layer}.attn.residual.{part}"] = (
+                    per_head.contiguous()
+                )
         return converted

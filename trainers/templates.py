@@ -15,5 +15,5 @@ HAND_MADE = {
 
 
 def hand_made(dataset: str) -> str:
-    """The template of a dataset (its registered name); "a photo of a {}." where CoOp has no other."""
+    """The template of a dataset (its registered name); "a photo of a {}." if CoOp has no other."""
     return HAND_MADE.get(dataset, DEFAULT)

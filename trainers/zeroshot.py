@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clip.prompts import ensemble_prompts, template_prompts
-from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
+from clip.prompts import ensemble_prompts, template_prompts
+from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.templates import hand_made
 

@@ -1,8 +1,9 @@
-import clip
 import pytest
 import torch
-from clip import Adapter, adapters_disabled, attach_residual_attention, load_adapters
 from torch import nn
+
+import clip
+from clip import Adapter, adapters_disabled, attach_residual_attention, load_adapters
 
 
 class Model(nn.Module):
@@ -28,9 +29,14 @@ def test_disabled_is_reentrant_and_restores_each_switch():
 def test_disabled_survives_exceptions_and_leaves_gradients_alone():
     model = Model()
     before = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(RuntimeError, match="inside"), adapters_disabled(model):
-        assert [p.requires_grad for p in model.parameters()] == before
-        raise RuntimeError("inside")
+
+    def fail():
+        with adapters_disabled(model):
+            assert [p.requires_grad for p in model.parameters()] == before
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert model.one.enabled
 
 

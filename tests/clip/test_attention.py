@@ -1,13 +1,13 @@
 import math
 
-import clip
 import open_clip
 import pytest
 import torch
-from clip import AdaptedAttention, ResidualAttention, adapters_disabled, attach_residual_attention
-from clip.backbones import OPENAI_INPUT, Backbone
 from torch import nn
 
+import clip
+from clip import AdaptedAttention, ResidualAttention, adapters_disabled, attach_residual_attention
+from clip.backbones import OPENAI_INPUT, Backbone
 from tests.conftest import tiny_model
 
 ALL = {"n_ctx_vision": 4, "n_ctx_text": 4, "vision_depth": 12, "text_depth": 12}
@@ -21,8 +21,12 @@ def perturb(backbone):
 
 
 def features(backbone):
-    images = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(2))
-    return backbone.encode_image(images), backbone.encode_text(backbone.tokenize(["a cat", "a longer text"]))
+    images = torch.randn(
+        2, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(2)
+    )
+    return backbone.encode_image(images), backbone.encode_text(
+        backbone.tokenize(["a cat", "a longer text"])
+    )
 
 
 def plain_formula(host, residual, x, mask):
@@ -101,7 +105,9 @@ def test_identity_with_gradients_enabled(tiny_backbone, training):
 
 def test_training_mode_changes_nothing(tiny_backbone):
     plain = features(tiny_backbone)
-    assert all(torch.equal(a, b) for a, b in zip(plain, features(tiny_backbone.train()), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain, features(tiny_backbone.train()), strict=True)
+    )
 
 
 def test_equals_open_clip(tiny_backbone):
@@ -109,8 +115,12 @@ def test_equals_open_clip(tiny_backbone):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     tokens = open_clip.tokenize(["a cat"])
     with torch.no_grad():
-        torch.testing.assert_close(tiny_backbone.encode_image(images), stock.encode_image(images), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(tiny_backbone.encode_text(tokens), stock.encode_text(tokens), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            tiny_backbone.encode_image(images), stock.encode_image(images), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            tiny_backbone.encode_text(tokens), stock.encode_text(tokens), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_keeps_state_dict_keys_and_shares_weights(tiny_backbone):
@@ -118,7 +128,9 @@ def test_keeps_state_dict_keys_and_shares_weights(tiny_backbone):
     attach_residual_attention(tiny_backbone, **ALL)
     after = tiny_backbone.state_dict()
     assert set(before) <= set(after)
-    assert all(name.endswith(("residual.key", "residual.value")) for name in set(after) - set(before))
+    assert all(
+        name.endswith(("residual.key", "residual.value")) for name in set(after) - set(before)
+    )
     assert all(before[name].data_ptr() == after[name].data_ptr() for name in before)
 
 
@@ -143,8 +155,14 @@ def test_depth_counts_adapted_layers(tiny_backbone, depth, adapted):
 
 
 def test_context_lengths_belong_to_their_towers(tiny_backbone):
-    attach_residual_attention(tiny_backbone, n_ctx_vision=2, n_ctx_text=3, vision_depth=1, text_depth=1)
-    shapes = [tuple(p.shape) for n, p in clip.adapter_parameters(tiny_backbone).items() if n.endswith("key")]
+    attach_residual_attention(
+        tiny_backbone, n_ctx_vision=2, n_ctx_text=3, vision_depth=1, text_depth=1
+    )
+    shapes = [
+        tuple(p.shape)
+        for n, p in clip.adapter_parameters(tiny_backbone).items()
+        if n.endswith("key")
+    ]
     assert shapes == [(2, 2, 64), (2, 3, 64)]  # vision first: (heads, N, head width)
 
 
@@ -170,7 +188,9 @@ def test_refuses_twice_and_negative_depth_and_empty_context(tiny_backbone):
 def test_refuses_resnet():
     model = open_clip.model.CLIP(
         embed_dim=16,
-        vision_cfg=open_clip.model.CLIPVisionCfg(layers=(1, 1, 1, 1), width=4, head_width=4, image_size=32),
+        vision_cfg=open_clip.model.CLIPVisionCfg(
+            layers=(1, 1, 1, 1), width=4, head_width=4, image_size=32
+        ),
         text_cfg=open_clip.model.CLIPTextCfg(width=16, heads=2, layers=1),
     )
     with pytest.raises(ValueError, match="vision tower.*ViT-B/16"):

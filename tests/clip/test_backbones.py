@@ -1,20 +1,24 @@
 import zipfile
 
-import clip
 import open_clip
 import pytest
 import torch
+
+import clip
 from clip import backbones
 from clip.backbones import has_vision_transformer, input_spec
-
 from tests.conftest import tiny_model
 
 
 def assert_same_model(backbone, stock):
     images, tokens = torch.randn(2, 3, 32, 32), open_clip.tokenize(["a cat", "two dogs"])
     with torch.no_grad():
-        torch.testing.assert_close(backbone.encode_image(images), stock.encode_image(images), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(backbone.encode_text(tokens), stock.encode_text(tokens), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            backbone.encode_image(images), stock.encode_image(images), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            backbone.encode_text(tokens), stock.encode_text(tokens), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_state_dict_file_loads_exactly(tiny_checkpoint):
@@ -28,7 +32,11 @@ def test_state_dict_file_loads_exactly(tiny_checkpoint):
 
 def test_half_precision_state_dict_as_openai_writes_it(tmp_path):
     state = {k: v.half() for k, v in tiny_model().state_dict().items()}
-    state |= {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+    state |= {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(49408),
+    }
     torch.save(state, tmp_path / "half.pt")
     backbone = clip.load(str(tmp_path / "half.pt"))
     assert backbone.dtype == torch.float32
@@ -38,13 +46,19 @@ def test_half_precision_state_dict_as_openai_writes_it(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_archive(tmp_path):
     model = tiny_model()
-    inputs = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
+    inputs = {
+        "encode_image": torch.zeros(1, 3, 32, 32),
+        "encode_text": torch.zeros(1, 77, dtype=torch.long),
+    }
     torch.jit.trace_module(model, inputs, check_trace=False).save(str(tmp_path / "archive.pt"))
     assert_same_model(clip.load(str(tmp_path / "archive.pt")), tiny_model())
 
 
 def test_training_checkpoint_with_module_prefix(tmp_path):
-    torch.save({"state_dict": {f"module.{k}": v for k, v in tiny_model().state_dict().items()}}, tmp_path / "m.pt")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in tiny_model().state_dict().items()}},
+        tmp_path / "m.pt",
+    )
     assert_same_model(clip.load(str(tmp_path / "m.pt")), tiny_model())
 
 
@@ -61,7 +75,9 @@ def test_resnet_checkpoint(tmp_path):
     assert backbone.vision_transformer is None
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_low_precision_weights(tiny_checkpoint, precision, dtype):
     backbone = clip.load(tiny_checkpoint, precision=precision)
     assert backbone.dtype == dtype

@@ -1,11 +1,20 @@
 import json
 
 import pytest
-from clip.prompts import described_prompts, ensemble_prompts, fill, read_descriptions, template_prompts
+
+from clip.prompts import (
+    described_prompts,
+    ensemble_prompts,
+    fill,
+    read_descriptions,
+    template_prompts,
+)
 
 
 def test_template_takes_readable_names():
-    assert template_prompts(["Annual_Crop Land"], "A photo of a {},") == [["A photo of a annual crop land,"]]
+    assert template_prompts(["Annual_Crop Land"], "A photo of a {},") == [
+        ["A photo of a annual crop land,"]
+    ]
 
 
 def test_template_without_place_is_refused():

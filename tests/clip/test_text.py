@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from clip import TextBank, adapters_disabled, attach_residual_attention
 from clip import text as text_module
 from clip.text import encode_tokens
@@ -28,7 +29,9 @@ def test_truncation_really_cuts(tiny_backbone, monkeypatch):
     seen = []
     original = text_module.encode_embeddings
     monkeypatch.setattr(
-        text_module, "encode_embeddings", lambda m, x, e: seen.append(x.shape[1]) or original(m, x, e)
+        text_module,
+        "encode_embeddings",
+        lambda m, x, e: seen.append(x.shape[1]) or original(m, x, e),
     )
     tiny_backbone.encode_text(tiny_backbone.tokenize(["a cat", "a black cat"]))
     assert seen == [5]  # start, a, black, cat, end
@@ -46,14 +49,19 @@ def test_towers_that_read_everything_are_not_cut(tiny_backbone):
     tiny_backbone.model.text_pool_type = "last"
     tokens = tiny_backbone.tokenize(["a cat"])
     assert tiny_backbone.end_of_text() is None
-    assert torch.equal(encode_tokens(tiny_backbone.model, tokens), tiny_backbone.model.encode_text(tokens))
+    assert torch.equal(
+        encode_tokens(tiny_backbone.model, tokens), tiny_backbone.model.encode_text(tokens)
+    )
 
 
 def test_a_prompt_of_full_length_survives(tiny_backbone):
     tokens = tiny_backbone.tokenize(["cat " * 200])
     assert tokens[0, -1] == tokens.max()  # still ends
     torch.testing.assert_close(
-        tiny_backbone.encode_text(tokens), tiny_backbone.model.encode_text(tokens), rtol=1e-5, atol=1e-5
+        tiny_backbone.encode_text(tokens),
+        tiny_backbone.model.encode_text(tokens),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

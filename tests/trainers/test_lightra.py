@@ -1,14 +1,14 @@
 import math
 
-import clip
 import pytest
 import torch
+from torch.nn import functional as F
+
+import clip
 from clip import attach_residual_attention, freeze_except
 from dassl.engine import build_trainer
-from torch.nn import functional as F
-from trainers.lightra import LightRACLIP, lightra_loss
-
 from tests.clip.test_attention import plain_formula
+from trainers.lightra import LightRACLIP, lightra_loss
 
 SMALL = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES", "base")
 
@@ -23,7 +23,8 @@ def plain_tower(transformer, x, mask, residual):
             x = x + torch.nn.functional.multi_head_attention_forward(
                 *[y.transpose(0, 1)] * 3, block.attn.embed_dim, block.attn.num_heads,
                 block.attn.in_proj_weight, block.attn.in_proj_bias, None, None, False, 0.0,
-                block.attn.out_proj.weight, block.attn.out_proj.bias, attn_mask=mask, need_weights=False,
+                block.attn.out_proj.weight, block.attn.out_proj.bias,
+                attn_mask=mask, need_weights=False,
             )[0].transpose(0, 1)  # fmt: skip
         x = x + block.mlp(block.ln_2(x))
     return x
@@ -32,7 +33,10 @@ def plain_tower(transformer, x, mask, residual):
 def plain_features(backbone, images, tokens, residual):
     model, visual = backbone.model, backbone.model.visual
     x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
+    x = (
+        torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1)
+        + visual.positional_embedding
+    )
     x = plain_tower(visual.transformer, visual.ln_pre(x), None, residual)
     image = visual.ln_post(x[:, 0]) @ visual.proj
     t = model.token_embedding(tokens) + model.positional_embedding
@@ -48,7 +52,9 @@ def test_loss_and_gradients_equal_the_plain_formula(tiny_backbone, c, w):
     freeze_except(tiny_backbone)
     torch.manual_seed(3)
     for name, parameter in clip.adapter_parameters(tiny_backbone).items():
-        parameter.data = torch.randn_like(parameter.double()) * (0.5 if name.endswith("value") else 1)
+        parameter.data = torch.randn_like(parameter.double()) * (
+            0.5 if name.endswith("value") else 1
+        )
     prompts = [["a cat", "a cat that sleeps"], ["one dog"], ["a very long bird, in the sky"]]
     model = LightRACLIP(tiny_backbone, prompts, renormalize=False)
     images, label = torch.randn(4, 3, 32, 32, dtype=torch.double), torch.tensor([0, 2, 1, 1])
@@ -72,7 +78,12 @@ def test_loss_and_gradients_equal_the_plain_formula(tiny_backbone, c, w):
     loss = ce + w * (text + vision)
 
     torch.testing.assert_close(out.logits, logits, rtol=1e-6, atol=1e-6)
-    for got, expected in ((out.loss, loss), (out.parts["ce"], ce), (out.parts["text"], text), (out.parts["vision"], vision)):
+    for got, expected in (
+        (out.loss, loss),
+        (out.parts["ce"], ce),
+        (out.parts["text"], text),
+        (out.parts["vision"], vision),
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
     for a, b in zip(fast, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
@@ -88,14 +99,22 @@ def test_evaluation_averages_unit_features_without_renormalising(tiny_backbone):
     released = LightRACLIP(tiny_backbone, prompts, renormalize=False).eval()(images)
     paper = LightRACLIP(tiny_backbone, prompts, renormalize=True).eval()(images)
     torch.testing.assert_close(released, s * f @ torch.stack(h).T, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(paper, s * f @ F.normalize(torch.stack(h), dim=-1).T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        paper, s * f @ F.normalize(torch.stack(h), dim=-1).T, rtol=1e-4, atol=1e-4
+    )
     assert not torch.allclose(released, paper)
 
 
 def test_settings_are_the_published_ones(make_config):
-    expected = {"base2novel": (0.005, 20, 9.0), "few_shot": (0.0075, 30, 6.0), "cross_dataset": (0.001, 20, 20.0)}
+    expected = {
+        "base2novel": (0.005, 20, 9.0),
+        "few_shot": (0.0075, 30, 6.0),
+        "cross_dataset": (0.001, 20, 20.0),
+    }
     for protocol, (lr, epochs, weight) in expected.items():
-        cfg = make_config(f"LightRA/{protocol}", dataset="oxford_pets" if protocol != "few_shot" else "eurosat")
+        cfg = make_config(
+            f"LightRA/{protocol}", dataset="oxford_pets" if protocol != "few_shot" else "eurosat"
+        )
         assert (cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == ("adamw", lr, 5e-4)
         assert (cfg.OPTIM.MAX_EPOCH, cfg.DATALOADER.TRAIN_X.BATCH_SIZE) == (epochs, 16)
         assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_EPOCH) == ("cosine", -1)
@@ -122,7 +141,8 @@ TRAIN: {PRINT_FREQ: 20}
 MODEL: {BACKBONE: {NAME: "ViT-B/16"}}
 DATASET: {SUBSAMPLE_CLASSES: base, PROMPT_PATH: p.json, PROMPT_TEMPLATE: "A photo of a {},"}
 TRAINER:
-  LightRA: {N_CTX_VISION: 4, N_CTX_TEXT: 4, PREC: "amp", VISION_DEPTH: 12, TEXT_DEPTH: 12, COS_WEIGHT: 3.5, LOSS_WEIGHT: 9}
+  LightRA: {N_CTX_VISION: 4, N_CTX_TEXT: 4, PREC: "amp", VISION_DEPTH: 12, TEXT_DEPTH: 12,
+            COS_WEIGHT: 3.5, LOSS_WEIGHT: 9}
 """
 
 
@@ -139,9 +159,13 @@ def released_state(trainer):
     generator = torch.Generator().manual_seed(0)
     state = {}
     for tower in ("visual", "text"):
-        transformer = getattr(trainer.model.backbone, f"{tower.replace('visual', 'vision')}_transformer")
+        transformer = getattr(
+            trainer.model.backbone, f"{tower.replace('visual', 'vision')}_transformer"
+        )
         for i in range(len(transformer.resblocks)):
-            state[f"{tower}ResidualAttention.{i}.prefix_pool"] = torch.randn(2, 4, 128, generator=generator)
+            state[f"{tower}ResidualAttention.{i}.prefix_pool"] = torch.randn(
+                2, 4, 128, generator=generator
+            )
     return state
 
 
@@ -151,9 +175,17 @@ def test_released_checkpoint_loads_and_evaluates(make_config, tmp_path):
     folder = tmp_path / "released" / "ResidualAttention"
     folder.mkdir(parents=True)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 1e-3)
-    live = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)  # an object, as Dassl pickles it
+    live = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, 20
+    )  # an object, as Dassl pickles it
     torch.save(
-        {"state_dict": state, "epoch": 20, "optimizer": {}, "scheduler": {"successor": live}, "val_result": None},
+        {
+            "state_dict": state,
+            "epoch": 20,
+            "optimizer": {},
+            "scheduler": {"successor": live},
+            "val_result": None,
+        },
         folder / "model.pth.tar-20",
     )
     before = trainer.test()
@@ -167,7 +199,9 @@ def test_released_checkpoint_loads_and_evaluates(make_config, tmp_path):
 
 
 def test_released_checkpoint_of_another_depth_is_refused(make_config, tmp_path):
-    trainer = build_trainer(make_config("LightRA/base2novel", *SMALL, "TRAINER.LightRA.TEXT_DEPTH", "1"))
+    trainer = build_trainer(
+        make_config("LightRA/base2novel", *SMALL, "TRAINER.LightRA.TEXT_DEPTH", "1")
+    )
     folder = tmp_path / "released" / "ResidualAttention"
     folder.mkdir(parents=True)
     torch.save({"state_dict": released_state(trainer), "epoch": 20}, folder / "model.pth.tar-20")
