@@ -38,7 +38,13 @@ def warnings(cells: Cells, selection: Selection) -> list[str]:
         lines += _mixed_configs(cell)
         for run in cell.values():
             lines += _contradictions(run)
-    return [*lines, *_mixed_backbones(cells), *_mixed_splits(cells), *_notes(cells)]
+    return [*lines, *_mixed_backbones(cells), *_mixed_splits(cells)]
+
+
+def untrained(cells: Cells, series: Series) -> bool:
+    """Whether nothing of a series is trained, so that all its seeds are one and the same run."""
+    runs = [run for cell, found in cells.items() if cell.series == series for run in found.values()]
+    return all(run.result.get("trainable_parameters") == 0 for run in runs)
 
 
 def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
@@ -55,7 +61,7 @@ def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
                 continue
             found = cells.get(Cell(series, dataset, stage, shots), {})
             absent = sorted(seeds - set(found))
-            if not absent:
+            if not absent or (found and untrained(cells, series)):
                 continue
             key = RunKey(
                 protocol.name, stage, dataset, shots, series.trainer, series.cfg, absent[0]
@@ -156,7 +162,7 @@ def _mixed_splits(cells: Cells) -> Iterator[str]:
             )
 
 
-def _notes(cells: Cells) -> Iterator[str]:
+def run_notes(cells: Cells) -> Iterator[str]:
     """Pass on what the runs themselves noted, each text once."""
     places: dict[str, list[Path]] = {}
     for runs in cells.values():
@@ -164,5 +170,5 @@ def _notes(cells: Cells) -> Iterator[str]:
             for note in run.result.get("notes") or ():
                 places.setdefault(str(note), []).append(run.directory)
     for note, directories in places.items():
-        more = f" and {len(directories) - 1} more runs" if len(directories) > 1 else ""
-        yield f"{note}: {directories[0]}{more}"
+        where = f"{len(directories)} runs, first" if len(directories) > 1 else "1 run,"
+        yield f"{note} ({where} {directories[0]})"

@@ -131,7 +131,7 @@ class JobPool:
     def run(self) -> list[Outcome]:
         """Run everything and return the outcomes in the order of the jobs."""
         jobs = list(self.waiting)
-        bar = tqdm(total=len(jobs), unit="job", file=sys.stderr, dynamic_ncols=True)
+        bar = tqdm(total=len(jobs), unit="job", file=sys.stderr, dynamic_ncols=True, disable=None)
         with self._catch_signals(), bar:
             try:
                 while (self.waiting or self.running) and not self.signals:

@@ -124,6 +124,8 @@ def _render_section(section: Section, form: str) -> str:
     blocks.append(gap.join(f"{prefix}{line}" for line in section.captions))
     if section.warnings:
         blocks.append(gap.join(f"{warning}{line}" for line in section.warnings))
+    if section.notes:
+        blocks.append(gap.join(f"{prefix}Note: {line}" for line in section.notes))
     return "\n\n".join(blocks)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from scripts import protocols
-from scripts.checks import warnings
+from scripts.checks import run_notes, untrained, warnings
 from scripts.protocols import dataset_rank
 from scripts.published import PUBLISHED
 from scripts.results import Cells, Run, Selection, Series, Stat, group, series_names
@@ -55,6 +55,7 @@ class Section:
         tables: Tables over them.
         captions: Lines that explain the numbers.
         warnings: Lines that cast doubt on them.
+        notes: What the runs themselves noted.
         comparable: Series whose backbone is the one of the published numbers.
     """
 
@@ -67,6 +68,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     comparable: list[Series] = field(default_factory=list)
 
     def text(self, series: Series, dataset: str, metric: str, shots: int | None = None) -> str:
@@ -141,7 +143,7 @@ def _section(cells: Cells, selection: Selection, source: str) -> Section:
     protocol = selection.protocol
     suite = any(cell.dataset in protocols.SUITE for cell in cells)
     subject = f", trained on {source or 'an unknown source'}" if protocol == "cross_dataset" else ""
-    names = series_names(cell.series for cell in cells)
+    names = series_names(sorted((c.series for c in cells), key=lambda s: not untrained(cells, s)))
     section = Section(
         title=f"{protocol}{subject}{' (Shapes suite, demonstration)' if suite else ''}",
         protocol=protocol,
@@ -151,6 +153,7 @@ def _section(cells: Cells, selection: Selection, source: str) -> Section:
         scores=scores(protocol, cells, source),
         captions=[SEEDS_LINE, *([HM_LINE] if protocol == "base2novel" else [])],
         warnings=warnings(cells, selection),
+        notes=list(run_notes(cells)),
         comparable=[] if suite else [one for one in names if _vit_b16(cells, one)],
     )
     make = {"base2novel": _base2novel, "few_shot": _few_shot, "cross_dataset": _cross_dataset}
@@ -180,17 +183,12 @@ def _published(protocol: str, columns: Sequence[str]) -> list[list[str]]:
 
 
 def _base2novel(section: Section) -> list[Table]:
-    """One row per dataset, and the table of means in which the papers' rows stand."""
+    """One row per dataset and trainer, and the table of means in which the papers' rows stand."""
     metrics = {"base": "base", "novel": "novel", "hm": "HM"}
-    several = len(section.names) > 1
-    header = ["dataset"] + [
-        f"{name} {shown}" if several else shown
-        for name in section.names.values()
-        for shown in metrics.values()
-    ]
     rows = [
-        [name, *(section.text(one, name, metric) for one in section.names for metric in metrics)]
-        for name in section.rows()
+        [dataset, name, *(section.text(one, dataset, metric) for metric in metrics)]
+        for dataset in section.rows()
+        for one, name in section.names.items()
     ]
     means = [
         [name, *(section.text(one, MEAN, metric) for metric in metrics)]
@@ -199,7 +197,8 @@ def _base2novel(section: Section) -> list[Table]:
     ]
     if section.covers("hm", protocols.FEW_SHOT_DATASETS, 16):
         means += _published("base2novel", list(metrics))
-    tables = [Table("per dataset", header, rows)]
+    header = ["dataset", "trainer", *metrics.values()]
+    tables = [Table("per dataset", header, rows, labels=2)]
     if len(means) > 1:
         tables.append(Table("means over datasets", ["trainer", *metrics.values()], means))
     return tables

@@ -192,13 +192,31 @@ def test_other_doubts_are_named(tmp_path, write_run):
     write_run("train", "dtd", 1, 70.0, protocol="few_shot", trainer="RAda", split_hash="other")
     write_run("train", "eurosat", 1, 70.0, protocol="few_shot", trainer="RAda")
     write_run("train", "ucf101", 1, 70.0, protocol="few_shot", trainer="RAda")
-    lines = "\n".join(build(tmp_path, "few_shot").warnings())
-    assert "2 images skipped: " in lines
+    report = build(tmp_path, "few_shot")
+    lines = "\n".join(report.warnings())
+    assert [note for s in report.sections for note in s.notes] == [
+        f"2 images skipped (1 run, {runs_directory(tmp_path)})"
+    ]
     assert "result of another run (seed is 4, not 1)" in lines
     assert "result of another run (subsample_classes is base, not all)" in lines
     assert "LightRA: mixed backbones RN50, ViT-B/16" in lines
     assert "trainers saw different images (dtd, train, 16 shots, seed 1)" in lines
-    assert len(lines.splitlines()) == 5
+    assert len(lines.splitlines()) == 4
+
+
+def runs_directory(tmp_path):
+    return tmp_path / "few_shot/train/dtd/shots_16/LightRA/few_shot/seed1"
+
+
+def test_an_untrained_method_comes_first_and_needs_no_further_seeds(tmp_path, write_run):
+    for seed in (1, 2):
+        write_run("train_base", "dtd", seed, 70.0)
+        write_run("test_new", "dtd", seed, 60.0)
+    write_run("train_base", "dtd", 1, 50.0, trainer="ZeroshotCLIP", trainable_parameters=0)
+    write_run("test_new", "dtd", 1, 50.0, trainer="ZeroshotCLIP", trainable_parameters=0)
+    report = build(tmp_path)
+    assert list(report.sections[0].names.values()) == ["ZeroshotCLIP", "LightRA"]
+    assert not any(line.startswith("missing") for line in report.warnings())
 
 
 def test_half_written_results_do_not_count(tmp_path, write_run):

@@ -287,7 +287,7 @@ def test_report_follows_the_jobs(repo, capsys):
     words = ["--protocol", "base2novel", "--datasets", "shapes", "--seeds", "1 2"]
     assert main(words, repo=repo.path, train_command=command) == 0
     out = capsys.readouterr().out
-    assert "shapes     50.00 ± 0.00" in out
+    assert "shapes     LightRA    50.00 ± 0.00" in out
     assert "not comparable to published" in out
 
 
