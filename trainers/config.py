@@ -53,6 +53,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
     )
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
 

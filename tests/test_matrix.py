@@ -1,0 +1,162 @@
+"""Every registered trainer, dataset row and config file goes through the same checks."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import datasets.table
+import pytest
+import torch
+import trainers  # noqa: F401 - registers the methods
+import yaml
+from clip import adapter_parameters, adapters_disabled
+from dassl.config import config_hash
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
+from trainers.base import CLIPTrainer
+
+from tests.conftest import REPOSITORY
+
+METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
+DATASET_FILES = sorted((REPOSITORY / "configs/datasets").glob("*.yaml"))
+OURS = [
+    name
+    for name in TRAINER_REGISTRY.registered_names()
+    if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)
+    and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
+]
+PROTOCOLS = {"base2novel", "few_shot", "cross_dataset"}
+SMALL = (
+    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
+)
+
+
+def method_id(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=method_id)
+@pytest.mark.parametrize("dataset", [path.stem for path in DATASET_FILES])
+def test_every_pair_of_files_makes_a_config(make_config, path, dataset):
+    cfg = make_config(method_id(path), dataset=dataset)
+    assert cfg.TRAINER.NAME == path.parent.name
+    assert cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names()
+    assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+    if cfg.MODEL.BACKBONE.NAME == "shapes":
+        assert cfg.INPUT.SIZE == (48, 48)
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=method_id)
+def test_config_files_hold_only_differences(make_config, path):
+    """A key that repeats its default hides what a method really changes."""
+    from trainers.config import default_config
+
+    defaults = default_config()
+    repeated = []
+
+    def walk(section, node, prefix=""):
+        for key, value in section.items():
+            if isinstance(value, dict):
+                walk(value, node[key], f"{prefix}{key}.")
+            elif value == node[key] and not prefix.startswith(("TRAINER.", "OPTIM.")):
+                repeated.append(prefix + key)
+
+    content = yaml.safe_load(path.read_text())
+    content.pop("PER_DATASET", None)
+    walk(content, defaults)
+    assert not repeated
+    assert path.read_text().startswith("#"), "the head says what it is and how it is run"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_has_every_protocol(name):
+    found = {path.stem for path in METHOD_FILES if path.parent.name == name}
+    assert found >= PROTOCOLS
+
+
+def test_every_row_has_a_file_and_every_file_a_row():
+    rows = {row.config: row.name for row in datasets.table.ROWS}
+    files = {p.stem: yaml.safe_load(p.read_text())["DATASET"]["NAME"] for p in DATASET_FILES}
+    assert files == {**rows, "folder": "Folder"}
+
+
+@pytest.mark.parametrize("name", OURS)
+class TestTrainer:
+    """On the bundled suite: 20 classes, one shot, one epoch."""
+
+    def test_trains_saves_loads_and_reports(self, name, make_config):
+        cfg = make_config(f"{name}/base2novel", *SMALL)
+        trainer = build_trainer(cfg)
+        model = trainer.model
+        frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+        declared = {n for n, p in model.named_parameters() if p.requires_grad}
+        before = trainer.model.eval()(torch.zeros(1, 3, 48, 48)).detach()
+        start = {n: p.clone() for n, p in model.named_parameters() if n in declared}
+
+        trainer.train()
+
+        now = dict(model.named_parameters())
+        assert {n for n, p in now.items() if p.requires_grad} == declared
+        assert all(torch.equal(now[n], p) for n, p in frozen.items())
+        after = model.eval()(torch.zeros(1, 3, 48, 48)).detach()
+        assert torch.equal(before, after) != bool(declared)
+        assert all(not torch.equal(now[n], start[n]) for n in declared)
+
+        result = read_result(cfg.OUTPUT_DIR)
+        assert result["trainable_parameters"] == sum(now[n].numel() for n in declared)
+        assert result["config_hash"] == config_hash(cfg)
+        assert result["num_classes"] == 20
+
+        other = build_trainer(make_config(f"{name}/base2novel", *SMALL, output="other"))
+        other.load_model(cfg.OUTPUT_DIR if declared else "")
+        assert torch.equal(other.model.eval()(torch.zeros(1, 3, 48, 48)), after)
+
+    def test_checkpoint_holds_only_what_trains(self, name, make_config):
+        cfg = make_config(f"{name}/base2novel", *SMALL)
+        trainer = build_trainer(cfg)
+        trainer.train()
+        files = list(Path(cfg.OUTPUT_DIR).glob("*/model.pth.tar-*"))
+        expected = trainable_state(trainer.model)
+        assert bool(files) == bool(expected)
+        for file in files:
+            content = torch.load(file, weights_only=True)
+            assert content["state_dict"].keys() == expected.keys()
+            assert content["meta"]["method"] == name
+            assert content["meta"]["num_classes"] == 20
+
+    def test_disabled_adapters_give_the_pre_trained_model(self, name, make_config):
+        trainer = build_trainer(make_config(f"{name}/base2novel", *SMALL))
+        backbone = trainer.model.backbone
+        images = torch.randn(2, 3, 48, 48)
+        tokens = backbone.tokenize(["a red circle"])
+        plain = backbone.encode_image(images), backbone.encode_text(tokens)
+        for parameter in adapter_parameters(backbone).values():
+            parameter.data.normal_()
+        with adapters_disabled(backbone):
+            off = backbone.encode_image(images), backbone.encode_text(tokens)
+        assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
+
+    def test_new_classes_are_evaluated_with_base_weights(self, name, make_config):
+        cfg = make_config(f"{name}/base2novel", *SMALL)
+        trained = build_trainer(cfg)
+        trained.train()
+        options = [*SMALL[:2], "DATASET.SUBSAMPLE_CLASSES", "new", *SMALL[4:]]
+        new = build_trainer(make_config(f"{name}/base2novel", *options, output="new"))
+        new.load_model(cfg.OUTPUT_DIR)
+        new.test()
+        assert read_result(new.output_dir)["eval_only"]
+        assert set(new.dm.dataset.classnames).isdisjoint(trained.dm.dataset.classnames)
+        state = trainable_state(trained.model)
+        assert all(torch.equal(v, state[k]) for k, v in trainable_state(new.model).items())
+
+    def test_learns(self, name, make_config):
+        """Two epochs on two classes' worth of pictures lower the loss."""
+        options = [*SMALL, "DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "3"]
+        trainer = build_trainer(make_config(f"{name}/base2novel", *options))
+        if not trainable_state(trainer.model):
+            return
+        start = copy.deepcopy(trainer.test())
+        trainer.train()
+        assert read_result(trainer.output_dir)["metrics"]["accuracy"] > start + 5
