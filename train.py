@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one job; see ``python train.py --help``.
 
     Raises:
-        SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used. With
-            ``--debug`` the error itself.
+        SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used;
+            with ``--debug`` the error itself.
     """
     args = argument_parser().parse_args(argv)
     try:

@@ -59,7 +59,13 @@ class Protocol:
         """Return the class half (all, base or new) that runs of a stage are tested on."""
         return self.train_classes if stage == self.train_stage else self.test_classes
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Directories of its stages, training first."""
+        return tuple(filter(None, (self.train_stage, self.test_stage)))
 
+
+# Another row needs nothing else: reports then show one column per stage (scores.CLASS_METRICS).
 PROTOCOLS = {
     row.name: row
     for row in (

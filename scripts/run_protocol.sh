@@ -21,5 +21,5 @@ run_protocol() {
             flags+=("--${pair##*:}" "$words")
         fi
     done
-    exec "${python:-python}" "$here/run.py" "${flags[@]}" "$@"
+    exec "${python:-$(command -v python || command -v python3)}" "$here/run.py" "${flags[@]}" "$@"
 }

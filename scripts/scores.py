@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from scripts.protocols import PROTOCOLS, SHIFTS, dataset_rank
+from scripts.protocols import PROTOCOLS, SHIFTS, Protocol, dataset_rank
 from scripts.results import (
     Cell,
     Cells,
@@ -22,6 +22,9 @@ from scripts.results import (
 # Names that stand for a mean in the place of a dataset's name.
 MEAN, MEAN_TARGETS, MEAN_SHIFTS = "mean", "mean_targets", "mean_shifts"
 MEANS = (MEAN, MEAN_TARGETS, MEAN_SHIFTS)
+
+# Metric of a stage in protocols without tables of their own, by the classes it is tested on.
+CLASS_METRICS = {"base": "base", "new": "novel", "all": "accuracy"}
 
 BySeed = dict[int, float]
 
@@ -52,8 +55,10 @@ def scores(protocol: str, cells: Cells, source: str = "") -> list[Score]:
             found += _base2novel(series, own)
         elif protocol == "few_shot":
             found += _few_shot(series, own)
-        else:
+        elif protocol == "cross_dataset":
             found += _cross_dataset(series, own, source)
+        else:
+            found += _by_classes(PROTOCOLS[protocol], series, own)
     return found
 
 
@@ -114,3 +119,19 @@ def _cross_dataset(series: Series, cells: dict[Cell, BySeed], source: str) -> It
         yield Score(series, MEAN_TARGETS, shots, "accuracy", summarise_datasets(targets))
     if shifts:
         yield Score(series, MEAN_SHIFTS, shots, "accuracy", summarise_datasets(shifts))
+
+
+def _by_classes(protocol: Protocol, series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
+    """Accuracy per stage; the means are over the datasets that have every stage."""
+    shots = series.shots or 0
+    stages = {stage: CLASS_METRICS[protocol.classes_of(stage)] for stage in protocol.stages}
+    by_place = {(cell.dataset, cell.stage): by_seed for cell, by_seed in cells.items()}
+    datasets = _ordered(dataset for dataset, _ in by_place)
+    for dataset in datasets:
+        for stage, metric in stages.items():
+            if by_seed := by_place.get((dataset, stage)):
+                yield Score(series, dataset, shots, metric, summarise(list(by_seed.values())))
+    whole = [name for name in datasets if all((name, stage) in by_place for stage in stages)]
+    for stage, metric in stages.items() if whole else ():
+        stat = summarise_datasets([by_place[name, stage] for name in whole])
+        yield Score(series, MEAN, shots, metric, stat)

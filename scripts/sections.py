@@ -10,7 +10,15 @@ from scripts.checks import run_notes, untrained, warnings
 from scripts.protocols import dataset_rank
 from scripts.published import PUBLISHED
 from scripts.results import Cells, Run, Selection, Series, Stat, group, series_names
-from scripts.scores import MEAN, MEAN_SHIFTS, MEAN_TARGETS, MEANS, Score, scores
+from scripts.scores import (
+    CLASS_METRICS,
+    MEAN,
+    MEAN_SHIFTS,
+    MEAN_TARGETS,
+    MEANS,
+    Score,
+    scores,
+)
 
 SUITE_LINE = (
     "The Shapes suite is a bundled demonstration on rendered pictures with a tiny model; its"
@@ -157,12 +165,12 @@ def _section(cells: Cells, selection: Selection, source: str) -> Section:
         comparable=[] if suite else [one for one in names if _vit_b16(cells, one)],
     )
     make = {"base2novel": _base2novel, "few_shot": _few_shot, "cross_dataset": _cross_dataset}
-    section.tables = make[protocol](section)
+    section.tables = make.get(protocol, _by_classes)(section)
     if suite:
         section.captions.append(SUITE_LINE)
     elif any(cell.endswith(" *") for table in section.tables for row in table.rows for cell in row):
         section.captions.append(PUBLISHED_LINE)
-    elif all(name in protocols.DATASET_ORDER for name in section.datasets()):
+    elif protocol in PUBLISHED and set(section.datasets()) <= set(protocols.DATASET_ORDER):
         section.captions.append(NOT_SHOWN_LINE)
     return section
 
@@ -246,3 +254,15 @@ def _cross_dataset(section: Section) -> list[Table]:
             rows += _published("cross_dataset", [*own, *datasets, title])
         tables.append(Table(title, ["trainer", *own, *datasets, "mean"], rows))
     return tables
+
+
+def _by_classes(section: Section) -> list[Table]:
+    """One row per dataset and trainer, one column per stage, headed by its classes."""
+    protocol = protocols.PROTOCOLS[section.protocol]
+    classes = [protocol.classes_of(stage) for stage in protocol.stages]
+    rows = [
+        [dataset, name, *(section.text(one, dataset, CLASS_METRICS[half]) for half in classes)]
+        for dataset in section.rows()
+        for one, name in section.names.items()
+    ]
+    return [Table("accuracy by classes", ["dataset", "trainer", *classes], rows, labels=2)]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import datasets.table
 import pytest
 import torch
-import trainers  # noqa: F401 - registers the methods
 import yaml
+
+import datasets.table
+import trainers  # noqa: F401 - registers the methods
 from clip import adapter_parameters, adapters_disabled
 from dassl.config import config_hash
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
-from trainers.base import CLIPTrainer
-
 from tests.conftest import REPOSITORY
+from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
 DATASET_FILES = sorted((REPOSITORY / "configs/datasets").glob("*.yaml"))

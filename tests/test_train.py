@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-import train
 
+import train
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -106,6 +106,15 @@ def test_checkpoint_of_another_method_backbone_or_shape(capsys, run, tmp_path):
     assert "'ViT-B/16'" in evaluate()
     path.write_bytes(path.read_bytes()[:1000])
     assert "model.pth.tar-1" in evaluate()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [([], "--trainer or --config-file"), (["--trainer", "LightRA"], "--dataset-config-file")],
+)
+def test_missing_names_say_which_flag_gives_them(command, said):
+    with pytest.raises(SystemExit, match=said):
+        train.main(command)
 
 
 def test_debug_shows_the_error_itself(run):

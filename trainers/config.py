@@ -96,6 +96,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     options = [option for option in args.opts if option != "--"]
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
+    _require_names(cfg)
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg
@@ -105,6 +106,15 @@ def resolve(path: str) -> Path:
     """A file named in a config: as given, else relative to the repository."""
     given = Path(path).expanduser()
     return given if given.exists() or given.is_absolute() else REPOSITORY / given
+
+
+def _require_names(cfg: CfgNode) -> None:
+    for key, name, flags, folder in (
+        ("TRAINER.NAME", cfg.TRAINER.NAME, "--trainer or --config-file", "configs/trainers"),
+        ("DATASET.NAME", cfg.DATASET.NAME, "--dataset-config-file", "configs/datasets"),
+    ):
+        if not name:
+            raise ValueError(f"{key} is not set: give {flags} (see {folder})")
 
 
 def _input_keys(path: str, flag: str) -> set[str]:
