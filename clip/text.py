@@ -93,6 +93,14 @@ def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tens
     return encode_embeddings(model, text_tower(model).token_embedding(tokens[:, :length]), end)
 
 
+def unit_norm(features: Tensor) -> Tensor:
+    """Scale rows to unit norm, in single precision at least: (N, D) -> (N, D).
+
+    Half precision would round the small distances between adapted and frozen features away.
+    """
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
 class TextBank(nn.Module):
     """All prompts of all classes, tokenised once, and their features.
 
@@ -148,7 +156,7 @@ class TextBank(nn.Module):
         numbers = index.tolist()
         length = max(self.lengths[i] for i in numbers)
         tokens = self.tokens[index.to(self.tokens.device)]
-        return F.normalize(backbone.encode_text(tokens, length=length), dim=-1)
+        return unit_norm(backbone.encode_text(tokens, length=length))
 
     @torch.no_grad()
     def encode_all(self, backbone: Any) -> Tensor:

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip.prompts import described_prompts, template_prompts
+from clip.text import unit_norm
 from dassl.engine import TrainerX
 from trainers.config import resolve
 from trainers.templates import hand_made
@@ -74,7 +75,7 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, image: Tensor) -> Tensor:
         """Unit-norm image features: (B, 3, S, S) -> (B, D)."""
-        return F.normalize(self.backbone.encode_image(image), dim=-1)
+        return unit_norm(self.backbone.encode_image(image))
 
     def class_weights(self) -> Tensor:
         """Each class's mean prompt feature, (K, D)."""

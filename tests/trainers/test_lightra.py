@@ -215,6 +215,20 @@ def test_refused_on_a_resnet_before_anything_is_loaded(make_config):
         build_trainer(cfg)
 
 
+def test_half_precision_keeps_small_distances(make_config):
+    """bf16 has 8 bits: unit vectors rounded to it are never closer than 0.004, or equal."""
+    trainer = build_trainer(
+        make_config("LightRA/base2novel", *SMALL, "TRAINER.LightRA.PREC", "bf16")
+    )
+    for parameter in clip.adapter_parameters(trainer.model).values():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    with trainer.autocast():
+        out = trainer.forward_loss(torch.randn(2, 3, 48, 48), torch.tensor([0, 1]))
+    assert out.loss.dtype == torch.float32
+    assert out.parts["text"].dtype == out.parts["vision"].dtype == torch.float32
+    assert 0 < out.parts["text"] < 0.1
+
+
 def test_text_cache_follows_training(make_config):
     trainer = build_trainer(make_config("LightRA/base2novel", *SMALL))
     first = trainer.test()
