@@ -1,5 +1,8 @@
 """Readers of the datasets' own files, for machines that lack the published split file.
 
+Here are those of datasets that are class folders; those with lists are in ``datasets/lists.py``,
+ImageNet and its shifts in ``datasets/imagenet.py``.
+
 Each takes ``(dataset_dir, image_dir)`` and returns all images. The rules are CoOp's (50/20/30 per
 class, or 80/20 of an official train-and-val list), but CoOp drew its split unseeded and then
 published it: no rule can make that one again. Ours has a fixed seed and sorted listings, so it is
@@ -13,12 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dassl.data.datasets import Datum
-from datasets.sampling import by_label, split_off_val, split_three_ways
+from datasets.sampling import split_three_ways
 from datasets.splits import Splits
 
 OWN_SPLIT_SEED = 1
 OWN_SPLIT_RATIO = (0.5, 0.2, 0.3)
-OWN_VAL_SHARE = 0.2
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -109,42 +111,6 @@ def caltech101(dataset_dir: Path, image_dir: Path) -> Splits:
     )
 
 
-def oxford_pets(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Oxford-IIIT Pets: the official test list; train and val are 80/20 of the official trainval.
-
-    Raises:
-        FileNotFoundError: ``annotations/trainval.txt`` or ``test.txt`` is missing.
-        ValueError: A line of them is malformed.
-    """
-    trainval = _read_pets_list(dataset_dir / "annotations" / "trainval.txt", image_dir)
-    test = _read_pets_list(dataset_dir / "annotations" / "test.txt", image_dir)
-    groups = by_label(trainval)
-    in_label_order = [groups[label] for label in sorted(groups)]
-    train, val = split_off_val(in_label_order, OWN_VAL_SHARE, OWN_SPLIT_SEED)
-    return Splits(train, val, test)
-
-
-def _read_pets_list(path: Path, image_dir: Path) -> list[Datum]:
-    """Read lines "Abyssinian_100 1 1 1": image, class from 1, species, breed within species."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; unpack annotations.tar.gz of Oxford-IIIT Pets into {path.parents[1]}"
-        )
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        fields = line.split()
-        if len(fields) != 4 or not fields[1].isdecimal() or int(fields[1]) < 1:
-            raise ValueError(
-                f"{path}:{number}: {line!r} is not 'image class species breed' with class from 1"
-            )
-        breed = fields[0].rpartition("_")[0].lower()
-        items.append(
-            Datum(
-                impath=str(image_dir / f"{fields[0]}.jpg"),
-                label=int(fields[1]) - 1,
-                classname=breed,
-            )
-        )
-    return items
+def food101(dataset_dir: Path, image_dir: Path) -> Splits:
+    """Food-101: class folders, 50/20/30; its own lists in ``meta`` have no val and go unused."""
+    return read_class_folders(image_dir)

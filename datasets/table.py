@@ -1,7 +1,7 @@
 """One row per dataset; every row becomes a registered class of this module.
 
 To add a dataset: a row here, a YAML in ``configs/datasets``, a section in DATASETS.md and, if its
-files are in a format of their own, a reader in ``datasets/readers.py``. Data of your own needs no
+files are in a format of their own, a reader (``datasets/readers.py`` has the rules). Data of your own needs no
 row: see ``datasets/folder.py``.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import readers
-from datasets.base import DatasetRow, SplitFileDataset
+from datasets import imagenet, lists, readers
+from datasets.base import DatasetRow, Reader, SplitFileDataset
 
 SPLIT_FILES = (
     "The split_zhou_*.json files are linked in CoOp's DATASETS.md "
@@ -42,7 +42,39 @@ def _shapes_row(config: str, name: str, template: str = PHOTO) -> DatasetRow:
     )
 
 
+def _shift_row(
+    config: str, name: str, path: str, size: tuple[int, int], reader: Reader, source: str
+) -> DatasetRow:
+    """A shifted test set of ImageNet: ``size`` is its classes and images."""
+    directory, _, images = path.partition("/")
+    return DatasetRow(
+        config=config,
+        name=name,
+        directory=directory,
+        images=images,
+        split_file=None,
+        template=PHOTO,
+        num_classes=size[0],
+        counts=(0, 0, size[1]),
+        reader=reader,
+        source=f"Images: {source}",
+    )
+
+
 ROWS = (
+    DatasetRow(
+        config="imagenet",
+        name="ImageNet",
+        directory="imagenet",
+        images="images",
+        split_file=None,
+        template=PHOTO,
+        num_classes=1000,
+        counts=(1281167, 0, 50000),
+        reader=imagenet.imagenet,
+        source="Images: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of "
+        "www.image-net.org/download (registration needed), sorted into a folder per wnid.",
+    ),
     DatasetRow(
         config="caltech101",
         name="Caltech101",
@@ -65,9 +97,74 @@ ROWS = (
         template=PHOTO,
         num_classes=37,
         counts=(2944, 736, 3669),
-        reader=readers.oxford_pets,
+        reader=lists.oxford_pets,
         source="Images and lists: images.tar.gz and annotations.tar.gz of "
         f"www.robots.ox.ac.uk/~vgg/data/pets. {SPLIT_FILES}",
+    ),
+    DatasetRow(
+        config="stanford_cars",
+        name="StanfordCars",
+        directory="stanford_cars",
+        images="",
+        split_file="split_zhou_StanfordCars.json",
+        template="A photo of a {}, a type of car.",
+        num_classes=196,
+        counts=(6509, 1635, 8041),
+        reader=lists.stanford_cars,
+        source="Images: the original site is gone; a copy must hold cars_train/00001.jpg and "
+        f"cars_test/00001.jpg on. {SPLIT_FILES}",
+    ),
+    DatasetRow(
+        config="oxford_flowers",
+        name="OxfordFlowers",
+        directory="oxford_flowers",
+        images="jpg",
+        split_file="split_zhou_OxfordFlowers.json",
+        template=PHOTO,
+        num_classes=102,
+        counts=(4093, 1633, 2463),
+        reader=lists.oxford_flowers,
+        source="Images: 102flowers.tgz of www.robots.ox.ac.uk/~vgg/data/flowers/102, which unpacks "
+        f"to jpg/. {SPLIT_FILES}",
+    ),
+    DatasetRow(
+        config="food101",
+        name="Food101",
+        directory="food-101",
+        images="images",
+        split_file="split_zhou_Food101.json",
+        template="A photo of a {}, a type of food.",
+        num_classes=101,
+        counts=(50500, 20200, 30300),
+        reader=readers.food101,
+        source="Images: food-101.tar.gz of data.vision.ee.ethz.ch/cvl/datasets_extra/food-101, "
+        f"which unpacks to food-101/. {SPLIT_FILES}",
+    ),
+    DatasetRow(
+        config="fgvc_aircraft",
+        name="FGVCAircraft",
+        directory="fgvc_aircraft",
+        images="images",
+        split_file=None,
+        template=PHOTO,
+        num_classes=100,
+        counts=(3334, 3333, 3333),
+        reader=lists.fgvc_aircraft,
+        source="Images and lists: the data/ of fgvc-aircraft-2013b.tar.gz of "
+        "www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft, renamed fgvc_aircraft/.",
+    ),
+    DatasetRow(
+        config="sun397",
+        name="SUN397",
+        directory="sun397",
+        images="SUN397",
+        split_file="split_zhou_SUN397.json",
+        template=PHOTO,
+        num_classes=397,
+        counts=(15880, 3970, 19850),
+        reader=lists.sun397,
+        source="Images: SUN397.tar.gz of vision.princeton.edu/projects/2010/SUN, which unpacks to "
+        f"SUN397/. {SPLIT_FILES}",
     ),
     DatasetRow(
         config="dtd",
@@ -94,6 +191,52 @@ ROWS = (
         reader=readers.eurosat,
         source="Images: EuroSAT_RGB.zip of zenodo.org/records/7711810, whose EuroSAT_RGB/ is to be "
         f"renamed 2750/. {SPLIT_FILES}",
+    ),
+    DatasetRow(
+        config="ucf101",
+        name="UCF101",
+        directory="ucf101",
+        images="UCF-101-midframes",
+        split_file="split_zhou_UCF101.json",
+        template=PHOTO,
+        num_classes=101,
+        counts=(7639, 1898, 3783),
+        reader=lists.ucf101,
+        source="Images: UCF-101-midframes.zip, the middle frame of each video, is linked in CoOp's "
+        f"DATASETS.md too. {SPLIT_FILES}",
+    ),
+    _shift_row(
+        "imagenetv2",
+        "ImageNetV2",
+        "imagenetv2/imagenetv2-matched-frequency-format-val",
+        (1000, 10000),
+        imagenet.imagenetv2,
+        "imagenetv2-matched-frequency.tar.gz of huggingface.co/datasets/vaishaal/ImageNetV2.",
+    ),
+    _shift_row(
+        "imagenet_sketch",
+        "ImageNetSketch",
+        "imagenet-sketch/images",
+        (1000, 50889),
+        imagenet.imagenet_sketch,
+        "ImageNet-Sketch.zip, linked at github.com/HaohanWang/ImageNet-Sketch; its sketch/ is to "
+        "be renamed images/.",
+    ),
+    _shift_row(
+        "imagenet_a",
+        "ImageNetA",
+        "imagenet-adversarial/imagenet-a",
+        (200, 7500),
+        imagenet.imagenet_subset,
+        "imagenet-a.tar, linked at github.com/hendrycks/natural-adv-examples.",
+    ),
+    _shift_row(
+        "imagenet_r",
+        "ImageNetR",
+        "imagenet-rendition/imagenet-r",
+        (200, 30000),
+        imagenet.imagenet_subset,
+        "imagenet-r.tar, linked at github.com/hendrycks/imagenet-r.",
     ),
     _shapes_row("shapes", "Shapes"),
     _shapes_row("shapes_v2", "ShapesV2"),

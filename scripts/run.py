@@ -116,7 +116,8 @@ def choose_datasets(
         raise ValueError(f"{flag} is for --protocol cross_dataset, not {args.protocol}.")
     else:
         datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
-    flag = "--source" if args.source else "--datasets"
+    # Without either flag the name is the default of --source.
+    flag = "--datasets" if named else "--source"
     for name in datasets:
         check_name(flag, name, existing, " (configs/datasets)")
     for name in targets:

@@ -89,7 +89,6 @@ def test_method_trains(method, make_config):
     trainer.train()
 
     result = read_result(cfg.OUTPUT_DIR)
-    print("BEFORE", before, result["metrics"])
     assert result["metrics"]["accuracy"] > before
     assert result["trainable_parameters"] == trainer.model.backbone.embed_dim**2
     now = dict(trainer.model.named_parameters())

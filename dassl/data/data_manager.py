@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ def build_data_loader(
             f"and NUM_WORKERS at least 0 (got {workers})"
         )
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
+    # More processes than cores only wait for each other; what they load does not depend on it.
+    workers = min(workers, _cores())
     # A generator of its own: otherwise starting workers would draw from the global one.
     generator = torch.Generator()
     generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
@@ -77,6 +80,13 @@ def build_data_loader(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class DataManager:

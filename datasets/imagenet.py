@@ -1,0 +1,181 @@
+"""ImageNet and its shifts: class folders called by WordNet id (wnid), or numbered, instead of named.
+
+A class is its place among the sorted wnids, never its name: OpenAI's names say "missile" and
+"sunglasses" twice each, so 1000 classes have 998 names.
+
+Names come from ``classnames.txt`` ("wnid name" lines) in the dataset's directory or in
+``imagenet/``, as CoOp has it; without one they are open_clip's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from dassl.data.datasets import Datum
+from datasets.lists import read_lines
+from datasets.readers import list_directories, list_images
+from datasets.splits import Splits
+
+NAMES_FILE = "classnames.txt"
+WNID = re.compile(r"n\d{8}")
+
+
+class ClassNames(NamedTuple):
+    """Names by wnid, in the order of the sorted wnids, and where they come from."""
+
+    by_wnid: dict[str, str]
+    source: str
+
+
+@cache
+def standard_names() -> dict[str, str]:
+    """The 1000 classes: names of open_clip (OpenAI's, corrected) by wnid.
+
+    open_clip lists names only, in the order of the sorted wnids; the wnids are those of timm, which
+    open_clip depends on.
+    """
+    # Imported when asked for: both take seconds to load, and only this file needs them here.
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    wnids = sorted(ImageNetInfo("imagenet-1k").label_names())
+    return dict(zip(wnids, IMAGENET_CLASSNAMES, strict=True))
+
+
+def find_names(dataset_dir: Path) -> ClassNames:
+    """Read the nearest ``classnames.txt``, or take the standard names.
+
+    Raises:
+        ValueError: A line of the file is malformed or repeats a wnid.
+    """
+    for directory in (dataset_dir, dataset_dir.parent / "imagenet"):
+        path = directory / NAMES_FILE
+        if path.is_file():
+            print(f"Reading class names from {path}")
+            return ClassNames(read_names(path), str(path))
+    return ClassNames(standard_names(), "ImageNet's standard list")
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Read "n01440764 tench" lines, in any order, into the order of the sorted wnids.
+
+    Raises:
+        ValueError: A line is malformed or repeats a wnid, or there is none.
+    """
+    names: dict[str, str] = {}
+    for where, line in read_lines(path, "DATASETS.md says what it holds"):
+        wnid, _, name = line.partition(" ")
+        if not WNID.fullmatch(wnid) or not name.strip():
+            raise ValueError(f"{where}: {line!r} is not 'wnid name', such as 'n01440764 tench'")
+        if wnid in names:
+            raise ValueError(f"{where}: {wnid} is named a second time")
+        names[wnid] = name.strip()
+    if not names:
+        raise ValueError(f"{path} is empty; remove it to have the standard names")
+    return dict(sorted(names.items()))
+
+
+def imagenet(dataset_dir: Path, image_dir: Path) -> Splits:
+    """ImageNet: ``train`` and ``val``, of which the latter is the test set.
+
+    The test labels were never published, so the field tests on the validation images. The val split
+    is therefore left empty: to select a model on it would be to select on the test set.
+
+    Raises:
+        FileNotFoundError: ``train`` or ``val`` is missing.
+        ValueError: A class is missing or unknown, or has no image.
+    """
+    names = find_names(dataset_dir)
+    for part in ("train", "val"):
+        if not (image_dir / part).is_dir():
+            raise FileNotFoundError(
+                f"ImageNet: no directory {image_dir / part}; {image_dir} must hold train/ and val/ "
+                "with a folder per wnid. The layout is in DATASETS.md."
+            )
+    train, test = (
+        read_wnid_folders(image_dir / part, names, every_class=True) for part in ("train", "val")
+    )
+    return Splits(train, [], test)
+
+
+def imagenet_sketch(dataset_dir: Path, image_dir: Path) -> Splits:
+    """ImageNet-Sketch: all classes of ImageNet, test only."""
+    return Splits([], [], read_wnid_folders(image_dir, find_names(dataset_dir), every_class=True))
+
+
+def imagenet_subset(dataset_dir: Path, image_dir: Path) -> Splits:
+    """ImageNet-A and -R: 200 classes, labelled 0..199 by their sorted wnids, test only.
+
+    Accuracy is over these 200, as in both papers and in CoOp's tables.
+    """
+    return Splits([], [], read_wnid_folders(image_dir, find_names(dataset_dir), every_class=False))
+
+
+def imagenetv2(dataset_dir: Path, image_dir: Path) -> Splits:
+    """ImageNetV2: folders ``0`` to ``999`` are labels, to be taken as numbers; test only.
+
+    Sorted as text (0, 1, 10, 100, ...) nearly all labels would be those of other classes.
+
+    Raises:
+        ValueError: The folders are not exactly the numbers of the classes, or one has no image.
+    """
+    names = find_names(dataset_dir)
+    found = set(list_directories(image_dir))
+    expected = [str(label) for label in range(len(names.by_wnid))]
+    if found != set(expected):
+        odd = min(found.symmetric_difference(expected))
+        raise ValueError(
+            f"{image_dir} holds {len(found):,} folders, but must hold 0 to {expected[-1]} for the "
+            f"{len(expected):,} classes of {names.source}; first that is missing or unknown: {odd}"
+        )
+    items: list[Datum] = []
+    for label, (folder, name) in enumerate(zip(expected, names.by_wnid.values(), strict=True)):
+        items += read_folder(str(image_dir / folder), label, name)
+    return Splits([], [], items)
+
+
+def read_wnid_folders(directory: Path, names: ClassNames, *, every_class: bool) -> list[Datum]:
+    """Read class folders called by wnid; labels follow the sorted wnids that are there.
+
+    Args:
+        directory: Directory of the class folders; files beside them are skipped.
+        names: All classes there can be.
+        every_class: Whether each of them must be there.
+
+    Raises:
+        ValueError: A folder is unknown, one is missing, or one has no image.
+    """
+    wnids = list_directories(directory)
+    unknown = [wnid for wnid in wnids if wnid not in names.by_wnid]
+    if unknown:
+        raise ValueError(
+            f"{directory}: {len(unknown):,} folder(s) are no class of {names.source}, first "
+            f"{unknown[0]!r}; folders are to be called by wnid, such as n01440764"
+        )
+    missing = [wnid for wnid in names.by_wnid if wnid not in wnids]
+    if not wnids or (every_class and missing):
+        raise ValueError(
+            f"{directory} holds {len(wnids):,} of the {len(names.by_wnid):,} class folders of "
+            f"{names.source}, first missing: {missing[0]}. Complete them (images lying side by "
+            f"side must be sorted into folders), or list the classes of a subset in {NAMES_FILE}."
+        )
+    items: list[Datum] = []
+    for label, wnid in enumerate(wnids):
+        items += read_folder(str(directory / wnid), label, names.by_wnid[wnid])
+    return items
+
+
+def read_folder(directory: str, label: int, name: str) -> list[Datum]:
+    """List one class's images, sorted, without asking the disk about each.
+
+    Raises:
+        ValueError: There is none.
+    """
+    files = list_images(Path(directory))
+    if not files:
+        raise ValueError(f"{directory} holds no image; complete the data")
+    return [Datum(os.path.join(directory, file), label, 0, name) for file in files]
