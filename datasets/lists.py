@@ -111,7 +111,7 @@ def _read_pets_list(path: Path, image_dir: Path) -> list[Datum]:
 
 
 def oxford_flowers(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Oxford Flowers: classes from 1 in ``imagelabels.mat``, names in ``cat_to_name.json``; 50/20/30.
+    """Oxford Flowers: labels of ``imagelabels.mat``, names of ``cat_to_name.json``; 50/20/30.
 
     Raises:
         FileNotFoundError: One of the two files is missing.
@@ -122,8 +122,10 @@ def oxford_flowers(dataset_dir: Path, image_dir: Path) -> Splits:
     path = dataset_dir / "cat_to_name.json"
     require_file(path, "CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) links it")
     names = read_json(path)
-    if not isinstance(names, dict) or {str(label) for label in labels} - names.keys():
-        raise ValueError(f'{path} must hold the names of classes "1" to "{max(labels)}"')
+    if not isinstance(names, dict) or not all(
+        isinstance(names.get(str(label)), str) for label in labels
+    ):
+        raise ValueError(f'{path} must hold the names of all classes, such as "21": "fire lily"')
     items = [
         Datum(
             impath=str(image_dir / f"image_{number:05d}.jpg"),
@@ -178,7 +180,7 @@ def _year_first(name: str) -> str:
 
 
 def sun397(dataset_dir: Path, image_dir: Path) -> Splits:
-    """SUN397: lists ``Training_01.txt`` and ``Testing_01.txt``; train and val are 80/20 of the former.
+    """SUN397: the first of its official partitions; train and val are 80/20 of its training list.
 
     ``ClassName.txt`` is looked for in either directory: the archive has it among the images.
 
@@ -211,7 +213,7 @@ def sun397(dataset_dir: Path, image_dir: Path) -> Splits:
 
 
 def ucf101(dataset_dir: Path, image_dir: Path) -> Splits:
-    """UCF101's middle frames: split 1 of ``ucfTrainTestlist``; train and val are 80/20 of its train.
+    """UCF101's middle frames: the first official split; train and val are 80/20 of its train list.
 
     Raises:
         FileNotFoundError: A list is missing.

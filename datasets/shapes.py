@@ -174,6 +174,11 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     stamp = target / "version.txt"
     if stamp.is_file() and stamp.read_text().strip() == VERSION:
         return target
+    if target.exists() and not stamp.is_file():
+        raise FileExistsError(
+            f"{target} exists and was not drawn by this project: it has no version.txt. Move it "
+            "away, or choose another --root."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".shapes-", dir=target.parent))
     try:
@@ -189,14 +194,16 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
-    if target.exists():  # of another version
-        outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
-        os.replace(target, outdated / "shapes")
-        shutil.rmtree(outdated, ignore_errors=True)
+    stamp = target / "version.txt"
     try:
+        if stamp.is_file():  # of another version
+            outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
+            os.replace(target, outdated / "shapes")
+            shutil.rmtree(outdated, ignore_errors=True)
         os.replace(partial, target)
     except OSError:
-        if not (target / "version.txt").is_file():  # else another job was faster, and drew the same
+        # Fine if another job was faster, since it drew the same.
+        if not stamp.is_file() or stamp.read_text().strip() != VERSION:
             raise
 
 
@@ -216,10 +223,9 @@ def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
 
 
 def draw_class(name: str, label: int, part: str, n: int) -> NDArray[np.uint8]:
-    """The first ``n`` pictures of a class: (n, 48, 48, 3).
+    """A draw of ``n`` pictures of a class: (n, 48, 48, 3).
 
-    Every class of every part has a random stream of its own, so sizes can change without
-    redrawing the rest.
+    Every class of every part has a random stream of its own: one can change without the others.
     """
     suite_set = SUITE[name]
     rng = np.random.default_rng([zlib.crc32(f"{name}/{part}".encode()), label])

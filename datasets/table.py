@@ -1,8 +1,8 @@
 """One row per dataset; every row becomes a registered class of this module.
 
 To add a dataset: a row here, a YAML in ``configs/datasets``, a section in DATASETS.md and, if its
-files are in a format of their own, a reader (``datasets/readers.py`` has the rules). Data of your own needs no
-row: see ``datasets/folder.py``.
+files are in a format of their own, a reader in ``datasets/readers.py`` or ``datasets/lists.py``.
+Data of your own needs no row: see ``datasets/folder.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pre-train the bundled tiny CLIP on captions of a broad draw of the shapes world.
 
-    python scripts/pretrain_shapes.py            # about 25 minutes on two CPU cores
+    python scripts/pretrain_shapes.py            # 25 to 35 minutes on two CPU cores
 
 Writes ``clip/weights/shapes.pt``. The pictures differ in style from the bundled datasets: what they
 teach has to be transferred, and adapting to the datasets' style is what the methods are for.

@@ -129,7 +129,7 @@ def checkout(tmp_path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     replace(root / "trainers/__init__.py", "from trainers import ", r"\g<0>linear_residual, ")
-    replace(root / "datasets/table.py", r"^ROWS = \(\n", lambda match: match[0] + row)
+    replace(root / "datasets/table.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
     return root
 
 
@@ -189,7 +189,7 @@ def test_dataset_is_read_and_evaluated_in_a_checkout(checkout):
 @pytest.fixture
 def protocol(monkeypatch) -> Protocol:
     """The example's row, in the table as long as the test runs."""
-    (row,) = eval(f"(\n{BLOCKS['protocol']['scripts/protocols.py']})", {"Protocol": Protocol})
+    row = eval(BLOCKS["protocol"]["scripts/protocols.py"], {"Protocol": Protocol})
     monkeypatch.setitem(PROTOCOLS, row.name, row)
     return row
 

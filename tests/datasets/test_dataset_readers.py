@@ -1,7 +1,8 @@
-"""Own splits from the official files, with torchvision's readers as a second opinion."""
+"""Own splits of class folders, with torchvision's readers as a second opinion."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ CALTECH_SIZES = {
     "BACKGROUND_Google": 5, "Faces": 10, "Faces_easy": 10, "Leopards": 6, "Motorbikes": 7,
     "airplanes": 8, "wild_cat": 9,
 }  # fmt: skip
-PETS = {"Abyssinian": 1, "american_bulldog": 2, "Egyptian_Mau": 3}
 
 
 def write_folders(touch: Any, directory: Path, sizes: dict[str, int], pattern: str) -> None:
@@ -61,18 +61,19 @@ def dtd(tmp_path: Path, touch) -> Path:
 
 
 @pytest.fixture
-def pets(tmp_path: Path, touch) -> Path:
-    """Lists like the official ones, which begin with comments and are sorted by name."""
-    root = tmp_path / "oxford_pets"
-    for part, first in (("trainval", 0), ("test", 100)):
-        lines = ["#Image CLASS-ID SPECIES BREED ID"] if part == "trainval" else []
-        for breed, label in PETS.items():
-            names = [f"{breed}_{first + i}" for i in range(10 + label)]
-            touch(root / "images", [f"{name}.jpg" for name in names])
-            lines += [f"{name} {label} 1 1" for name in names]
-        touch(root / "annotations", [f"{part}.txt"])
-        (root / "annotations" / f"{part}.txt").write_text("\n".join(lines) + "\n")
-    (root / "images" / "Abyssinian_0.mat").touch()
+def food(tmp_path: Path, touch) -> Path:
+    """The tree that food-101.tar.gz unpacks to; its own lists have no val."""
+    root = tmp_path / "food-101"
+    sizes = {"waffles": 8, "apple_pie": 12, "baby_back_ribs": 4}
+    write_folders(touch, root / "images", sizes, "{1}.jpg")
+    (root / "images" / ".DS_Store").touch()
+    (root / "meta").mkdir()
+    for part, first in (("train", 0), ("test", 1)):
+        lists = {
+            name: [f"{name}/{i}" for i in range(1, size + 1) if (i % 4 == 0) == first]
+            for name, size in sizes.items()
+        }
+        (root / "meta" / f"{part}.json").write_text(json.dumps(lists))
     return tmp_path
 
 
@@ -131,36 +132,23 @@ def test_describable_textures(dtd: Path, build) -> None:
     assert {d.impath: d.label for d in everything(dataset)} == theirs
 
 
-def test_oxford_pets(pets: Path, build) -> None:
-    dataset = build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
-    assert dataset.classnames == ["abyssinian", "american_bulldog", "egyptian_mau"]
-    assert sizes_per_class(dataset.train_x) == [9, 10, 10]
-    assert sizes_per_class(dataset.val) == [2, 2, 3]
-    (pets / "oxford-iiit-pet").symlink_to(pets / "oxford_pets")
-    for part, ours in (
-        ("trainval", dataset.train_x + dataset.val),
-        ("test", dataset.test),
-    ):
-        path = pets / "oxford-iiit-pet" / "annotations" / f"{part}.txt"
-        text = path.read_text()
-        # torchvision does not know the comments that the full list of the archive begins with.
-        path.write_text("\n".join(line for line in text.splitlines() if line[0] != "#"))
-        theirs = torchvision_datasets.OxfordIIITPet(str(pets), split=part)
-        assert {Path(d.impath).name: d.label for d in ours} == {
-            path.name: label for path, label in zip(theirs._images, theirs._labels, strict=True)
-        }
-        assert [name.replace("_", " ").title() for name in dataset.classnames] == theirs.classes
+def test_food101(food: Path, build) -> None:
+    dataset = build("Food101", food, ALLOW_OWN_SPLIT=True)
+    assert dataset.classnames == ["apple_pie", "baby_back_ribs", "waffles"]
+    assert sizes_per_class(dataset.train_x) == [6, 2, 4]
+    assert sizes_per_class(dataset.val) == [2, 1, 2]
+    assert sizes_per_class(dataset.test) == [4, 1, 2]
+    theirs = {}
+    for part in ("train", "test"):
+        other = torchvision_datasets.Food101(str(food), split=part)
+        assert other.classes == dataset.classnames
+        theirs.update(zip(map(str, other._image_files), other._labels, strict=True))
+    assert {d.impath: d.label for d in everything(dataset)} == theirs
 
 
-def test_official_test_list_of_pets_is_kept_in_order(pets: Path, build) -> None:
-    dataset = build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
-    names = [Path(d.impath).stem for d in dataset.test]
-    assert names == [f"{b}_{100 + i}" for b, label in PETS.items() for i in range(10 + label)]
-
-
-@pytest.mark.parametrize("name", ["EuroSAT", "Caltech101", "OxfordPets", "DescribableTextures"])
+@pytest.mark.parametrize("name", ["EuroSAT", "Caltech101", "DescribableTextures", "Food101"])
 def test_own_split_is_loud_and_the_same_every_time(name: str, build, request, capsys) -> None:
-    fixture = {"EuroSAT": "eurosat", "Caltech101": "caltech", "OxfordPets": "pets",
+    fixture = {"EuroSAT": "eurosat", "Caltech101": "caltech", "Food101": "food",
                "DescribableTextures": "dtd"}[name]  # fmt: skip
     root = request.getfixturevalue(fixture)
     with pytest.raises(FileNotFoundError, match="ALLOW_OWN_SPLIT True makes a deterministic"):
@@ -215,33 +203,6 @@ def test_lone_image_and_empty_tree_name_the_directory(eurosat: Path, touch, buil
     (eurosat / "dtd" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="dtd/images holds no class folders"):
         build("DescribableTextures", eurosat, ALLOW_OWN_SPLIT=True)
-
-
-@pytest.mark.parametrize(
-    "line", ["Abyssinian_1 1 1", "Abyssinian_1 one 1 1", "Abyssinian_1 0 1 1", "a b c d e"]
-)
-def test_malformed_line_of_pets_is_named(pets: Path, build, line: str) -> None:
-    path = pets / "oxford_pets" / "annotations" / "test.txt"
-    path.write_text(f"Abyssinian_100 1 1 1\n\n{line}\n")
-    with pytest.raises(ValueError, match=r"test\.txt:3: ") as error:
-        build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
-    assert line in str(error.value)
-
-
-def test_class_numbers_of_pets_without_images_are_refused(pets: Path, build) -> None:
-    path = pets / "oxford_pets" / "annotations" / "trainval.txt"
-    path.write_text(path.read_text() + "Abyssinian_100 5 1 1\n")
-    with pytest.raises(ValueError, match="oxford_pets/images: labels must run .* no image has 3"):
-        build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
-
-
-def test_missing_list_or_image_of_pets_is_named(pets: Path, build) -> None:
-    (pets / "oxford_pets" / "images" / "Abyssinian_3.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"Abyssinian_3\.jpg is missing.* 1 of the 72"):
-        build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
-    (pets / "oxford_pets" / "annotations" / "trainval.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"trainval\.txt; unpack annotations\.tar\.gz"):
-        build("OxfordPets", pets, ALLOW_OWN_SPLIT=True)
 
 
 def test_listing_skips_what_is_hidden_or_no_image(tmp_path: Path, touch) -> None:

@@ -26,8 +26,35 @@ PUBLISHED = {
                             47, (2820, 1128, 1692)),
     "EuroSAT": ("eurosat", "eurosat/2750", "A top-down view of {} arranged in a pattern,",
                 10, (13500, 5400, 8100)),
+    "StanfordCars": ("stanford_cars", "stanford_cars", "A photo of a {}, a type of car.",
+                     196, (6509, 1635, 8041)),
+    "OxfordFlowers": ("oxford_flowers", "oxford_flowers/jpg", "A photo of a {},",
+                      102, (4093, 1633, 2463)),
+    "Food101": ("food101", "food-101/images", "A photo of a {}, a type of food.",
+                101, (50500, 20200, 30300)),
+    "SUN397": ("sun397", "sun397/SUN397", "A photo of a {},",
+               397, (15880, 3970, 19850)),
+    "UCF101": ("ucf101", "ucf101/UCF-101-midframes", "A photo of a {},",
+               101, (7639, 1898, 3783)),
 }  # fmt: skip
+# The same of those whose own files are the split.
+OFFICIAL = {
+    "ImageNet": ("imagenet", "imagenet/images", "A photo of a {},",
+                 1000, (1281167, 0, 50000)),
+    "FGVCAircraft": ("fgvc_aircraft", "fgvc_aircraft/images", "A photo of a {},",
+                     100, (3334, 3333, 3333)),
+    "ImageNetV2": ("imagenetv2", "imagenetv2/imagenetv2-matched-frequency-format-val",
+                   "A photo of a {},", 1000, (0, 0, 10000)),
+    "ImageNetSketch": ("imagenet_sketch", "imagenet-sketch/images", "A photo of a {},",
+                       1000, (0, 0, 50889)),
+    "ImageNetA": ("imagenet_a", "imagenet-adversarial/imagenet-a", "A photo of a {},",
+                  200, (0, 0, 7500)),
+    "ImageNetR": ("imagenet_r", "imagenet-rendition/imagenet-r", "A photo of a {},",
+                  200, (0, 0, 30000)),
+}  # fmt: skip
+FACTS = {**PUBLISHED, **OFFICIAL}
 published = pytest.mark.parametrize("name", PUBLISHED)
+real = pytest.mark.parametrize("name", FACTS)
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.config)
 FOLDERS = {"b": "second", "a": "first", "c_d": "third_one"}
 
@@ -45,31 +72,35 @@ def tree(tmp_path: Path, write_split):
     return make
 
 
-@published
+def test_every_row_of_real_data_is_checked() -> None:
+    assert {row.name for row in ROWS if row.published} == FACTS.keys()
+
+
+@real
 def test_row_holds_the_published_facts(name: str) -> None:
-    config, images, template, classes, counts = PUBLISHED[name]
+    config, images, template, classes, counts = FACTS[name]
     row = table.row_of(name)
     assert row is table.row_of(config)
-    assert f"{row.directory}/{row.images}" == images
-    assert row.split_file == f"split_zhou_{name}.json"
+    assert f"{row.directory}/{row.images}".rstrip("/") == images
+    assert row.split_file == (f"split_zhou_{name}.json" if name in PUBLISHED else None)
     assert (row.template, row.num_classes, row.counts) == (template, classes, counts)
     assert row.published
     assert row.prepare is None
     assert row.reader is not None
 
 
-@published
+@real
 def test_documentation_has_the_facts_of_the_row(name: str) -> None:
-    config, images, _, classes, counts = PUBLISHED[name]
+    config, images, _, classes, counts = FACTS[name]
     line = (
-        f"| `{config}` | `{name}` | `{images}` | {classes} | "
-        + " / ".join(f"{count:,}" for count in counts)
+        f"| `{config}` | `{name}` | `{images}` | {classes:,} | "
+        + " / ".join(f"{count:,}" if count else "-" for count in counts)
         + " |"
     )
     text = (CONFIGS.parents[1] / "DATASETS.md").read_text()
     assert line in text.splitlines()
     assert f"### {name}\n" in text
-    assert f"    split_zhou_{name}.json" in text
+    assert (f"    split_zhou_{name}.json" in text) == (name in PUBLISHED)
 
 
 def test_rows_are_unique_and_unknown_ones_listed() -> None:
@@ -89,7 +120,7 @@ def test_official_layout_is_read(name: str, tree, build) -> None:
     assert dataset.lab2cname == {0: "second", 1: "first", 2: "third_one"}
     assert (len(dataset.train_x), len(dataset.val), len(dataset.test)) == (9, 6, 12)
     assert dataset.num_classes == 3
-    assert dataset.dataset_dir == str(image_dir.parent)
+    assert dataset.dataset_dir == str(root / PUBLISHED[name][1].split("/")[0])
     assert dataset.image_dir == str(image_dir)
     assert dataset.template == PUBLISHED[name][2]
     first = dataset.train_x[0]
