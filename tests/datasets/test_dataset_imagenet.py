@@ -149,7 +149,7 @@ def test_list_in_the_own_directory_goes_first(root: Path, build, capsys) -> None
 
 
 def test_standard_names_are_those_of_the_field() -> None:
-    """Golden: torchvision's tench and toilet paper are 0 and 999; DATASET_FACTS has the repeats."""
+    """Golden: ends, repeats and the two cranes of OpenAI's list, with wnids of WordNet 3.0."""
     names = standard_names()
     assert list(names) == sorted(names)
     assert len(names) == 1000
@@ -158,7 +158,6 @@ def test_standard_names_are_those_of_the_field() -> None:
     repeated = {name: n for name, n in Counter(names.values()).items() if n > 1}
     assert repeated == {"missile": 2, "sunglasses": 2}
     labels = {wnid: label for label, wnid in enumerate(names)}
-    # The two cranes, and the two that share their name with a machine or with each other.
     assert names["n02012849"] == "crane bird"
     assert names["n03126707"] == "construction crane"
     assert [labels[wnid] for wnid in ("n03773504", "n04008634")] == [657, 744]
