@@ -8,8 +8,6 @@ checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``), ``siglip:<arch>@<tag>``, t
 from __future__ import annotations
 
 import difflib
-import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,14 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import build_model_from_openai_state_dict, get_cast_dtype
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from clip.attention import open_attention
+from clip.checkpoints import build_model, load_bundled, read_state_dict
 from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package and CoOp's users have the files
 
 _OPENAI = {
@@ -154,8 +151,7 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if name == "shapes":
-        model, spec = _load_bundled(precision)
-        backbone = Backbone(model, name, spec)
+        backbone = _of_openai_layout(load_bundled(precision), name)
     elif ":" in name and name.split(":", 1)[0] in ("openclip", "siglip"):
         backbone = _load_open_clip(name, precision)
     elif name in _OPENAI:
@@ -269,90 +265,12 @@ def _load_open_clip(name: str, precision: str) -> Backbone:
 
 
 def _load_file(path: Path, name: str, precision: str) -> Backbone:
-    model: Any = _build_openai(_read_state_dict(path), precision, path)
+    return _of_openai_layout(build_model(read_state_dict(path), precision, path), name)
+
+
+def _of_openai_layout(model: Any, name: str) -> Backbone:
     side = _side(model.visual.image_size)
     return Backbone(model, name, InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in an OpenAI-format file; never runs code of the file."""
-    try:
-        if zipfile.is_zipfile(path) and any(
-            n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()
-        ):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are what they are
-                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
-        raise ValueError(
-            f"{path} is no readable checkpoint in OpenAI's format "
-            f"(a state dict or TorchScript archive): {error}"
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or "text_projection" not in content:
-        inner = (
-            {k.removeprefix("module."): v for k, v in content.items()}
-            if isinstance(content, dict)
-            else {}
-        )
-        if "text_projection" not in inner:
-            raise ValueError(
-                f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing"
-            )
-        content = inner
-    return content
-
-
-def _build_openai(state: dict[str, Tensor], precision: str, path: Path) -> Any:
-    derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
-    state = {k: v for k, v in state.items() if k not in derived}
-    try:
-        model = build_model_from_openai_state_dict(
-            dict(state), cast_dtype=get_cast_dtype(precision)
-        )
-    except (KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{path} does not fit OpenAI's CLIP layout: {error}") from error
-    model.float()
-    model.load_state_dict(
-        state
-    )  # once more, since the builder rounds the weights to half precision
-    _cast(model, precision)
-    return model
-
-
-def _cast(model: Any, precision: str) -> None:
-    dtype = get_cast_dtype(precision)
-    if dtype is not None:
-        open_clip.model.convert_weights_to_lp(model, dtype)
-
-
-def _load_bundled(precision: str) -> tuple[Any, InputSpec]:
-    content = torch.load(BUNDLED, map_location="cpu", weights_only=True)
-    state = {k: v.float() for k, v in content["state_dict"].items()}
-    # Only the tokens of its captions were ever trained: the others are zero and not stored.
-    table = torch.zeros(content["vocab_size"], content["token_rows"].shape[1])
-    table[content["token_ids"].long()] = content["token_rows"].float()
-    state["token_embedding.weight"] = table
-    model: Any = _build_openai(state, precision, BUNDLED)
-    return model, InputSpec(_side(model.visual.image_size), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-
-
-def save_bundled(model: Any, token_ids: Tensor, path: Path, about: dict[str, Any]) -> None:
-    """Write a tiny model in the compact form :func:`load` reads (half precision, sparse tokens)."""
-    state = {k: v.half() for k, v in model.state_dict().items() if k != "token_embedding.weight"}
-    table = model.state_dict()["token_embedding.weight"]
-    content = {
-        "state_dict": state,
-        "token_ids": token_ids.int(),
-        "token_rows": table[token_ids].half(),
-        "vocab_size": len(table),
-        "about": about,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
 
 
 def _embed_dim(model: Any) -> int:

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from clip.adapters import adapter_switches
 
-BATCH_TOKENS = (
-    16_384  # tokens of one evaluation batch: bounds memory, whatever the number of prompts
-)
+# Tokens of one evaluation batch: bounds memory, whatever the number of prompts.
+BATCH_TOKENS = 8_192
 
 
 def text_tower(model: Any) -> Any:

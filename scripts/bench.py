@@ -25,16 +25,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import open_clip
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
-from clip import Backbone, adapters_disabled, attach_residual_attention, freeze_except  # noqa: E402
-from clip.backbones import OPENAI_INPUT  # noqa: E402
-from trainers.lightra import LightRACLIP, lightra_loss  # noqa: E402
+from clip import Backbone, adapters_disabled, attach_residual_attention, freeze_except
+from clip.backbones import OPENAI_INPUT
+from trainers.lightra import LightRACLIP, lightra_loss
 
 CLASSES, BATCH = 200, 4
 CASES = {  # name -> (what is measured, words that bring a prompt to its length)
@@ -134,7 +134,9 @@ def measure(case: str, plain: bool, steps: int) -> dict[str, float]:
     """Median seconds and peak memory in MiB of this process."""
     model = build(case, plain)
     run = (evaluation if case == "evaluation" else training_step)(model, plain)
-    if steps > 1:
+    if case == "evaluation":
+        steps = 1  # long, and free of first-time costs
+    else:
         run()  # warm-up
     seconds = []
     for _ in range(steps):
@@ -148,13 +150,34 @@ def measure(case: str, plain: bool, steps: int) -> dict[str, float]:
     }
 
 
+def compare(case: str, args: argparse.Namespace) -> list[float]:
+    """Median seconds of both ways and of their ratio, peak memory of both and its ratio."""
+    found: dict[str, list[dict[str, float]]] = {"plain": [], "fast": []}
+    for kind in ("plain", "fast") * args.rounds:
+        command = [sys.executable, __file__, "--cases", case, "--worker", kind]
+        command += ["--steps", str(args.steps), "--threads", str(args.threads)]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found[kind].append(json.loads(out.splitlines()[-1]))
+    seconds = {kind: [m["seconds"] for m in ms] for kind, ms in found.items()}
+    memory = {kind: max(m["mib"] for m in ms) for kind, ms in found.items()}
+    ratios = [p / f for p, f in zip(seconds["plain"], seconds["fast"], strict=True)]
+    return [
+        statistics.median(seconds["plain"]),
+        statistics.median(seconds["fast"]),
+        statistics.median(ratios),
+        memory["plain"],
+        memory["fast"],
+        memory["fast"] / memory["plain"],
+    ]
+
+
 def main() -> None:
     """Run the cases and print a table, or one measurement with ``--worker``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=2, help="pairs of processes per case")
+    parser.add_argument("--rounds", type=int, default=1, help="pairs of processes per case")
     parser.add_argument(
         "--steps", type=int, default=2, help="timed steps in a process, after one warm-up"
     )
@@ -165,31 +188,14 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure(args.cases[0], args.worker == "plain", args.steps)))
         return
-    rows = []
-    jobs = [
-        (case, r, kind)
-        for case in args.cases
-        for r in range(args.rounds)
-        for kind in ("plain", "fast")
-    ]
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for case, _, kind in tqdm(jobs, disable=None):
-        command = [sys.executable, __file__, "--cases", case, "--worker", kind]
-        command += ["--steps", str(args.steps), "--threads", str(args.threads)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found.setdefault((case, kind), []).append(json.loads(out.splitlines()[-1]))
-    for case in args.cases:
-        plain, fast = found[case, "plain"], found[case, "fast"]
-        ratios = [p["seconds"] / f["seconds"] for p, f in zip(plain, fast, strict=True)]
-        rows.append([
-            CASES[case][0],
-            *(statistics.median(m["seconds"] for m in ms) for ms in (plain, fast)),
-            statistics.median(ratios),
-            *(max(m["mib"] for m in ms) for ms in (plain, fast)),
-            max(m["mib"] for m in fast) / max(m["mib"] for m in plain),
-        ])  # fmt: skip
     headers = ["case", "plain s", "fast s", "times faster", "plain MiB", "fast MiB", "memory ratio"]
-    print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")))
+    formats = ("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")
+    rows = []
+    for case in tqdm(args.cases, disable=None):
+        rows.append([CASES[case][0], *compare(case, args)])
+        tqdm.write(tabulate(rows[-1:], headers, floatfmt=formats))
+    if len(rows) > 1:
+        print(tabulate(rows, headers, floatfmt=formats))
 
 
 if __name__ == "__main__":

@@ -17,18 +17,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import open_clip
+import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
-from clip.backbones import BUNDLED, OPENAI_INPUT, save_bundled  # noqa: E402
-from clip.text import encode_tokens  # noqa: E402
-from datasets.shapes_captions import caption  # noqa: E402
-from datasets.shapes_render import COLOURS, FORMS, IMAGE_SIZE, TEXTURES, Objects, Style, render  # noqa: E402
+from clip.backbones import OPENAI_INPUT
+from clip.checkpoints import BUNDLED, save_bundled
+from clip.text import encode_tokens
+from datasets.shapes_captions import caption
+from datasets.shapes_render import COLOURS, FORMS, IMAGE_SIZE, TEXTURES, Objects, Style, render
 
 STYLES = (  # share of the pictures, style
     (0.6, Style()),

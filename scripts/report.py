@@ -23,17 +23,17 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.figures import check_plot_path, save_figure  # noqa: E402
-from scripts.protocols import (  # noqa: E402
+from scripts.figures import check_plot_path, save_figure
+from scripts.protocols import (
     PROTOCOLS,
     REPO,
     check_name,
     read_integers,
     split_words,
 )
-from scripts.result_files import write_atomic  # noqa: E402
-from scripts.results import Selection, collect  # noqa: E402
-from scripts.sections import Section, Table, build_sections  # noqa: E402
+from scripts.result_files import write_atomic
+from scripts.results import Selection, collect
+from scripts.sections import Section, Table, build_sections
 
 FORMATS = ("text", "markdown", "csv", "latex")
 _SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}

@@ -27,10 +27,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import protocols, report  # noqa: E402
-from scripts.jobs import Job, Planner, Settings, check_options  # noqa: E402
-from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices  # noqa: E402
-from scripts.protocols import (  # noqa: E402
+from scripts import protocols, report
+from scripts.jobs import Job, Planner, Settings, check_options
+from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices
+from scripts.protocols import (
     PROTOCOLS,
     REPO,
     check_name,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import clip
-from clip import backbones
+from clip import backbones, checkpoints
 from clip.backbones import has_vision_transformer, input_spec
 from tests.conftest import tiny_model
 
@@ -97,7 +97,7 @@ def test_frozen_and_in_evaluation(tiny_checkpoint):
 def test_bundled_model():
     backbone = clip.load("shapes")
     assert (backbone.image_size, backbone.embed_dim) == (48, 128)
-    assert backbones.BUNDLED.stat().st_size < 10 * 2**20
+    assert checkpoints.BUNDLED.stat().st_size < 10 * 2**20
     pair = backbone.encode_text(backbone.tokenize(["a red circle", "a blue square"]))
     assert torch.cosine_similarity(pair[0], pair[1], dim=0) < 0.9
 
@@ -106,7 +106,7 @@ def test_bundled_file_round_trip(tmp_path):
     model = tiny_model().half().float()
     seen = torch.tensor([5, 49406, 49407])
     kept = model.token_embedding.weight[seen].clone()
-    backbones.save_bundled(model, seen, tmp_path / "b.pt", {"note": 1})
+    checkpoints.save_bundled(model, seen, tmp_path / "b.pt", {"note": 1})
     content = torch.load(tmp_path / "b.pt", weights_only=True)
     assert torch.equal(content["token_rows"].float(), kept)
     assert (tmp_path / "b.pt").stat().st_size < 3e6  # the full table alone would be 12 MB

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 import clip
-from clip.backbones import BUNDLED
+from clip.checkpoints import BUNDLED
 from clip.prompts import ENSEMBLES, fill, readable, template_prompts
 from datasets import shapes
 from datasets.shapes import CLASSES, SUITE, draw_class, ensure_rendered

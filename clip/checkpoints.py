@@ -1,0 +1,97 @@
+"""Files with weights in OpenAI's layout, and the compact file of the bundled tiny model."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import (
+    build_model_from_openai_state_dict,
+    convert_weights_to_lp,
+    get_cast_dtype,
+)
+from torch import Tensor
+
+BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in an OpenAI-format file; never runs code of the file."""
+    try:
+        if zipfile.is_zipfile(path) and any(
+            n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are what they are
+                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise ValueError(
+            f"{path} is no readable checkpoint in OpenAI's format "
+            f"(a state dict or TorchScript archive): {error}"
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    state = {str(k).removeprefix("module."): v for k, v in content.items()}
+    if "text_projection" not in state:
+        raise ValueError(
+            f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing"
+        )
+    return state
+
+
+def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
+    """The open_clip model of weights in OpenAI's layout, which tell its architecture.
+
+    Args:
+        state: Weights.
+        precision: fp32, fp16 or bf16.
+        path: Where they came from, for the message.
+
+    Raises:
+        ValueError: They do not fit the layout.
+    """
+    derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
+    state = {k: v for k, v in state.items() if k not in derived}
+    try:
+        model = build_model_from_openai_state_dict(
+            dict(state), cast_dtype=get_cast_dtype(precision)
+        )
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{path} does not fit OpenAI's CLIP layout: {error}") from error
+    model.float()
+    model.load_state_dict(state)  # once more: the builder rounds the weights to half precision
+    dtype = get_cast_dtype(precision)
+    if dtype is not None:
+        convert_weights_to_lp(model, dtype)
+    return model
+
+
+def load_bundled(precision: str) -> Any:
+    """The tiny open_clip model that the repository carries."""
+    content = torch.load(BUNDLED, map_location="cpu", weights_only=True)
+    state = {k: v.float() for k, v in content["state_dict"].items()}
+    # Only the tokens of its captions were ever trained: the others are zero and not stored.
+    table = torch.zeros(content["vocab_size"], content["token_rows"].shape[1])
+    table[content["token_ids"].long()] = content["token_rows"].float()
+    state["token_embedding.weight"] = table
+    return build_model(state, precision, BUNDLED)
+
+
+def save_bundled(model: Any, token_ids: Tensor, path: Path, about: dict[str, Any]) -> None:
+    """Write a tiny model in the compact form of the bundled one (half precision, sparse tokens)."""
+    state = {k: v.half() for k, v in model.state_dict().items() if k != "token_embedding.weight"}
+    table = model.state_dict()["token_embedding.weight"]
+    content = {
+        "state_dict": state,
+        "token_ids": token_ids.int(),
+        "token_rows": table[token_ids].half(),
+        "vocab_size": len(table),
+        "about": about,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
