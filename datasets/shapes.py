@@ -11,6 +11,7 @@ The suite demonstrates that the methods work. Its numbers are not comparable wit
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -171,10 +172,9 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
         OSError: The folder cannot be written.
     """
     target = Path(root).expanduser() / "shapes"
-    stamp = target / "version.txt"
-    if stamp.is_file() and stamp.read_text().strip() == VERSION:
+    if _is_current(target):
         return target
-    if target.exists() and not stamp.is_file():
+    if target.exists() and not (target / "version.txt").is_file():
         raise FileExistsError(
             f"{target} exists and was not drawn by this project: it has no version.txt. Move it "
             "away, or choose another --root."
@@ -193,17 +193,24 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     return target
 
 
+def _is_current(folder: Path) -> bool:
+    stamp = folder / "version.txt"
+    return stamp.is_file() and stamp.read_text().strip() == VERSION
+
+
 def _move_into_place(partial: Path, target: Path) -> None:
-    stamp = target / "version.txt"
-    try:
-        if stamp.is_file():  # of another version
-            outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
+    """Put the drawn folder in its place, unless another job was faster: it drew the same."""
+    if _is_current(target):
+        return
+    if target.exists() and not _is_current(target):  # of another version
+        outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
+        with contextlib.suppress(FileNotFoundError):  # another job has moved it
             os.replace(target, outdated / "shapes")
-            shutil.rmtree(outdated, ignore_errors=True)
+        shutil.rmtree(outdated, ignore_errors=True)
+    try:
         os.replace(partial, target)
     except OSError:
-        # Fine if another job was faster, since it drew the same.
-        if not stamp.is_file() or stamp.read_text().strip() != VERSION:
+        if not _is_current(target):
             raise
 
 
