@@ -232,6 +232,8 @@ def start_driver(repo, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # In the background of a shell SIGINT is ignored, which the driver would respect.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     started = repo.path / "started"
     deadline = time.monotonic() + 20
