@@ -9,21 +9,40 @@ from clip.adapters import (
 )
 from clip.attention import AdaptedAttention, ResidualAttention, attach_residual_attention
 from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
+from clip.bottleneck import MultiModalAdapter, attach_multimodal_adapters
+from clip.prompting import (
+    AppendedPrompts,
+    LearnedPrompts,
+    TextPrompts,
+    VisionPrompts,
+    attach_text_prompts,
+    attach_vision_prompts,
+    install_vision_prompts,
+)
 from clip.text import TextBank
 
 __all__ = [
     "AdaptedAttention",
     "Adapter",
+    "AppendedPrompts",
     "Backbone",
     "InputSpec",
+    "LearnedPrompts",
+    "MultiModalAdapter",
     "ResidualAttention",
     "TextBank",
+    "TextPrompts",
+    "VisionPrompts",
     "adapter_parameters",
     "adapters_disabled",
+    "attach_multimodal_adapters",
     "attach_residual_attention",
+    "attach_text_prompts",
+    "attach_vision_prompts",
     "available_models",
     "freeze_except",
     "input_spec",
+    "install_vision_prompts",
     "load",
     "load_adapters",
     "tokenize",

@@ -1,15 +1,14 @@
 """Loading of vision-language models: one function, one interface, whatever the source.
 
-Models, weights and tokenizers are open_clip's. Names: OpenAI's (``ViT-B/16``), any open_clip
-checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``), ``siglip:<arch>@<tag>``, the bundled model
-(``shapes``), or the path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
+Models, weights and tokenizers are open_clip's, ALIGN's are transformers'. Names: OpenAI's
+(``ViT-B/16``), any open_clip checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``),
+``siglip:<arch>@<tag>``, ``align:<hub id or directory>``, the bundled model (``shapes``), or the
+path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,55 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
+from clip.align import align_input, load_align
 from clip.attention import open_attention
 from clip.checkpoints import build_model, load_bundled, read_state_dict
+from clip.names import (
+    OPENAI,
+    InputSpec,
+    arch_and_tag,
+    available_models,
+    has_vision_transformer,
+    openai_arch,
+    source_of,
+    unknown,
+    unreachable,
+)
 from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
+from clip.tokens import tokenize as tokenize_with
+
+__all__ = [
+    "OPENAI_INPUT",
+    "PRECISIONS",
+    "Backbone",
+    "InputSpec",
+    "available_models",
+    "has_vision_transformer",
+    "input_spec",
+    "load",
+    "tokenize",
+]
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 OPENAI_CACHE = Path("~/.cache/clip")  # where OpenAI's own package and CoOp's users have the files
-
-_OPENAI = {
-    name: name.replace("/", "-")
-    for name in (
-        "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
-        "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
-    )
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """The pictures a backbone was trained on."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 OPENAI_INPUT = InputSpec(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
 class Backbone(nn.Module):
     """A vision-language model with one interface for all methods.
 
-    Notation: B images, N texts, T token positions, D embedding width.
+    Notation: B images, N texts or classes, T token positions, D embedding width.
+
+    Logits are ``exp(logit_scale) * cos(image, text) + logit_bias``. SigLIP reads each of them as a
+    yes or no by itself, ``sigmoid(logit)``, which is what its bias is for (a random text is most
+    probably wrong). Choosing one of N classes is another question: every method here classifies
+    with a softmax over the classes, and trains with its cross entropy, on the scaled cosines
+    alone. The bias, the same constant for all classes, could not change that softmax, its order or
+    its gradient, so it is left out for SigLIP too.
 
     Attributes:
         name: What :func:`load` was given.
-        model: The open_clip module.
+        model: The open_clip module, or :class:`clip.align.Align`, which looks like one.
         embed_dim: D.
         image_size, image_mean, image_std: Input of the vision tower.
     """
@@ -83,18 +95,18 @@ class Backbone(nn.Module):
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """What SigLIP adds to its logits; None for models trained with a softmax."""
+        """What SigLIP adds to its logits, a scalar; None for models trained with a softmax.
+
+        Pairwise probabilities need it; classification does not, see the class.
+        """
         return getattr(self.model, "logit_bias", None)
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the towers' matrices, hence of the images they take."""
-        tower = text_tower(self.model).transformer
-        return (
-            tower.get_cast_dtype()
-            if hasattr(tower, "get_cast_dtype")
-            else next(self.parameters()).dtype
-        )
+        # Every vision tower begins with a convolution; other first parameters may stay fp32.
+        kernels = (p for p in self.model.visual.parameters() if p.ndim == 4)
+        return next(kernels, next(self.parameters())).dtype
 
     @property
     def vision_transformer(self) -> Any:
@@ -129,10 +141,15 @@ class Backbone(nn.Module):
     def tokenize(self, texts: str | list[str], truncate: bool = True) -> Tensor:
         """Token numbers of texts, (N, T).
 
+        Args:
+            texts: One or more.
+            truncate: Cut texts that do not fit before their end token, and print one line that
+                counts them. T is 77 with CLIP's models, 64 with SigLIP's and ALIGN's.
+
         Raises:
             ValueError: ``truncate`` is false and a text does not fit; it names the text.
         """
-        return _tokenize(self._tokenizer, texts, self.context_length, truncate)
+        return tokenize_with(self._tokenizer, texts, self.context_length, truncate)
 
 
 def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:
@@ -140,37 +157,36 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
 
     Args:
         name: See the module's docstring.
-        precision: Type of the weights: fp32, fp16 or bf16 (normalisation layers stay fp32).
+        precision: Type of the weights: fp32, fp16 or bf16. CLIP's layer norms and ALIGN's batch
+            norms stay fp32.
         device: Where to put it.
 
     Raises:
         ValueError: Unknown name or precision (nearest names are suggested), or a file that is no
-            checkpoint in OpenAI's format.
-        ConnectionError: The weights are not on this machine and cannot be downloaded.
+            checkpoint in OpenAI's format, or a directory without a complete ALIGN.
+        ConnectionError: The weights, or the tokenizer of a SigLIP or ALIGN, are not on this machine
+            and cannot be downloaded.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if name == "shapes":
         backbone = _of_openai_layout(load_bundled(precision), name)
-    elif ":" in name and name.split(":", 1)[0] in ("openclip", "siglip"):
-        backbone = _load_open_clip(name, precision)
-    elif name in _OPENAI:
-        cached = (OPENAI_CACHE / f"{_OPENAI[name].replace('@', '-')}.pt").expanduser()
+    elif source_of(name) == "align":
+        align, spec, tokenizer = load_align(name, precision)
+        backbone = Backbone(align, name, spec, tokenizer)
+    elif source_of(name):
+        backbone = _create(*arch_and_tag(name), name, precision)
+    elif name in OPENAI:
+        cached = (OPENAI_CACHE / f"{OPENAI[name].replace('@', '-')}.pt").expanduser()
         if cached.is_file():
             backbone = _load_file(cached, name, precision)
         else:
-            arch = _openai_arch(name)
-            backbone = _create(arch, "openai", name, precision)
+            backbone = _create(openai_arch(name), "openai", name, precision)
     elif Path(name).is_file():
         backbone = _load_file(Path(name), name, precision)
     else:
-        raise _unknown(name)
+        raise unknown(name)
     return backbone.requires_grad_(False).eval().to(device)
-
-
-def available_models() -> list[str]:
-    """Names with weights of their own; ``openclip:<arch>@<tag>`` names come on top."""
-    return [*_OPENAI, "shapes"]
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
@@ -179,7 +195,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     Raises:
         ValueError: A text does not fit and ``truncate`` is false, as with OpenAI's function.
     """
-    return _tokenize(open_clip.tokenizer._tokenizer, texts, context_length, truncate)
+    return tokenize_with(open_clip.tokenizer._tokenizer, texts, context_length, truncate)
 
 
 def input_spec(name: str) -> InputSpec:
@@ -187,11 +203,15 @@ def input_spec(name: str) -> InputSpec:
 
     Raises:
         ValueError: Unknown name.
+        ConnectionError: An ``align:`` model other than the published one has to be looked up, and
+            cannot be.
     """
-    if name == "shapes" or (Path(name).is_file() and name not in _OPENAI):
+    if name == "shapes" or (Path(name).is_file() and name not in OPENAI):
         backbone = load(name)
         return InputSpec(backbone.image_size, backbone.image_mean, backbone.image_std)
-    arch, tag = (_openai_arch(name), "openai") if name in _OPENAI else _arch_and_tag(name)
+    if source_of(name) == "align":
+        return align_input(name)
+    arch, tag = (openai_arch(name), "openai") if name in OPENAI else arch_and_tag(name)
     config = open_clip.get_model_config(arch)
     pretrained = open_clip.pretrained.get_pretrained_cfg(arch, tag)
     return InputSpec(
@@ -199,69 +219,33 @@ def input_spec(name: str) -> InputSpec:
     )
 
 
-def has_vision_transformer(name: str) -> bool | None:
-    """Whether the vision tower is a transformer of CLIP's form; None if only loading can tell."""
-    if name == "shapes":
-        return True
-    if name in _OPENAI:
-        return not name.startswith("RN")
-    if Path(name).is_file():
-        return None
-    vision = open_clip.get_model_config(_arch_and_tag(name)[0])["vision_cfg"]
-    return not isinstance(vision.get("layers"), list) and not vision.get("timm_model_name")
-
-
-def _openai_arch(name: str) -> str:
-    if name == "ViT-L/14@336px":
-        return "ViT-L-14-336-quickgelu"
-    return f"{_OPENAI[name]}-quickgelu"
-
-
-def _arch_and_tag(name: str) -> tuple[str, str]:
-    source, _, rest = name.partition(":")
-    arch, _, tag = rest.partition("@")
-    if source not in ("openclip", "siglip"):
-        raise _unknown(name)
-    if arch not in open_clip.list_models():
-        near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
-        raise ValueError(
-            f"Unknown open_clip architecture {arch!r} in backbone {name!r}. Nearest: {near}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    if tag.lower().replace("-", "_") not in tags:
-        raise ValueError(f"Unknown weights {tag!r} in backbone {name!r}. {arch} has: {tags}")
-    return arch, tag
-
-
-def _unknown(name: str) -> ValueError:
-    near = difflib.get_close_matches(name, [*available_models(), "openclip:", "siglip:"], 3, 0.4)
-    return ValueError(
-        f"Unknown backbone {name!r}, and no such file. Nearest names: {near}. Known: "
-        f"{', '.join(available_models())}; openclip:<arch>@<tag>; siglip:<arch>@<tag>; "
-        "or the path of a checkpoint in OpenAI's format."
-    )
-
-
 def _create(arch: str, tag: str, name: str, precision: str) -> Backbone:
+    tokenizer = _tokenizer_of(arch, name)  # first: a small file, missing long before the weights
     try:
         model = open_clip.create_model(
             arch, pretrained=tag, precision=precision, require_pretrained=True
         )
     except (RuntimeError, OSError) as error:
-        raise ConnectionError(
-            f"The weights of backbone {name!r} are not on this machine and could not be downloaded "
-            f"({error}). Connect once, or copy OpenAI's file to {OPENAI_CACHE}, or set "
-            "MODEL.BACKBONE.NAME (--backbone) to the path of a local checkpoint. "
-            "The bundled model 'shapes' needs no download."
-        ) from error
+        remedy = "set MODEL.BACKBONE.NAME (--backbone) to the path of a local checkpoint"
+        if name in OPENAI:
+            remedy = f"copy OpenAI's file to {OPENAI_CACHE}, or {remedy}"
+        raise unreachable("weights", name, error, remedy) from error
     preprocess = model.visual.preprocess_cfg
     spec = InputSpec(_side(preprocess["size"]), tuple(preprocess["mean"]), tuple(preprocess["std"]))
-    return Backbone(model, name, spec, open_clip.get_tokenizer(arch))
+    return Backbone(model, name, spec, tokenizer)
 
 
-def _load_open_clip(name: str, precision: str) -> Backbone:
-    arch, tag = _arch_and_tag(name)
-    return _create(arch, tag, name, precision)
+def _tokenizer_of(arch: str, name: str) -> Callable[..., Tensor]:
+    try:
+        tokenizer = open_clip.get_tokenizer(arch)
+    except (RuntimeError, OSError, ValueError) as error:  # SigLIP's come from the hub
+        remedy = "choose a model with CLIP's own tokenizer, such as ViT-B/16"
+        raise unreachable("tokenizer files", name, error, remedy) from error
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is not None and not hasattr(inner, "batch_encode_plus"):
+        # Older releases of open_clip call it so; transformers 5 has only the plain call.
+        inner.batch_encode_plus = inner.__call__
+    return tokenizer
 
 
 def _load_file(path: Path, name: str, precision: str) -> Backbone:
@@ -274,7 +258,10 @@ def _of_openai_layout(model: Any, name: str) -> Backbone:
 
 
 def _embed_dim(model: Any) -> int:
-    projection = text_tower(model).text_projection
+    tower = text_tower(model)
+    if getattr(tower, "output_dim", None):
+        return int(tower.output_dim)
+    projection = tower.text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features
     return projection.shape[1]
@@ -282,17 +269,3 @@ def _embed_dim(model: Any) -> int:
 
 def _side(size: int | tuple[int, int] | list[int]) -> int:
     return size if isinstance(size, int) else int(size[0])
-
-
-def _tokenize(
-    tokenizer: Callable[..., Tensor], texts: str | list[str], context_length: int, truncate: bool
-) -> Tensor:
-    texts = [texts] if isinstance(texts, str) else texts
-    if not truncate:
-        for text in texts:
-            used = len(tokenizer.encode(text)) + 2 if hasattr(tokenizer, "encode") else 0
-            if used > context_length:
-                raise ValueError(
-                    f"Text needs {used} tokens, the model takes {context_length}: {text!r}"
-                )
-    return tokenizer(texts, context_length=context_length)

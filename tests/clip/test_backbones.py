@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import clip
-from clip import backbones, checkpoints
+from clip import backbones, checkpoints, names
 from clip.backbones import has_vision_transformer, input_spec
 from tests.conftest import tiny_model
 
@@ -115,7 +115,7 @@ def test_bundled_file_round_trip(tmp_path):
 def test_names_for_every_openai_model_exist_in_open_clip():
     for name in clip.available_models():
         if name != "shapes":
-            arch = backbones._openai_arch(name)
+            arch = names.openai_arch(name)
             assert open_clip.get_model_config(arch)["quick_gelu"]
             assert "openai" in open_clip.list_pretrained_tags_by_model(arch)
 
@@ -143,11 +143,16 @@ def test_has_vision_transformer(name, expected):
 @pytest.mark.parametrize(
     ("name", "message"),
     [("ViT-B/61", r"Nearest names: \['ViT-B/16'"), ("openclip:ViT-B-17@x", "Nearest"),
-     ("openclip:ViT-B-16@laion", "laion2b_s34b_b88k"), ("nowhere/clip.pt", "no such file")],
+     ("openclip:ViT-B-16@laion", "laion2b_s34b_b88k"), ("nowhere/clip.pt", "no such file"),
+     ("open_clip:RN50@yfcc15m", r"Nearest names: \['openclip:RN50@yfcc15m'"),
+     ("ALIGN:kakaobrain/align-base", r"Nearest names: \['align:kakaobrain/align-base'"),
+     ("kakaobrain/align-base", r"Nearest names: \['align:kakaobrain/align-base'"),
+     ("hub:someone/something", "Nearest names.*align:<hub id or directory>")],
 )  # fmt: skip
 def test_unknown_names(name, message):
-    with pytest.raises(ValueError, match=message):
-        clip.load(name)
+    for function in (clip.load, input_spec, has_vision_transformer):
+        with pytest.raises(ValueError, match=message):
+            function(name)
 
 
 def test_unknown_precision(tiny_checkpoint):

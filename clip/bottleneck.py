@@ -1,0 +1,188 @@
+"""MMA's multi-modal adapters: bottlenecks beside the blocks of both towers, with a shared middle.
+
+Notation: B samples, L tokens, W transformer width, r bottleneck width, a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip.adapters import Adapter
+from clip.backbones import Backbone
+
+
+class MultiModalAdapter(Adapter):
+    """One bottleneck for a pair of blocks, one of each tower.
+
+    MMA (Yang et al., CVPR 2024): ``x_{i+1} = Block_i(x_i) + a * A(ln_1(x_i))`` with
+    ``A(x) = up(relu(shared(relu(down(x)))))``; ``down`` and ``up`` belong to a tower, ``shared`` to
+    both, all have biases. The adapter is parallel to the whole block and reads its input through
+    the block's own, frozen ``ln_1``.
+
+    As in the authors' code (not in the paper), the gradient of the adapter's parameters leaves out
+    the factor a unless ``rescale_gradient`` is false: with a = 0.001 they would hardly move at the
+    learning rates of prompts. The gradient passed down to x_i is the true one in either case.
+
+    Weights are drawn from N(0, 2 / fan_out) (Kaiming), biases start at 0.
+
+    Args:
+        text_width: W of the text tower.
+        vision_width: W of the vision tower.
+        bottleneck: r.
+        scale: a.
+        zero_init: Start with ``up`` at 0, so that the host computes what it did; not MMA's way.
+        rescale_gradient: See above.
+
+    Raises:
+        ValueError: ``bottleneck`` is less than 1, or ``scale`` not positive and finite.
+    """
+
+    def __init__(
+        self,
+        text_width: int,
+        vision_width: int,
+        *,
+        bottleneck: int = 32,
+        scale: float = 0.001,
+        zero_init: bool = False,
+        rescale_gradient: bool = True,
+    ) -> None:
+        super().__init__()
+        if bottleneck < 1:
+            raise ValueError(
+                f"bottleneck is the adapters' inner width and must be at least 1, got {bottleneck}"
+            )
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(
+                f"scale multiplies what the adapters add and must be positive and finite, "
+                f"got {scale}; layers 0 means no adapters"
+            )
+        self.scale, self.rescale_gradient = scale, rescale_gradient
+        self.down_text = nn.Linear(text_width, bottleneck)
+        self.down_vision = nn.Linear(vision_width, bottleneck)
+        self.shared = nn.Linear(bottleneck, bottleneck)
+        self.up_text = nn.Linear(bottleneck, text_width)
+        self.up_vision = nn.Linear(bottleneck, vision_width)
+        for linear in (
+            self.down_text, self.down_vision, self.shared, self.up_text, self.up_vision,
+        ):  # fmt: skip
+            nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+        if zero_init:
+            nn.init.zeros_(self.up_text.weight)
+            nn.init.zeros_(self.up_vision.weight)
+
+    def forward(self, x: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
+        """What to add to a block's output: a * A(x).
+
+        Args:
+            x: The block's input, normalised, (..., W) in any layout.
+            down: The tower's ``down_text`` or ``down_vision``.
+            up: The tower's ``up_text`` or ``up_vision``.
+        """
+        # Leaving a out of the gradient at the output and putting it back at the input multiplies
+        # the parameters' gradients by 1 / a, without tiny numbers that half precision would lose.
+        if self.rescale_gradient:
+            x = ScaleSeparately.apply(x, 1.0, self.scale)
+        y = _linear(down, x).relu()
+        y = _linear(up, _linear(self.shared, y).relu())
+        return ScaleSeparately.apply(y, self.scale, 1.0 if self.rescale_gradient else self.scale)
+
+    def _beside_text(self, block: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._beside(block, args[0], output, self.down_text, self.up_text)
+
+    def _beside_vision(self, block: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._beside(block, args[0], output, self.down_vision, self.up_vision)
+
+    def _beside(
+        self, block: Any, x: Tensor, output: Tensor, down: nn.Linear, up: nn.Linear
+    ) -> Tensor | None:
+        if not self.enabled:
+            return None
+        # The second pass through ln_1 is cheap, and spares a state between two hooks.
+        return output + self(block.ln_1(x), down, up)
+
+
+class ScaleSeparately(torch.autograd.Function):
+    """Multiplies values by one number and gradients by another."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value_factor: float, gradient_factor: float) -> Tensor:
+        """``value_factor * x``."""
+        ctx.gradient_factor = gradient_factor
+        return x * value_factor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """``gradient_factor * gradient``."""
+        return gradient * ctx.gradient_factor, None, None
+
+
+def attach_multimodal_adapters(
+    backbone: Backbone,
+    *,
+    layers: int,
+    bottleneck: int = 32,
+    scale: float = 0.001,
+    zero_init: bool = False,
+    rescale_gradient: bool = True,
+) -> list[MultiModalAdapter]:
+    """Give the last ``layers`` blocks of both towers multi-modal adapters.
+
+    Blocks are paired from the end, so that towers of different depths pair their last ones.
+
+    Args:
+        backbone: With transformers in both towers; it gets the attribute
+            ``multimodal_adapters``, a module list in the order of the blocks.
+        layers: Adapted pairs; more than the shallower tower has means all of them, 0 none.
+        bottleneck: r.
+        scale: a.
+        zero_init: See :class:`MultiModalAdapter`.
+        rescale_gradient: See :class:`MultiModalAdapter`.
+
+    Returns:
+        The adapters in the order of the blocks.
+
+    Raises:
+        ValueError: ``layers`` is negative, ``bottleneck`` or ``scale`` not positive, a tower has no
+            such blocks (ResNets, timm models), or they have been adapted before.
+    """
+    if layers < 0:
+        raise ValueError(f"layers must be 0 or more adapted pairs of blocks, got {layers}")
+    if layers == 0:
+        return []
+    text, vision = backbone.text_transformer, backbone.vision_transformer
+    for tower, transformer in (("vision", vision), ("text", text)):
+        if transformer is None:
+            raise ValueError(
+                f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, "
+                "timm and Hugging Face towers are not), so multi-modal adapters cannot be "
+                "attached. ViT-B/16, ViT-B/32, ViT-L/14 or another OpenAI-style ViT works."
+            )
+    if hasattr(backbone, "multimodal_adapters"):
+        raise ValueError("This backbone has multi-modal adapters already")
+    layers = min(layers, len(text.resblocks), len(vision.resblocks))
+    widths = text.width, vision.width
+    adapters: list[MultiModalAdapter] = []
+    for text_block, vision_block in zip(
+        text.resblocks[-layers:], vision.resblocks[-layers:], strict=True
+    ):
+        adapter = MultiModalAdapter(
+            *widths, bottleneck=bottleneck, scale=scale, zero_init=zero_init,
+            rescale_gradient=rescale_gradient,
+        ).to(backbone.logit_scale.device)  # fmt: skip
+        text_block.register_forward_hook(adapter._beside_text)
+        vision_block.register_forward_hook(adapter._beside_vision)
+        adapters.append(adapter)
+    backbone.multimodal_adapters = nn.ModuleList(adapters)
+    return adapters
+
+
+def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The learned single-precision map, in the type of the stream it is applied to."""
+    return F.linear(x, linear.weight.to(x), linear.bias.to(x))

@@ -1,0 +1,326 @@
+"""Learned prompts in both towers: vectors that stand among the tokens of a frozen transformer.
+
+They are attached from outside, by hooks on the tower's own modules, so that the pre-trained
+model's state-dict keys and the exact truncation of texts stay what they are.
+
+Notation: B images or texts, L tokens, W transformer width, n prompts, J sets of them (the depth).
+Set 0 enters with the input; set j overwrites the same n slots at the input of block j, for
+j = 1 .. J-1 (deep prompts: VPT, arXiv:2203.12119; in both towers: MaPLe, arXiv:2210.03117). From
+block J on, the slots flow through like any token.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip.adapters import Adapter
+from clip.backbones import Backbone
+from clip.text import text_tower
+
+INIT_STD = 0.02  # of random prompts, in all of the methods
+
+
+class LearnedPrompts(Adapter):
+    """What learned prompts of any origin share: where they go, and the hooks that put them there.
+
+    A subclass says in :meth:`vectors_of` which vectors a set consists of: its own parameters, or a
+    function of the other tower's (as MaPLe's vision prompts are).
+
+    Hooks are methods, not closures: a deep copy of the model gets hooks of its own copy.
+
+    Args:
+        n_ctx: n.
+        depth: J.
+        first_slot: Position of the first prompt; counted from the end if negative.
+
+    Raises:
+        ValueError: ``n_ctx`` is less than 1.
+    """
+
+    def __init__(self, n_ctx: int, depth: int, first_slot: int) -> None:
+        super().__init__()
+        if n_ctx < 1:
+            raise ValueError(
+                f"n_ctx is the number of learned prompts and must be at least 1, got {n_ctx}; "
+                "a depth of 0 means a tower without prompts"
+            )
+        self.n_ctx, self.depth, self.first_slot = n_ctx, depth, first_slot
+
+    def vectors_of(self, index: int) -> Tensor:
+        """The vectors of set ``index`` in 0 .. J-1: (n, W)."""
+        raise NotImplementedError
+
+    def hook_blocks(self, transformer: Any) -> None:
+        """Let sets 1 .. J-1 overwrite their slots at the inputs of blocks 1 .. J-1."""
+        # open_clip hands tokens to its blocks as (B, L, W) or, by this flag, as (L, B, W).
+        dim = 1 if transformer.batch_first else 0
+        for index, block in enumerate(transformer.resblocks[: self.depth]):
+            if index > 0:
+                block.register_forward_pre_hook(partial(self._overwrite_input, index, dim))
+
+    def _overwrite_input(
+        self, index: int, dim: int, block: nn.Module, args: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
+        if not self.enabled:
+            return None
+        return self._overwritten(args[0], index, dim), *args[1:]
+
+    def _overwritten(self, x: Tensor, index: int, dim: int) -> Tensor:
+        """``x`` with set ``index`` in the slots of its dimension ``dim``."""
+        length = x.shape[dim]
+        start = self.first_slot if self.first_slot >= 0 else length + self.first_slot
+        behind = start + self.n_ctx
+        if not 0 <= start < behind <= length:
+            raise ValueError(
+                f"{self.n_ctx} prompts from position {start} on do not fit in {length} tokens: "
+                "texts need the prompts' words (or as many placeholders) in front"
+            )
+        prompts = self._expanded(x, index, dim)
+        return torch.cat(
+            [x.narrow(dim, 0, start), prompts, x.narrow(dim, behind, length - behind)], dim
+        )
+
+    def _expanded(self, x: Tensor, index: int, dim: int) -> Tensor:
+        """Set ``index`` for every sequence of ``x``, in its type and on its device."""
+        prompts = self.vectors_of(index).to(x).unsqueeze(1 - dim)
+        return prompts.expand(*(-1 if d != 1 - dim else x.shape[d] for d in range(3)))
+
+
+class TextPrompts(LearnedPrompts):
+    """Learned vectors in place of the first n words behind the start token.
+
+    Texts keep their words: with the prompts disabled the tower encodes exactly these. Positions
+    are added to set 0 as to any token, and the causal mask stays.
+
+    Attributes:
+        vectors: The learned sets, (J, n, W).
+
+    Args:
+        words: Token numbers whose embeddings set 0 starts from, at least n; empty for random ones.
+        init: The text they came from, for messages.
+        end: Number of the end-of-text token.
+        table: The frozen token embeddings, (vocabulary, W).
+        n_ctx: n.
+        depth: J.
+    """
+
+    def __init__(
+        self, words: list[int], init: str, end: int, table: Tensor, *, n_ctx: int, depth: int
+    ) -> None:
+        super().__init__(n_ctx, depth, first_slot=1)
+        self.words, self.init, self.end = words[:n_ctx], init, end
+        self.vectors = _random_vectors(depth, n_ctx, table)
+        if self.words:
+            self.vectors.data[0] = table.detach()[self.words]
+
+    def vectors_of(self, index: int) -> Tensor:
+        """See :class:`LearnedPrompts`."""
+        return self.vectors[index]
+
+    def check_texts(self, tokens: Tensor) -> None:
+        """Refuse texts in which the prompts would take the place of anything but their words.
+
+        Nothing else would notice: a class name would be overwritten, and accuracy merely low. Not
+        done at every encoding, since comparing would make the host wait for the device.
+
+        Args:
+            tokens: (B, T) token numbers, as the backbone's ``tokenize`` returns them.
+
+        Raises:
+            ValueError: A text does not start with the words of ``init``; or, without ``init``,
+                texts do not all start with the same n tokens (placeholders).
+        """
+        slots = tokens[:, 1 : 1 + self.n_ctx].cpu()
+        expected = torch.tensor(self.words) if self.words else slots[0]
+        wrong = (slots != expected).any(1) | (slots == self.end).any(1)
+        if wrong.any():
+            what = (
+                f"the first {self.n_ctx} tokens of {self.init!r}"
+                if self.words
+                else f"{self.n_ctx} placeholders that are the same in all of them"
+            )
+            raise ValueError(
+                f"Learned prompts replace {self.n_ctx} tokens behind the start of each text, so "
+                f"all texts must start with {what}; {int(wrong.sum())} of {len(wrong)} do not, "
+                f"first number {int(wrong.nonzero()[0])}. Change the template or the prompts' init."
+            )
+
+    def _embed(self, table: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor | None:
+        """Hook behind the token embedding, (B, L, W), before positions are added."""
+        return self._overwritten(embeddings, 0, 1) if self.enabled else None
+
+
+class AppendedPrompts(LearnedPrompts):
+    """Prompts appended behind the class token and the patches of a vision tower.
+
+    They enter before ``ln_pre`` and have no positions. Order is irrelevant without a mask, so the
+    end serves as well as any place; what is computed at the slots is never pooled.
+    """
+
+    def __init__(self, n_ctx: int, depth: int) -> None:
+        super().__init__(n_ctx, depth, first_slot=-n_ctx)
+
+    def _append(self, ln_pre: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Hook before ``ln_pre``: (B, L, W) -> (B, L + n, W)."""
+        if not self.enabled:
+            return None
+        return torch.cat([args[0], self._expanded(args[0], 0, 1)], 1), *args[1:]
+
+
+class VisionPrompts(AppendedPrompts):
+    """Freely learned vision prompts (VPT, IVLP, PromptSRC).
+
+    Attributes:
+        vectors: The learned sets, (J, n, W), N(0, 0.02) at first.
+
+    Args:
+        n_ctx: n.
+        depth: J.
+        like: A tensor of the tower, (..., W): width, type and device.
+    """
+
+    def __init__(self, n_ctx: int, depth: int, like: Tensor) -> None:
+        super().__init__(n_ctx, depth)
+        self.vectors = _random_vectors(depth, n_ctx, like)
+
+    def vectors_of(self, index: int) -> Tensor:
+        """See :class:`LearnedPrompts`."""
+        return self.vectors[index]
+
+
+def attach_text_prompts(
+    backbone: Backbone, *, n_ctx: int, depth: int, init: str = "a photo of a"
+) -> TextPrompts | None:
+    """Learn vectors in place of the first ``n_ctx`` tokens of all texts, as ``text_prompts``.
+
+    All texts must start with the words of ``init`` (:meth:`TextPrompts.check_texts`). With fewer
+    prompts than words the other words stay frozen: 2 of "a photo of a" learn "a photo".
+
+    Args:
+        backbone: With a text tower of CLIP's form; it gets the attribute ``text_prompts``.
+        n_ctx: Learned tokens, n.
+        depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
+            them, 0 no prompts at all.
+        init: Text whose first n token embeddings set 0 starts from; '' for N(0, 0.02), as the
+            deeper sets always do.
+
+    Returns:
+        The adapter, or None for depth 0.
+
+    Raises:
+        ValueError: A negative depth, ``n_ctx`` less than 1 or more than ``init`` or the context has
+            tokens, a text tower of another form, or prompts are attached already.
+    """
+    depth = _checked_depth("text", depth, backbone.text_transformer)
+    if depth == 0:
+        return None
+    _refuse_second(backbone, "text_prompts")
+    words, end = _words(backbone, init)
+    room = backbone.context_length - 2
+    if n_ctx > (len(words) if init else room):
+        raise ValueError(
+            f"n_ctx is {n_ctx}, but "
+            + (f"{init!r} has {len(words)} tokens" if init else f"texts have room for {room}")
+            + ": use fewer prompts"
+            + (", a longer init, or '' for random vectors" if init else "")
+        )
+    embedding = text_tower(backbone.model).token_embedding
+    prompts = TextPrompts(words, init, end, embedding.weight, n_ctx=n_ctx, depth=depth)
+    embedding.register_forward_hook(prompts._embed)
+    prompts.hook_blocks(backbone.text_transformer)
+    backbone.text_prompts = prompts
+    return prompts
+
+
+def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> VisionPrompts | None:
+    """Learn ``n_ctx`` tokens behind the patches of all images, as ``vision_prompts``.
+
+    Args:
+        backbone: With a vision transformer that pools its class token; it gets the attribute
+            ``vision_prompts``.
+        n_ctx: Learned tokens, n.
+        depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
+            them, 0 no prompts at all.
+
+    Returns:
+        The adapter, or None for depth 0.
+
+    Raises:
+        ValueError: A negative depth, ``n_ctx`` less than 1, a vision tower of another form, or
+            prompts are attached already.
+    """
+    depth = _checked_depth("vision", depth, backbone.vision_transformer)
+    if depth == 0:
+        return None
+    prompts = VisionPrompts(n_ctx, depth, backbone.model.visual.class_embedding)
+    install_vision_prompts(backbone, prompts)
+    return prompts
+
+
+def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None:
+    """Attach vision prompts of one's own making, such as functions of the text prompts.
+
+    Args:
+        backbone: As for :func:`attach_vision_prompts`.
+        prompts: What to attach; sets beyond the tower's blocks stay unused.
+
+    Raises:
+        ValueError: A vision tower of another form, or prompts are attached already.
+    """
+    _checked_depth("vision", prompts.depth, backbone.vision_transformer)
+    visual = backbone.model.visual
+    if visual.pool_type != "tok" or visual.attn_pool is not None:
+        pooling = "attention" if visual.attn_pool is not None else repr(visual.pool_type)
+        raise ValueError(
+            f"The vision tower of this backbone has {pooling} pooling, which would take learned "
+            "prompts for parts of the image. Only towers that pool their class token can carry "
+            "them: ViT-B/16, ViT-B/32, ViT-L/14 or another OpenAI-style ViT."
+        )
+    _refuse_second(backbone, "vision_prompts")
+    visual.ln_pre.register_forward_pre_hook(prompts._append)
+    prompts.hook_blocks(visual.transformer)
+    backbone.vision_prompts = prompts
+
+
+def _random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
+    # Drawn on the host, so that a seed means the same on every device; never in half precision.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    vectors = torch.empty(depth, n_ctx, like.shape[-1], dtype=dtype).normal_(std=INIT_STD)
+    return nn.Parameter(vectors.to(like.device))
+
+
+def _checked_depth(tower: str, depth: int, transformer: Any) -> int:
+    if depth < 0:
+        raise ValueError(
+            f"The {tower} depth must be 0 or more sets of learned prompts, got {depth}"
+        )
+    if depth and transformer is None:
+        raise ValueError(
+            f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, timm "
+            "and Hugging Face towers are not), so learned prompts cannot be attached. ViT-B/16, "
+            "ViT-B/32, ViT-L/14 or another OpenAI-style ViT works."
+        )
+    return min(depth, len(transformer.resblocks)) if depth else 0
+
+
+def _refuse_second(backbone: Backbone, attribute: str) -> None:
+    if hasattr(backbone, attribute):
+        raise ValueError(f"This backbone has learned prompts already, as its {attribute!r}")
+
+
+def _words(backbone: Backbone, text: str) -> tuple[list[int], int]:
+    """The text's token numbers without start and end, and the number of the end token."""
+    find_end = backbone.end_of_text()
+    tokens = backbone.tokenize(["", text])
+    ends = find_end(tokens).tolist() if find_end else [0, 0]
+    if ends[0] != 1:  # the empty text is start and end
+        raise ValueError(
+            "The text tower of this backbone is not of CLIP's form (start token, words, end token "
+            "that is pooled, causal attention), so learned prompts cannot be attached to it. "
+            "OpenAI's models and most of OpenCLIP's are; SigLIP and CoCa are not."
+        )
+    return tokens[1, 1 : ends[1]].tolist(), int(tokens[0, 1])
