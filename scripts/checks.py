@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -23,6 +24,7 @@ IGNORED_KEYS = {
     "DEVICE",
     "USE_CUDA",
     "DATASET.ROOT",
+    "FEATURE_CACHE.DIR",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -32,19 +34,27 @@ IGNORED_KEYS = {
 
 def warnings(cells: Cells, selection: Selection) -> list[str]:
     """Return one line for everything that a reader of the table has to know."""
-    lines = [*_missing(cells, selection)]
+    lines = [*_missing_series(cells, selection), *_missing(cells, selection)]
     for cell in cells.values():
         lines += collapsed(cell)
         lines += _mixed_configs(cell)
         for run in cell.values():
             lines += _contradictions(run)
-    return [*lines, *_mixed_backbones(cells), *_mixed_splits(cells)]
+    return [*lines, *_mixed_backbones(cells, selection), *_mixed_splits(cells)]
 
 
 def untrained(cells: Cells, series: Series) -> bool:
     """Whether nothing of a series is trained, so that all its seeds are one and the same run."""
     runs = [run for cell, found in cells.items() if cell.series == series for run in found.values()]
     return all(run.result.get("trainable_parameters") == 0 for run in runs)
+
+
+def _missing_series(cells: Cells, selection: Selection) -> Iterator[str]:
+    """Name the rows that were asked for and of which nothing is there."""
+    found = {(cell.series.trainer, cell.series.cfg) for cell in cells}
+    for trainer, cfg in itertools.product(selection.trainers, selection.cfg):
+        if (trainer, cfg) not in found:
+            yield f"missing row: {trainer} ({cfg}) has no finished run here"
 
 
 def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
@@ -136,8 +146,8 @@ def _contradictions(run: Run) -> Iterator[str]:
             yield f"result of another run ({name} is {found}, not {value}): {run.directory}"
 
 
-def _mixed_backbones(cells: Cells) -> Iterator[str]:
-    names = series_names(cell.series for cell in cells)
+def _mixed_backbones(cells: Cells, selection: Selection) -> Iterator[str]:
+    names = series_names((cell.series for cell in cells), selection.protocol)
     used: dict[Series, set[str]] = {}
     for cell, runs in cells.items():
         found = {str(run.result.get("backbone", "")) for run in runs.values()}

@@ -4,10 +4,10 @@ A directory that exists proves nothing. A job is done when all of these hold:
 
 * its ``result.json`` is whole and says ``"status": "complete"``;
 * the ``job.json`` that the driver wrote beside it before the start carries the fingerprint the
-  job has now: a hash of what the two config files *contain* (comments, spelling of the YAML and
-  the ``PER_DATASET`` entries of other datasets do not count), of the text files they name (class
-  descriptions, class names), of the trailing options, of seed, shots, classes and trainer, and of
-  the training job's fingerprint;
+  job has now: a hash of what the two config files and their ``_BASE_`` *contain* (comments,
+  spelling of the YAML, which of the files a key stands in and the ``PER_DATASET`` entries of other
+  datasets do not count), of the text files they name (class descriptions, class names), of the
+  trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
 * for an evaluation, the training run it evaluates is done and is still the very run it evaluated
   (``job.json`` keeps the hash of that run's ``result.json``).
 
@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl.config import Layer, overlay, read_layers
 from scripts.protocols import Protocol, RunKey
 from scripts.result_files import read_json_object, read_result, write_atomic
 
@@ -56,7 +55,7 @@ class Settings:
     Attributes:
         protocol: The protocol to expand.
         trainers: Trainer names.
-        cfg: Stem of the trainers' config files.
+        cfgs: Stems of the trainers' config files; each trainer runs with each.
         datasets: Datasets to train on; cross_dataset has one, its source.
         targets: Datasets to evaluate a cross-dataset run on.
         shots: Images per class.
@@ -71,7 +70,7 @@ class Settings:
 
     protocol: Protocol
     trainers: tuple[str, ...]
-    cfg: str
+    cfgs: tuple[str, ...]
     datasets: tuple[str, ...]
     targets: tuple[str, ...]
     shots: tuple[int, ...]
@@ -87,9 +86,9 @@ class Settings:
         """Return the config file of a dataset."""
         return self.repo / "configs" / "datasets" / f"{dataset}.yaml"
 
-    def trainer_file(self, trainer: str) -> Path:
-        """Return the config file of a trainer."""
-        return self.repo / "configs" / "trainers" / trainer / f"{self.cfg}.yaml"
+    def trainer_file(self, trainer: str, cfg: str) -> Path:
+        """Return a config file of a trainer."""
+        return self.repo / "configs" / "trainers" / trainer / f"{cfg}.yaml"
 
     def shown(self, path: Path) -> str:
         """Return a path as it is put into a command."""
@@ -181,22 +180,25 @@ class Planner:
     """Expands settings into jobs, training jobs before the evaluations that need them."""
 
     settings: Settings
-    _configs: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    _layers: dict[Path, list[Layer]] = field(default_factory=dict)
 
     def jobs(self) -> list[Job]:
-        """Return all jobs of the protocol in the order they should start."""
+        """Return all jobs of the protocol in the order they should start.
+
+        Raises:
+            FileNotFoundError: A config file names a base that does not exist.
+            ValueError: A config file cannot be read.
+        """
         return list(self._expand())
 
     def _expand(self) -> Iterator[Job]:
         settings, protocol = self.settings, self.settings.protocol
         runs = itertools.product(
-            settings.datasets, settings.trainers, settings.shots, settings.seeds
+            settings.datasets, settings.trainers, settings.cfgs, settings.shots, settings.seeds
         )
-        for dataset, trainer, shots, seed in runs:
+        for dataset, trainer, cfg, shots, seed in runs:
             stage = protocol.train_stage
-            train = self._job(
-                RunKey(protocol.name, stage, dataset, shots, trainer, settings.cfg, seed)
-            )
+            train = self._job(RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed))
             yield train
             yield from self._evaluations(train)
 
@@ -216,7 +218,7 @@ class Planner:
             "--seed": str(key.seed),
             "--trainer": key.trainer,
             "--dataset-config-file": settings.shown(settings.dataset_file(key.dataset)),
-            "--config-file": settings.shown(settings.trainer_file(key.trainer)),
+            "--config-file": settings.shown(settings.trainer_file(key.trainer, key.cfg)),
             "--output-dir": settings.shown(directory),
         }
         words = [*settings.train_command, *(word for pair in flags.items() for word in pair)]
@@ -231,13 +233,11 @@ class Planner:
         return Job(key, directory, tuple(words), tuple(options), fingerprint, parent)
 
     def _fingerprint(self, key: RunKey, options: list[str], parent: Job | None) -> str:
-        dataset = self._config(self.settings.dataset_file(key.dataset))
-        trainer = dict(self._config(self.settings.trainer_file(key.trainer)))
-        section = dataset.get("DATASET")
-        name = section.get("NAME") if isinstance(section, dict) else None
-        per_dataset = trainer.pop("PER_DATASET", None)
-        if isinstance(per_dataset, dict):
-            trainer["PER_DATASET"] = per_dataset.get(name)
+        dataset_file = self.settings.dataset_file(key.dataset)
+        section = self._content(dataset_file).get("DATASET")
+        name = str(section.get("NAME")) if isinstance(section, dict) else ""
+        dataset = self._content(dataset_file, name)
+        trainer = self._content(self.settings.trainer_file(key.trainer, key.cfg), name)
         content = {
             "run": [getattr(key, part) for part in key.__dataclass_fields__],
             "dataset": dataset,
@@ -249,16 +249,23 @@ class Planner:
         canonical = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def _config(self, path: Path) -> dict[str, Any]:
-        if path not in self._configs:
-            try:
-                data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
-                raise ValueError(f"{path} is not valid YAML: {error}") from error
-            if not isinstance(data, dict | None):
-                raise ValueError(f"{path} must hold config keys, but holds {type(data).__name__}.")
-            self._configs[path] = data or {}
-        return self._configs[path]
+    def _content(self, path: Path, dataset: str = "") -> dict[str, Any]:
+        """Return what a config file and its bases say together about a ``DATASET.NAME``.
+
+        They are laid over each other as ``merge_file`` does, so that a key which moves into a
+        base is no change. The file's own ``PER_DATASET`` entry is kept beside the rest.
+        """
+        if path not in self._layers:
+            self._layers[path] = read_layers(path)
+        *bases, own = self._layers[path]
+        content: Any = {}
+        for base in bases:
+            content = overlay(content, base.content)
+            content = overlay(content, base.per_dataset.get(dataset, {}))
+        content = overlay(content, own.content)
+        if own.per_dataset:
+            content["PER_DATASET"] = own.per_dataset.get(dataset)
+        return content
 
     def _text_files(self, data: object) -> dict[str, str]:
         """Hash the text files a config names, such as class descriptions."""

@@ -46,6 +46,7 @@ class Protocol:
         test_stage: Directory of the evaluation runs; empty when training's own test is all.
         test_classes: ``DATASET.SUBSAMPLE_CLASSES`` of the evaluation runs.
         shots: Default images per class.
+        trainer: Default method.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Protocol:
     test_stage: str
     test_classes: str
     shots: tuple[int, ...]
+    trainer: str = "LightRA"
 
     def classes_of(self, stage: str) -> str:
         """Return the class half (all, base or new) that runs of a stage are tested on."""
@@ -64,14 +66,22 @@ class Protocol:
         """Directories of its stages, training first."""
         return tuple(filter(None, (self.train_stage, self.test_stage)))
 
+    @property
+    def base_to_novel(self) -> bool:
+        """Whether it tests base and new classes apart, so that a harmonic mean sums it up."""
+        return [self.classes_of(stage) for stage in self.stages] == ["base", "new"]
 
-# Another row needs nothing else: reports then show one column per stage (scores.CLASS_METRICS).
+
+# Another row needs nothing else: reports then show one column per stage (scores.CLASS_METRICS), and
+# the harmonic mean where the stages are base and new classes.
 PROTOCOLS = {
     row.name: row
     for row in (
         Protocol("base2novel", "train_base", "base", "test_new", "new", (16,)),
         Protocol("few_shot", "train", "all", "", "", ALL_SHOTS),
         Protocol("cross_dataset", "train", "all", "test", "all", (16,)),
+        # RAda's efficient fine-tuning (arXiv:2507.15480): base-to-novel on frozen encoders.
+        Protocol("eft", "train_base", "base", "test_new", "new", (16,), trainer="RAda"),
     )
 }
 

@@ -24,6 +24,8 @@ class Selection:
         cfg: Stems of trainer config files.
         shots: Images per class.
         seeds: Seeds; also the ones whose absence is reported.
+        must_exist: Whether a trainer or stem without any finished run is an error, as a typing
+            error of a reader is; where jobs may have failed, it only is a row less.
     """
 
     protocol: str
@@ -33,6 +35,7 @@ class Selection:
     cfg: tuple[str, ...] = ()
     shots: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    must_exist: bool = True
 
     def accepts(self, key: RunKey) -> bool:
         """Tell whether a run is selected."""
@@ -107,33 +110,45 @@ def collect(selection: Selection) -> list[Run]:
     """Return the finished runs of a selection in table order.
 
     Raises:
-        ValueError: The protocol, or a selected trainer that has no runs, is unknown.
+        ValueError: The protocol is unknown, or a selected trainer or stem has no finished run.
         LookupError: Nothing finished is there.
     """
     check_name("--protocol", selection.protocol, PROTOCOLS)
     base = selection.output / selection.protocol
-    runs, trainers = [], set()
+    runs: list[Run] = []
+    found: set[tuple[str, str]] = set()
     for file in base.glob("*/*/shots_*/*/*/seed*/result.json"):
         key = RunKey.parse(file.parent)
         result = read_result(file.parent) if key else None
         if key is None or result is None:
             continue
-        trainers.add(key.trainer)
+        found.add((key.trainer, key.cfg))
         if selection.accepts(key):
             runs.append(Run(key, file.parent, result))
-    for trainer in selection.trainers if trainers else ():
-        if not any(run.key.trainer == trainer for run in runs) and trainer not in trainers:
-            check_name("--trainer", trainer, sorted(trainers), f" under {base}")
+    if found and selection.must_exist:
+        _check_names(selection, found, f" under {base}")
     if not runs:
         raise LookupError(f"No finished run of {selection.protocol} under {base} is selected.")
-    order = {name: rank for rank, name in enumerate(selection.trainers)}
 
     def rank(run: Run) -> tuple[Any, ...]:
         key = run.key
-        place = (order.get(key.trainer, len(order)), key.trainer, key.cfg)
-        return (*place, dataset_rank(key.dataset), key.stage, key.shots, key.seed)
+        series = (*_place(key.trainer, selection.trainers), *_place(key.cfg, selection.cfg))
+        return (*series, dataset_rank(key.dataset), key.stage, key.shots, key.seed)
 
     return sorted(runs, key=rank)
+
+
+def _place(name: str, selected: tuple[str, ...]) -> tuple[int, str]:
+    """Sort key: as selected, by name where nothing is."""
+    return (selected.index(name) if name in selected else len(selected), name)
+
+
+def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
+    for name in selection.trainers:
+        check_name("--trainer", name, sorted({trainer for trainer, _ in found}), where)
+    stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
+    for name in selection.cfg:
+        check_name("--cfg", name, sorted(stems), where)
 
 
 def group(runs: Iterable[Run]) -> Cells:
@@ -190,14 +205,18 @@ def summarise_datasets(cells: Sequence[dict[int, float]]) -> Stat:
     return Stat(value, std, min(len(cell) for cell in cells))
 
 
-def series_names(series: Iterable[Series]) -> dict[Series, str]:
-    """Return a label for each series: the trainer, and only what else tells two apart."""
+def series_names(series: Iterable[Series], protocol: str) -> dict[Series, str]:
+    """Return a label for each series: the trainer, and only what else is worth saying.
+
+    The config file is named where a trainer has several, or one that is not the protocol's own;
+    the number of shots where it differs.
+    """
     ordered = list(dict.fromkeys(series))
     names = {}
     for one in ordered:
         same = [other for other in ordered if other.trainer == one.trainer]
         extra = []
-        if len({other.cfg for other in same}) > 1:
+        if {other.cfg for other in same} != {protocol}:
             extra.append(one.cfg)
         if len({other.shots for other in ordered}) > 1:
             extra.append(f"{one.shots} shots")

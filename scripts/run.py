@@ -4,10 +4,13 @@
     python scripts/run.py --protocol base2novel --trainer LightRA --datasets dtd eurosat
     python scripts/run.py --protocol few_shot --datasets shapes --shots 1 4 16 --devices cpu
     python scripts/run.py --protocol cross_dataset --devices 0 1 --seeds 1 -- OPTIM.LR 0.002
+    python scripts/run.py --protocol eft --cfg eft table4_mlp --datasets shapes
 
 ``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
 ``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
-trains on one source and evaluates on other datasets and on the source's shifted siblings.
+trains on one source and evaluates on other datasets and on the source's shifted siblings. ``eft``
+is ``base2novel`` for RAda's efficient fine-tuning. Several trainers, or several of their config
+files, run side by side and share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
 goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs.py`` says what counts as
@@ -50,8 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     add = parser.add_argument
     add("--protocol", required=True, help=" | ".join(PROTOCOLS))
-    add("--trainer", default=["LightRA"], help="default: LightRA", **several)
-    add("--cfg", metavar="STEM", help="configs/trainers/<Trainer>/STEM.yaml; default: protocol")
+    add("--trainer", help="default: the protocol's, such as LightRA", **several)
+    add(
+        "--cfg",
+        nargs="+",
+        metavar="STEM",
+        help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
+    )
     add("--datasets", help="default: every real dataset there is a config of", **several)
     add("--source", metavar="NAME", help="cross_dataset: dataset to train on; default: imagenet")
     add("--targets", help="cross_dataset: datasets to evaluate on; default: by source", **several)
@@ -139,14 +147,15 @@ def read_settings(
     """
     check_name("--protocol", args.protocol, PROTOCOLS)
     protocol = PROTOCOLS[args.protocol]
-    trainers = tuple(split_words(args.trainer))
-    cfg = args.cfg or args.protocol
+    trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
+    cfgs = tuple(split_words(args.cfg)) or (protocol.name,)
     configs = repo / "configs"
     known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
     for trainer in trainers:
         check_name("--trainer", trainer, known, " (configs/trainers)")
         directory = configs / "trainers" / trainer
-        check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
+        for cfg in cfgs:
+            check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
     shots = args.shots or [str(count) for count in protocol.shots]
     relative = Path.cwd() == repo
@@ -157,7 +166,7 @@ def read_settings(
     return Settings(
         protocol=protocol,
         trainers=trainers,
-        cfg=cfg,
+        cfgs=cfgs,
         datasets=datasets,
         targets=targets,
         shots=read_integers("--shots", shots, least=1),
@@ -209,9 +218,10 @@ def print_report(settings: Settings) -> None:
         output=settings.output,
         trainers=settings.trainers,
         datasets=(*settings.datasets, *settings.targets),
-        cfg=(settings.cfg,),
+        cfg=settings.cfgs,
         shots=settings.shots,
         seeds=settings.seeds,
+        must_exist=False,
     )
     try:
         print(report.build(selection).render("text"))
@@ -245,7 +255,7 @@ def main(
         devices = parse_devices(split_words(args.devices), args.jobs_per_device)
         settings = read_settings(args, words[cut + 1 :], repo, train_command)
         jobs = Planner(settings).jobs()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if args.dry_run:
         print_commands(jobs, devices)

@@ -51,8 +51,8 @@ def scores(protocol: str, cells: Cells, source: str = "") -> list[Score]:
     found: list[Score] = []
     for series in dict.fromkeys(cell.series for cell in cells):
         own = {cell: accuracies(runs) for cell, runs in cells.items() if cell.series == series}
-        if protocol == "base2novel":
-            found += _base2novel(series, own)
+        if PROTOCOLS[protocol].base_to_novel:
+            found += _base2novel(PROTOCOLS[protocol], series, own)
         elif protocol == "few_shot":
             found += _few_shot(series, own)
         elif protocol == "cross_dataset":
@@ -66,9 +66,9 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=dataset_rank)
 
 
-def _base2novel(series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
+def _base2novel(protocol: Protocol, series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
     """Base, novel, HM; the means are over the datasets that have both halves."""
-    protocol, shots = PROTOCOLS["base2novel"], series.shots or 0
+    shots = series.shots or 0
     bases: list[BySeed] = []
     novels: list[BySeed] = []
     for dataset in _ordered(cell.dataset for cell in cells):

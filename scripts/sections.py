@@ -149,9 +149,11 @@ def build_sections(runs: Sequence[Run], selection: Selection) -> list[Section]:
 
 def _section(cells: Cells, selection: Selection, source: str) -> Section:
     protocol = selection.protocol
+    base_to_novel = protocols.PROTOCOLS[protocol].base_to_novel
     suite = any(cell.dataset in protocols.SUITE for cell in cells)
     subject = f", trained on {source or 'an unknown source'}" if protocol == "cross_dataset" else ""
-    names = series_names(sorted((c.series for c in cells), key=lambda s: not untrained(cells, s)))
+    ordered = sorted((cell.series for cell in cells), key=lambda one: not untrained(cells, one))
+    names = series_names(ordered, protocol)
     section = Section(
         title=f"{protocol}{subject}{' (Shapes suite, demonstration)' if suite else ''}",
         protocol=protocol,
@@ -159,13 +161,14 @@ def _section(cells: Cells, selection: Selection, source: str) -> Section:
         suite=suite,
         names=names,
         scores=scores(protocol, cells, source),
-        captions=[SEEDS_LINE, *([HM_LINE] if protocol == "base2novel" else [])],
+        captions=[SEEDS_LINE, *([HM_LINE] if base_to_novel else [])],
         warnings=warnings(cells, selection),
         notes=list(run_notes(cells)),
         comparable=[] if suite else [one for one in names if _vit_b16(cells, one)],
     )
-    make = {"base2novel": _base2novel, "few_shot": _few_shot, "cross_dataset": _cross_dataset}
-    section.tables = make.get(protocol, _by_classes)(section)
+    make = {"few_shot": _few_shot, "cross_dataset": _cross_dataset}
+    other = _base2novel if base_to_novel else _by_classes
+    section.tables = make.get(protocol, other)(section)
     if suite:
         section.captions.append(SUITE_LINE)
     elif any(cell.endswith(" *") for table in section.tables for row in table.rows for cell in row):
@@ -183,7 +186,7 @@ def _vit_b16(cells: Cells, series: Series) -> bool:
 def _published(protocol: str, columns: Sequence[str]) -> list[list[str]]:
     """Return the reported rows that have a number in one of the columns."""
     rows = []
-    for row in PUBLISHED[protocol]:
+    for row in PUBLISHED.get(protocol, ()):
         values = [f"{row.values[name]:.2f}" if name in row.values else "-" for name in columns]
         if set(values) != {"-"}:
             rows.append([f"{row.method} *", *values])
@@ -204,7 +207,7 @@ def _base2novel(section: Section) -> list[Table]:
         if len(section.datasets()) > 1
     ]
     if section.covers("hm", protocols.FEW_SHOT_DATASETS, 16):
-        means += _published("base2novel", list(metrics))
+        means += _published(section.protocol, list(metrics))
     header = ["dataset", "trainer", *metrics.values()]
     tables = [Table("per dataset", header, rows, labels=2)]
     if len(means) > 1:

@@ -236,8 +236,8 @@ def test_report_of_the_protocol(protocol, capsys, tmp_path):
     assert report.main([*words, "--plot", str(tmp_path / "bars.png")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["dataset", "trainer", "base", "all"] in lines
-    assert ["dtd", "LightRA", "81.00", "±", "1.41", "61.00", "±", "1.41"] in lines
-    assert ["mean", "LightRA", "86.00", "±", "1.41", "66.00", "±", "1.41"] in lines
+    assert ["dtd", "LightRA", "(base2novel)", "81.00", "±", "1.41", "61.00", "±", "1.41"] in lines
+    assert ["mean", "LightRA", "(base2novel)", "86.00", "±", "1.41", "66.00", "±", "1.41"] in lines
     assert not any("WARNING" in line or "Published" in line for line in lines)
     with Image.open(tmp_path / "bars.png") as figure:
         assert figure.width > 100
@@ -247,5 +247,5 @@ def test_mean_is_over_datasets_with_every_stage(protocol, capsys, tmp_path):
     write_results(protocol, tmp_path, missing=("eurosat", "test_all"))
     assert report.main([*guide_command("report.py"), "--output", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["eurosat", "LightRA", "91.00", "±", "1.41", "-"] in lines
-    assert ["mean", "LightRA", "81.00", "±", "1.41", "61.00", "±", "1.41"] in lines
+    assert ["eurosat", "LightRA", "(base2novel)", "91.00", "±", "1.41", "-"] in lines
+    assert ["mean", "LightRA", "(base2novel)", "81.00", "±", "1.41", "61.00", "±", "1.41"] in lines

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import clip
 import datasets.table
 import trainers  # noqa: F401 - registers the methods
 from clip import adapter_parameters, adapters_disabled
-from dassl.config import config_hash
+from dassl.config import config_hash, read_layers
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
 from tests.conftest import REPOSITORY
@@ -48,26 +50,49 @@ def test_every_pair_of_files_makes_a_config(make_config, path, dataset):
         assert cfg.INPUT.SIZE == (48, 48)
 
 
+def leaves(section, prefix: str = "") -> dict[str, Any]:
+    """Full key -> value."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, dict)
+        found.update(leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return found
+
+
+def repeated_keys(path: Path, defaults: dict[str, Any]) -> list[str]:
+    """Keys of a file that say what holds without it."""
+    *bases, own = read_layers(path)
+    below: dict[str, Any] = {}
+    for base in bases:
+        below.update(leaves(base.content))
+    # A method's recipe may be whole in its lowest file, defaults included.
+    expected = {**defaults, **below}
+    return [
+        key
+        for key, value in leaves(own.content).items()
+        if key in expected
+        and value == expected[key]
+        and (key in below or not key.startswith(("TRAINER.", "OPTIM.")))
+    ]
+
+
 @pytest.mark.parametrize("path", METHOD_FILES, ids=method_id)
-def test_config_files_hold_only_differences(make_config, path):
-    """A key that repeats its default hides what a method really changes."""
+def test_config_files_hold_only_differences(path):
+    """A key that repeats its default, or its base's value, hides what a file really changes."""
     from trainers.config import default_config
 
-    defaults = default_config()
-    repeated = []
-
-    def walk(section, node, prefix=""):
-        for key, value in section.items():
-            if isinstance(value, dict):
-                walk(value, node[key], f"{prefix}{key}.")
-            elif value == node[key] and not prefix.startswith(("TRAINER.", "OPTIM.")):
-                repeated.append(prefix + key)
-
-    content = yaml.safe_load(path.read_text())
-    content.pop("PER_DATASET", None)
-    walk(content, defaults)
-    assert not repeated
+    assert not repeated_keys(path, leaves(default_config()))
     assert path.read_text().startswith("#"), "the head says what it is and how it is run"
+
+
+def test_repetition_of_a_base_is_noticed_in_config_files(tmp_path):
+    defaults = {"OPTIM.LR": 1.0, "OPTIM.GAMMA": 2.0, "A.B": 3, "A.C": 4}
+    (tmp_path / "low.yaml").write_text("OPTIM: {LR: 5.0, GAMMA: 2.0}\nA: {B: 6}")
+    (tmp_path / "mid.yaml").write_text("_BASE_: low.yaml\nA: {B: 7}")
+    (tmp_path / "top.yaml").write_text("_BASE_: mid.yaml\nOPTIM: {LR: 5.0}\nA: {B: 6, C: 4}")
+    assert repeated_keys(tmp_path / "low.yaml", defaults) == []
+    assert repeated_keys(tmp_path / "mid.yaml", defaults) == []
+    assert repeated_keys(tmp_path / "top.yaml", defaults) == ["OPTIM.LR", "A.C"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -131,7 +156,8 @@ class TestTrainer:
         backbone = trainer.model.backbone
         images = torch.randn(2, 3, 48, 48)
         tokens = backbone.tokenize(["a red circle"])
-        plain = backbone.encode_image(images), backbone.encode_text(tokens)
+        original = clip.load("shapes")
+        plain = original.encode_image(images), original.encode_text(tokens)
         for parameter in adapter_parameters(backbone).values():
             parameter.data.normal_()
         with adapters_disabled(backbone):

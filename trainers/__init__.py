@@ -1,5 +1,5 @@
 """One file per method; importing this package registers all of them."""
 
-from trainers import lightra, zeroshot
+from trainers import lightra, lightrada, rada, rada_adapter, rada_prompt, zeroshot
 
-__all__ = ["lightra", "zeroshot"]
+__all__ = ["lightra", "lightrada", "rada", "rada_adapter", "rada_prompt", "zeroshot"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
+from clip.backbones import has_vision_transformer
 from clip.prompts import described_prompts, template_prompts
 from clip.text import unit_norm
 from dassl.engine import TrainerX
 from trainers.config import resolve
+from trainers.features import check_features, use_features
+from trainers.heads import CosineHead, HeadOutput
 from trainers.templates import hand_made
 
 
@@ -24,16 +28,37 @@ class CLIPTrainer(TrainerX):
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
+    # Whether image features stay the pre-trained model's, so that they can be computed once.
+    frozen_image_encoder: ClassVar[bool] = False
+    # Whether the method changes attention layers or their input, which ResNets do not have.
+    needs_transformers: ClassVar[bool] = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        if cfg.FEATURE_CACHE.ENABLED:
+            use_features(self)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse what the method cannot work with; called before anything is built."""
+        name = cfg.MODEL.BACKBONE.NAME
+        if self.needs_transformers and has_vision_transformer(name) is False:
+            raise ValueError(
+                f"{type(self).__name__} adapts the transformer layers of both towers; the vision "
+                f"tower of backbone {name!r} (MODEL.BACKBONE.NAME) has none of CLIP's form. "
+                "ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT works."
+            )
+        if cfg.FEATURE_CACHE.ENABLED:
+            check_features(cfg, cfg.TRAINER.NAME, self.frozen_image_encoder)
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the method's own keys and their defaults to a config."""
-        cfg.TRAINER[cls.__name__] = CfgNode({"PREC": "fp32", **cls.defaults})
+        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode({"PREC": "fp32", **cls.defaults})
 
     @property
     def options(self) -> CfgNode:
         """The method's section of the config."""
-        return self.cfg.TRAINER[type(self).__name__]
+        return self.cfg.TRAINER[self.config_section or type(self).__name__]
 
     def load_backbone(self) -> clip.Backbone:
         """The pre-trained model the config names, frozen."""
@@ -41,10 +66,28 @@ class CLIPTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {name})")
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
 
-    def prompts(self) -> list[list[str]]:
-        """Each class's prompts: with descriptions if ``DATASET.PROMPT_PATH`` names some."""
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let the head say what is wrong with weights that cannot fit it; the rest is the engine's.
+
+        Args:
+            state_dict: Of a checkpoint.
+        """
+        check = getattr(self.model.head, "check_state", None)
+        if check is not None:
+            check({name: value for name, value in state_dict.items() if name.startswith("head.")})
+        return state_dict
+
+    def prompts(self, context: str = "") -> list[list[str]]:
+        """Each class's prompts.
+
+        Args:
+            context: Words before the name, "a photo of a", whatever the dataset. If empty, the
+                dataset's template, with descriptions if ``DATASET.PROMPT_PATH`` names some.
+        """
         dataset = self.cfg.DATASET
         names = self.dm.dataset.classnames
+        if context:
+            return template_prompts(names, context.replace("_", " ") + " {}.")
         template = dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME)
         if dataset.PROMPT_PATH:
             return described_prompts(names, template, resolve(dataset.PROMPT_PATH))
@@ -52,21 +95,28 @@ class CLIPTrainer(TrainerX):
 
 
 class PromptedCLIP(nn.Module):
-    """A backbone with a bank of prompts: CLIP's classifier over K classes.
+    """A backbone with a bank of prompts and a head: a classifier over K classes.
 
     Args:
         backbone: The (possibly adapted) model.
         prompts: Each class's prompts.
         renormalize: Scale the means of a class's prompt features to unit norm.
+        head: What makes logits of features, see :mod:`trainers.heads`; by default CLIP's cosine.
     """
 
     def __init__(
-        self, backbone: clip.Backbone, prompts: list[list[str]], *, renormalize: bool
+        self,
+        backbone: clip.Backbone,
+        prompts: list[list[str]],
+        *,
+        renormalize: bool,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
         self.renormalize = renormalize
+        self.head = head or CosineHead()
 
     @property
     def scale(self) -> Tensor:
@@ -74,15 +124,39 @@ class PromptedCLIP(nn.Module):
         return self.backbone.logit_scale.detach().exp()
 
     def image_features(self, image: Tensor) -> Tensor:
-        """Unit-norm image features: (B, 3, S, S) -> (B, D)."""
-        return unit_norm(self.backbone.encode_image(image))
+        """Unit-norm image features, (B, D).
+
+        Args:
+            image: Pictures (B, 3, S, S), or what the encoder made of them (B, D), from a cache.
+        """
+        return unit_norm(image if image.ndim == 2 else self.backbone.encode_image(image))
 
     def class_weights(self) -> Tensor:
         """Each class's mean prompt feature, (K, D)."""
-        weights = self.bank.class_features(self.backbone)
-        return F.normalize(weights, dim=-1) if self.renormalize else weights
+        return self._weights_of(self.bank.class_features(self.backbone))
+
+    def _weights_of(self, means: Tensor) -> Tensor:
+        return F.normalize(means, dim=-1) if self.renormalize else means
+
+    def training_output(self, image: Tensor) -> HeadOutput:
+        """The head's output on pictures (B, 3, S, S), with gradients into both towers."""
+        text = self.bank.encode(self.backbone, torch.arange(len(self.bank)))
+        weights = self._weights_of(self.bank.class_means(text))
+        return self.head(self.image_features(image), weights, self.scale)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits for evaluation: (B, 3, S, S) -> (B, K)."""
-        features = self.image_features(image)
-        return self.scale * features @ self.class_weights().to(features.dtype).T
+        """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
+        return self.head(self.image_features(image), self.class_weights(), self.scale).logits
+
+
+class FrozenTextCLIP(PromptedCLIP):
+    """The same for methods that leave the text encoder alone: class weights are made once."""
+
+    _frozen_weights: Tensor | None = None
+
+    @torch.no_grad()
+    def class_weights(self) -> Tensor:
+        """Each class's mean prompt feature, (K, D), in training too."""
+        if self._frozen_weights is None:
+            self._frozen_weights = super().class_weights()
+        return self._frozen_weights

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
 import clip
 import datasets
-from dassl.config import get_cfg_default, merge_file, merge_options
+from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
+from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,6 +53,12 @@ def argument_parser() -> argparse.ArgumentParser:
         "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
     )
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    parser.add_argument(
+        "--feature-cache",
+        action="store_true",
+        default=None,
+        help="compute the features of a frozen image encoder once and keep them",
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
@@ -64,6 +70,9 @@ def default_config() -> CfgNode:
     cfg.MODEL.BACKBONE.NAME = DEFAULT_BACKBONE
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
+    cfg.ALPHA, cfg.TEMP = 1.5, 1.0  # RAda's, at the top level as in its released files
+    # Features of a frozen encoder, kept in DIR; VIEWS augmentations of each training image.
+    cfg.FEATURE_CACHE = CfgNode({"ENABLED": False, "DIR": DEFAULT_DIR, "VIEWS": 4})
     datasets.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
@@ -76,8 +85,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """The config of a run, frozen.
 
     Precedence: defaults < dataset file < method file (with its PER_DATASET section) < flags that
-    were given < trailing options. Size, mean and deviation of the pictures are the backbone's own
-    unless one of these sets them.
+    were given < trailing options. A file's ``_BASE_`` goes before the file itself. Size, mean and
+    deviation of the pictures are the backbone's own unless one of these sets them.
 
     Raises:
         FileNotFoundError: A config file does not exist.
@@ -124,12 +133,8 @@ def _input_keys(path: str, flag: str) -> set[str]:
         raise FileNotFoundError(
             f"{flag}: no file {path}" + (f"; {file.parent} has {near}" if near else "")
         )
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return set()  # merge_file reports it
-    section = content.get("INPUT") if isinstance(content, dict) else None
-    return set(section) if isinstance(section, dict) else set()
+    sections = (layer.content.get("INPUT") for layer in read_layers(path))
+    return {key for section in sections if isinstance(section, dict) for key in section}
 
 
 def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -145,6 +150,7 @@ def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         ("MODEL.BACKBONE.NAME", args.backbone),
         ("MODEL.HEAD.NAME", args.head),
         ("DEVICE", args.device),
+        ("FEATURE_CACHE.ENABLED", args.feature_cache),
     )
     merge_options(cfg, [item for key, value in flags if value is not None for item in (key, value)])
 

@@ -7,14 +7,13 @@ doi:10.1109/TMM.2026.3676654.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from clip import adapters_disabled, attach_residual_attention, freeze_except
-from clip.backbones import has_vision_transformer
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.losses import cosine_distance
@@ -24,6 +23,13 @@ class LightRACLIP(PromptedCLIP):
     """CLIP with residual attention, and the frozen features its training is held to."""
 
     teacher_text: Tensor | None = None
+    prompt_generator: torch.Generator
+
+    def student_and_teacher(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features f (B, D), h (K, D), f0, h0; h and h0 of one prompt per class, drawn anew."""
+        index = self.bank.sample(self.prompt_generator)
+        f0, h0 = self.frozen_image(image), self.frozen_text()[index]
+        return self.image_features(image), self.bank.encode(self.backbone, index), f0, h0
 
     def frozen_text(self) -> Tensor:
         """``h0``: the pre-trained model's features of all prompts, (P, D); computed once."""
@@ -64,6 +70,35 @@ def lightra_loss(
     return StepOutput(ce + w * (text + vision), logits, {"ce": ce, "text": text, "vision": vision})
 
 
+def lightra_clip(
+    trainer: CLIPTrainer, head: Callable[[int], nn.Module] | None = None
+) -> LightRACLIP:
+    """What ``trainer``'s config describes: residual attention on a frozen backbone, and prompts.
+
+    Args:
+        trainer: Has the options of :class:`LightRA`.
+        head: Makes a head that trains, of the embedding width; by default CLIP's cosine.
+    """
+    options = trainer.options
+    backbone = trainer.load_backbone()
+    attach_residual_attention(
+        backbone,
+        n_ctx_vision=options.N_CTX_VISION,
+        n_ctx_text=options.N_CTX_TEXT,
+        vision_depth=options.VISION_DEPTH,
+        text_depth=options.TEXT_DEPTH,
+    )
+    freeze_except(backbone)
+    model = LightRACLIP(
+        backbone,
+        trainer.prompts(),
+        renormalize=options.RENORM_TEXT,
+        head=head(backbone.embed_dim) if head else None,
+    )
+    model.prompt_generator = trainer.register_generator("prompts")
+    return model
+
+
 @TRAINER_REGISTRY.register()
 class LightRA(CLIPTrainer):
     """LightRA: residual attention and self-distillation; see :func:`lightra_loss`.
@@ -77,6 +112,7 @@ class LightRA(CLIPTrainer):
     the published numbers so; the formula of the paper reads like True.
     """
 
+    needs_transformers = True
     model_name = "ResidualAttention"  # the released checkpoints' folder
     defaults = {
         "N_CTX_VISION": 4,
@@ -89,38 +125,14 @@ class LightRA(CLIPTrainer):
         "RENORM_TEXT": False,
     }
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Refuse backbones without transformer towers before anything is loaded."""
-        super().check_cfg(cfg)
-        name = cfg.MODEL.BACKBONE.NAME
-        if has_vision_transformer(name) is False:
-            raise ValueError(
-                f"LightRA adapts the attention layers of a ViT; backbone {name!r} "
-                "(MODEL.BACKBONE.NAME) has none. ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT "
-                "works."
-            )
-
     def build_model(self) -> nn.Module:
         """The frozen backbone with residual attention attached, and the prompts."""
-        options = self.options
-        backbone = self.load_backbone()
-        attach_residual_attention(
-            backbone,
-            n_ctx_vision=options.N_CTX_VISION,
-            n_ctx_text=options.N_CTX_TEXT,
-            vision_depth=options.VISION_DEPTH,
-            text_depth=options.TEXT_DEPTH,
-        )
-        freeze_except(backbone)
-        self.prompt_generator = self.register_generator("prompts")
-        return LightRACLIP(backbone, self.prompts(), renormalize=options.RENORM_TEXT)
+        return lightra_clip(self)
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
-        index = model.bank.sample(self.prompt_generator)
-        f0, h0 = model.frozen_image(image), model.frozen_text()[index]
-        f, h = model.image_features(image), model.bank.encode(model.backbone, index)
+        f, h, f0, h0 = model.student_and_teacher(image)
         return lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

@@ -15,6 +15,7 @@ class ZeroshotCLIP(CLIPTrainer):
     """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``."""
 
     defaults = {"TEMPLATE": ""}
+    frozen_image_encoder = True
 
     def build_model(self) -> nn.Module:
         """CLIP with the dataset's template."""
@@ -32,6 +33,7 @@ class ZeroshotCLIP2(CLIPTrainer):
     """
 
     defaults = {"TEMPLATES": 7}
+    frozen_image_encoder = True
 
     def build_model(self) -> nn.Module:
         """CLIP with class weights from the ensemble."""

@@ -6,17 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from dassl.utils.registry import nearest
+from dassl.config.layers import PER_DATASET, Layer, read_layers
 
 __all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
-
-PER_DATASET = "PER_DATASET"
 
 # What cannot change a result: where things lie, how much is logged, how often is saved.
 _NOT_HASHED = (
@@ -24,6 +20,7 @@ _NOT_HASHED = (
     "RESUME",
     "VERBOSE",
     "DATASET.ROOT",
+    "FEATURE_CACHE.DIR",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -81,43 +78,36 @@ def config_hash(cfg: CfgNode) -> str:
 
 
 def merge_file(cfg: CfgNode, path: str | os.PathLike[str], dataset: str | None = None) -> None:
-    """Merge a YAML file into a configuration, in place.
+    """Merge a YAML file and the files it builds on into a configuration, in place.
 
-    A section ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current
-    data set is merged after the rest of the file. All entries are checked, so that a typing error
-    shows at once and not on the day the data set is used.
+    ``_BASE_: other.yaml`` names a file, relative to this one, that is merged before it. A section
+    ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current data set is
+    merged after the rest of the file that it stands in. So the more specific file wins over its
+    base in everything: base, the base's entry for the data set, file, the file's own entry. All
+    entries are checked, so that a typing error shows at once and not on the day the data set is
+    used.
 
     Args:
         cfg: Configuration, not frozen.
         path: YAML file.
-        dataset: Name that selects the entry, by default ``cfg.DATASET.NAME``.
+        dataset: Name that selects the entries, by default ``DATASET.NAME`` of the files or else
+            of ``cfg``.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not a YAML mapping, an unknown key, or a value of the wrong type.
+        FileNotFoundError: The file or a base does not exist.
+        ValueError: Not a YAML mapping, an unknown key, a value of the wrong type, or a file that
+            builds on itself; the message names the file.
     """
-    source = os.fspath(path)
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f'No config file at "{source}"')
-    try:
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise ValueError(f"{source} must hold KEY: value pairs, got {type(content).__name__}")
-    per_dataset = content.pop(PER_DATASET, None) or {}
-    if not isinstance(per_dataset, dict):
-        raise ValueError(f"{source}: {PER_DATASET} must map data set names to sections")
+    layers = read_layers(path)
     merged = cfg.clone()
-    _merge(merged, content, source)
-    for name, section in per_dataset.items():
-        _merge(merged.clone(), section, f"{source}, {PER_DATASET}.{name}")
+    for layer in layers:
+        _merge(merged, layer.content, layer.source)
+        for name, section in layer.per_dataset.items():
+            _merge(merged.clone(), section, f"{layer.source}, {PER_DATASET}.{name}")
     chosen = dataset if dataset is not None else merged.DATASET.NAME
-    _merge(merged, per_dataset.get(chosen, {}), source)
+    _merge_layers(cfg.clone(), layers, chosen)
     # Only now touch the caller's configuration: an error leaves it as it was.
-    _merge(cfg, content, source)
-    _merge(cfg, per_dataset.get(chosen, {}), source)
+    _merge_layers(cfg, layers, chosen)
 
 
 def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
@@ -141,6 +131,12 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
         for part in reversed(str(key).split(".")):
             nested = {part: nested}
         _merge(cfg, nested, "command line")
+
+
+def _merge_layers(cfg: CfgNode, layers: Sequence[Layer], dataset: str) -> None:
+    for layer in layers:
+        _merge(cfg, layer.content, layer.source)
+        _merge(cfg, layer.per_dataset.get(dataset, {}), layer.source)
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -169,6 +165,9 @@ def _merge_section(root: CfgNode, node: CfgNode, content: Any, prefix: str, sour
             if node.is_new_allowed():
                 node[key] = CfgNode(value) if isinstance(value, dict) else _decode(value)
                 continue
+            # Imported here: it brings PyTorch, which a reader of config files can do without.
+            from dassl.utils.registry import nearest
+
             hint = nearest(full, _leaves(root))
             raise ValueError(f"{source}: unknown config key {full!r}.{hint}")
         if isinstance(node[key], CfgNode):

@@ -103,6 +103,8 @@ def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer
         return torch.optim.RMSprop(groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
     if cfg.NAME == "radam":
         return torch.optim.RAdam(groups, betas=betas, **common)
+    # One pass over the parameters instead of a dozen: on a CPU, most of the time of a small step.
+    common["fused"] = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     if cfg.NAME == "adamw":
         return torch.optim.AdamW(groups, betas=betas, **common)
     return torch.optim.Adam(groups, betas=betas, amsgrad=cfg.NAME == "amsgrad", **common)

@@ -1,13 +1,18 @@
 """Merging files and options, errors, hash."""
 
+import subprocess
+import sys
+
 import pytest
 from yacs.config import CfgNode as CN
 
 from dassl.config import clean_cfg, config_hash, get_cfg_default, merge_file, merge_options
+from tests.conftest import REPOSITORY
 
 
-def write(tmp_path, text):
-    path = tmp_path / "file.yaml"
+def write(tmp_path, text, name="file.yaml"):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
@@ -80,6 +85,128 @@ def test_per_dataset_is_merged_last(tmp_path):
         assert "PER_DATASET" not in cfg
 
 
+class TestBase:
+    """``_BASE_``: a file that builds on another one."""
+
+    @pytest.mark.parametrize(
+        ("dataset", "expected"),
+        # Base content < base entry < own content < own entry, and so on upwards.
+        [("DTD", (2.0, 4.0, 5.0, 6.0)), ("Food101", (1.0, 3.0, 5.0, 5.0))],
+    )
+    def test_more_specific_file_wins_in_everything(self, tmp_path, dataset, expected):
+        low = """
+            OPTIM: {LR: 1.0, GAMMA: 1.0, MOMENTUM: 1.0, WEIGHT_DECAY: 1.0}
+            PER_DATASET: {DTD: {OPTIM: {LR: 2.0, GAMMA: 2.0, MOMENTUM: 2.0, WEIGHT_DECAY: 2.0}}}
+        """
+        mid = """
+            PER_DATASET: {DTD: {OPTIM: {GAMMA: 4.0, MOMENTUM: 4.0, WEIGHT_DECAY: 4.0}}}
+            OPTIM: {GAMMA: 3.0, MOMENTUM: 3.0, WEIGHT_DECAY: 3.0}
+            _BASE_: low.yaml
+        """
+        top = """
+            _BASE_: mid.yaml
+            OPTIM: {MOMENTUM: 5.0, WEIGHT_DECAY: 5.0}
+            PER_DATASET: {DTD: {OPTIM: {WEIGHT_DECAY: 6.0}}}
+        """
+        for name, text in (("low", low), ("mid", mid), ("top", top)):
+            write(tmp_path, text, f"{name}.yaml")
+        keys = ("LR", "GAMMA", "MOMENTUM", "WEIGHT_DECAY")
+        cfg = get_cfg_default()
+        merge_file(cfg, tmp_path / "top.yaml", dataset)
+        assert tuple(cfg.OPTIM[key] for key in keys) == expected
+        assert not {"_BASE_", "PER_DATASET"} & set(cfg)
+
+    def test_own_content_wins_over_the_entry_of_its_base(self, tmp_path):
+        write(tmp_path, "PER_DATASET: {DTD: {OPTIM: {LR: 4.0, MAX_EPOCH: 9}}}", "base.yaml")
+        cfg = get_cfg_default()
+        merge_file(cfg, write(tmp_path, "_BASE_: base.yaml\nOPTIM: {LR: 7.0}"), "DTD")
+        assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (7.0, 9)
+
+    @pytest.mark.parametrize("named_in", ["base.yaml", "file.yaml"])
+    def test_entries_follow_the_name_that_any_of_the_files_sets(self, tmp_path, named_in):
+        texts = {
+            "base.yaml": "PER_DATASET: {DTD: {OPTIM: {LR: 4.0}}}\n",
+            "file.yaml": "_BASE_: base.yaml\nPER_DATASET: {DTD: {OPTIM: {MAX_EPOCH: 9}}}\n",
+        }
+        texts[named_in] += "DATASET: {NAME: DTD}\n"
+        for name, text in texts.items():
+            write(tmp_path, text, name)
+        cfg = get_cfg_default()
+        cfg.DATASET.NAME = "Other"
+        merge_file(cfg, tmp_path / "file.yaml")
+        assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (4.0, 9)
+
+    def test_paths_are_relative_to_the_file_they_stand_in(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path, "OPTIM: {LR: 4.0}", "one/low.yaml")
+        write(tmp_path, "_BASE_: low.yaml\nOPTIM: {GAMMA: 5.0}", "one/mid.yaml")
+        write(tmp_path, "_BASE_: ../one/mid.yaml\n", "two/top.yaml")
+        write(tmp_path, f"_BASE_: {tmp_path}/two/top.yaml\n", "absolute.yaml")
+        for name in ("two/top.yaml", "absolute.yaml"):
+            cfg = get_cfg_default()
+            merge_file(cfg, name)
+            assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA) == (4.0, 5.0)
+
+    @pytest.mark.parametrize(
+        ("base", "text", "message"),
+        [
+            ("OPTIM: {LRR: 1}", "", r"base\.yaml: unknown config key 'OPTIM\.LRR'.*'OPTIM\.LR'"),
+            ("OPTIM: {LR: x}", "", r"base\.yaml: OPTIM\.LR must be of type float"),
+            ("- 1", "", r"base\.yaml must hold KEY: value pairs"),
+            ("OPTIM: {LR", "", r"base\.yaml is not valid YAML"),
+            ("PER_DATASET: 3", "", r"base\.yaml: PER_DATASET must map"),
+            ("PER_DATASET: {X: {A: 1}}", "", r"base\.yaml, PER_DATASET\.X: unknown config key 'A'"),
+            ("SEED: 3", "OPTIM: {LRR: 1}", r"file\.yaml: unknown config key"),
+            ("SEED: 3", "OPTIM: {_BASE_: base.yaml}", r"unknown config key 'OPTIM\._BASE_'"),
+        ],
+    )
+    def test_errors_name_the_file_and_leave_the_config_alone(self, tmp_path, base, text, message):
+        write(tmp_path, base, "base.yaml")
+        cfg = get_cfg_default()
+        with pytest.raises(ValueError, match=message):
+            merge_file(cfg, write(tmp_path, f"_BASE_: base.yaml\n{text}"))
+        assert cfg == get_cfg_default()
+
+    @pytest.mark.parametrize("value", ["[a.yaml, b.yaml]", "", "3", "{a: b}", "''"])
+    def test_is_one_path(self, tmp_path, value):
+        with pytest.raises(ValueError, match=r"file\.yaml: _BASE_ must be the path of one YAML"):
+            merge_file(get_cfg_default(), write(tmp_path, f"_BASE_: {value}\n"))
+
+    @pytest.mark.parametrize(
+        ("value", "hint"),
+        [("bas.yaml", r"has \['base\.yaml', 'file\.yaml'\]"), ("no/bas.yaml", "relative to")],
+    )
+    def test_missing_base_names_both_files(self, tmp_path, value, hint):
+        write(tmp_path, "", "base.yaml")
+        with pytest.raises(FileNotFoundError, match=rf"/file\.yaml: .*/{value}, .*{hint}"):
+            merge_file(get_cfg_default(), write(tmp_path, f"_BASE_: {value}\n"))
+
+    def test_circle_names_the_chain(self, tmp_path):
+        write(tmp_path, "_BASE_: b.yaml", "a.yaml")
+        write(tmp_path, "_BASE_: ./a.yaml", "b.yaml")
+        chain = r"/file\.yaml -> \S+/a\.yaml -> \S+/b\.yaml -> \S+/a\.yaml$"
+        with pytest.raises(ValueError, match=chain):
+            merge_file(get_cfg_default(), write(tmp_path, "_BASE_: a.yaml"))
+        with pytest.raises(ValueError, match=r"/own\.yaml -> \S+/own\.yaml$"):
+            merge_file(get_cfg_default(), write(tmp_path, "_BASE_: own.yaml", "own.yaml"))
+
+    def test_pictures_keep_the_size_that_a_base_sets(self, tmp_path, make_config):
+        write(tmp_path, "INPUT: {SIZE: [32, 32]}", "low.yaml")
+        write(tmp_path, "_BASE_: low.yaml\nINPUT: {PIXEL_MEAN: [0.1, 0.2, 0.3]}", "base.yaml")
+        file = write(tmp_path, "_BASE_: base.yaml\nTRAINER: {NAME: ZeroshotCLIP}")
+        cfg = make_config(None, flags=("--config-file", str(file)))
+        assert (cfg.INPUT.SIZE, cfg.INPUT.PIXEL_MEAN) == ((32, 32), [0.1, 0.2, 0.3])
+        file = write(tmp_path, "TRAINER: {NAME: ZeroshotCLIP}")
+        assert make_config(None, flags=("--config-file", str(file))).INPUT.SIZE == (48, 48)
+
+
+def test_config_files_are_read_without_pytorch():
+    """The job driver reads them, whose dry run should not take seconds."""
+    code = "import sys, dassl.config; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
+    assert done.returncode == 0
+
+
 def test_merge_options():
     cfg = get_cfg_default()
     cfg.TRAINER.X = CN({"PREC": "fp32", "FLAG": False, "TEXT": ""})
@@ -114,6 +241,12 @@ def test_hash_ignores_only_what_cannot_change_a_result():
         cfg = get_cfg_default()
         merge_options(cfg, [key, value])
         assert config_hash(cfg) != base, key
+    hashes = set()
+    for folder in ("a", "b"):
+        cfg = get_cfg_default()
+        cfg.FEATURE_CACHE = CN({"DIR": folder})
+        hashes.add(config_hash(cfg))
+    assert len(hashes) == 1
     cfg = get_cfg_default()
     cfg.INPUT.SIZE = [224, 224]  # a list or a tuple is the same configuration
     assert config_hash(cfg) == base

@@ -80,6 +80,10 @@ class FakeRepo:
         shutil.copytree(
             ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
         )
+        # All that the scripts need of the engine.
+        (path / "dassl/config").mkdir(parents=True)
+        for file in (ROOT / "dassl/__init__.py", *(ROOT / "dassl/config").glob("*.py")):
+            shutil.copy(file, path / file.relative_to(ROOT))
         for script in ROOT.glob("run_*.sh"):
             shutil.copy(script, path)
         (path / "train.py").write_text(FAKE_TRAIN)

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from scripts import published, report
+from scripts.protocols import FEW_SHOT_DATASETS, PROTOCOLS, Protocol
 from scripts.results import (
     Selection,
     harmonic_mean,
@@ -178,6 +179,7 @@ def test_missing_seeds_are_named(tmp_path, write_run):
 def test_seeds_with_different_configs_are_named(tmp_path, write_run):
     write_run("train", "dtd", 1, 70.0, protocol="few_shot", config={"SEED": 1, "A": {"B": 1}})
     same = {"SEED": 2, "OUTPUT_DIR": "x", "DATASET": {"ROOT": "y"}, "A": {"B": 1}}
+    same["FEATURE_CACHE"] = {"DIR": "z"}
     write_run("train", "dtd", 2, 70.0, protocol="few_shot", config=same)
     assert build(tmp_path, "few_shot").warnings() == []
     write_run("train", "dtd", 2, 70.0, protocol="few_shot", config={**same, "A": {"B": 2}})
@@ -234,10 +236,47 @@ def test_configs_of_one_trainer_are_series_of_their_own(tmp_path, write_run):
     (section,) = build(tmp_path, "few_shot").sections
     names = ["LightRA (ablation)", "LightRA (few_shot)", "RAda"]
     assert list(section.names.values()) == names
+    (section,) = build(tmp_path, "few_shot", cfg=("few_shot", "ablation")).sections
+    names = ["LightRA (few_shot)", "LightRA (ablation)", "RAda"]
+    assert list(section.names.values()) == names
+    # Another config than the protocol's own is named even when it is the only one.
+    (section,) = build(tmp_path, "few_shot", cfg=("ablation",)).sections
+    assert list(section.names.values()) == ["LightRA (ablation)"]
+
+
+def test_row_without_any_run_is_named(tmp_path, write_run):
+    write_run("train", "dtd", 1, 70.0, protocol="few_shot")
+    write_run("train", "dtd", 1, 60.0, protocol="few_shot", trainer="RAda", cfg="ablation")
+    report = build(tmp_path, "few_shot", trainers=("LightRA", "RAda"), cfg=("few_shot", "ablation"))
+    assert report.warnings() == [
+        "missing row: LightRA (ablation) has no finished run here",
+        "missing row: RAda (few_shot) has no finished run here",
+    ]
+    assert build(tmp_path, "few_shot").warnings() == []
+    assert build(tmp_path, "few_shot", cfg=("few_shot",)).warnings() == []
+
+
+def test_harmonic_mean_follows_from_the_classes_not_the_name(tmp_path, write_run, monkeypatch):
+    row = Protocol("mine", "first", "base", "second", "new", (16,))
+    monkeypatch.setitem(PROTOCOLS, "mine", row)
+    for dataset in FEW_SHOT_DATASETS:
+        for protocol, stages in (("mine", row.stages), ("eft", ("train_base", "test_new"))):
+            for stage, accuracy in zip(stages, (60.0, 40.0), strict=True):
+                write_run(stage, dataset, 1, accuracy, protocol=protocol, trainer="Unheard")
+    for protocol in ("mine", "eft"):
+        found = numbers(build(tmp_path, protocol))
+        for dataset in (*FEW_SHOT_DATASETS, "mean"):
+            values = [found[dataset, "Unheard", 16, name][0] for name in ("base", "novel", "hm")]
+            assert values == [60.0, 40.0, pytest.approx(48.0)]
+    # Nothing is published of a protocol that only this repository knows.
+    text = build(tmp_path, "mine").render("text")
+    assert "HM = 2bn/(b + n)" in text
+    assert "*" not in text
+    assert "ublished" not in text
 
 
 def test_published_numbers_agree_with_themselves():
-    for row in published.BASE2NOVEL:
+    for row in (*published.BASE2NOVEL, *published.EFT):
         hm = harmonic_mean(row.values["base"], row.values["novel"])
         assert hm == pytest.approx(row.values["hm"], abs=0.011), row.method
     for row in published.CROSS_DATASET:
@@ -249,3 +288,9 @@ def test_published_numbers_agree_with_themselves():
         assert len({row.method for row in rows}) == len(rows)
     by_name = {row.method: row.values for row in published.BASE2NOVEL}
     assert by_name["LightRA"] == {"base": 84.94, "novel": 78.51, "hm": 81.60}
+    assert {row.method: tuple(row.values.values()) for row in published.EFT} == {
+        "CLIP": (69.34, 74.22, 71.70),
+        "RAda": (82.16, 74.14, 77.94),
+        "RAda + Prompt": (84.18, 75.61, 79.67),
+        "RAda + Adapter": (84.32, 76.25, 80.08),
+    }

@@ -105,6 +105,24 @@ class TestFormats:
         ]
 
 
+def test_rows_by_config(tmp_path, capsys, write_run):
+    for cfg, base in (("base2novel", 80.0), ("table4_mlp", 70.0), ("table4_none", 60.0)):
+        write_run("train_base", "dtd", 1, base, trainer="RAda", cfg=cfg)
+        write_run("test_new", "dtd", 1, 60.0, trainer="RAda", cfg=cfg)
+
+    def rows(*words):
+        lines = run(tmp_path, capsys, *words).splitlines()
+        return [line.split()[1:4] for line in lines if line.startswith("dtd")]
+
+    assert rows("--cfg", "table4_none base2novel") == [
+        ["RAda", "(table4_none)", "60.00"],
+        ["RAda", "(base2novel)", "80.00"],
+    ]
+    assert rows("--cfg", "table4_mlp") == [["RAda", "(table4_mlp)", "70.00"]]
+    assert rows("--cfg", "base2novel") == [["RAda", "80.00", "60.00"]]
+    assert len(rows()) == 3
+
+
 def test_warnings_stand_below_the_table_or_on_stderr(tmp_path, capsys, write_run):
     for seed, accuracy in ((1, 80.0), (2, 81.0), (3, 30.0)):
         bad = write_run("train", "dtd", seed, accuracy, protocol="few_shot")
@@ -134,6 +152,20 @@ class TestPublished:
             *("LightRA", "80.00", "70.00", "74.67")
         ]
         assert "scripts/published.py" in out
+
+    def test_eft_has_its_own_rows(self, tmp_path, capsys, write_run):
+        everything(write_run, protocol="eft", trainer="RAda")
+        lines = run(tmp_path, capsys, protocol="eft").splitlines()
+        start = lines.index("means over datasets")
+        rows = [line.split() for line in lines[start + 3 : start + 8]]
+        assert rows == [
+            ["RAda", "80.00", "70.00", "74.67"],
+            ["CLIP", "*", "69.34", "74.22", "71.70"],
+            ["RAda", "*", "82.16", "74.14", "77.94"],
+            ["RAda", "+", "Prompt", "*", "84.18", "75.61", "79.67"],
+            ["RAda", "+", "Adapter", "*", "84.32", "76.25", "80.08"],
+        ]
+        assert lines[start + 8] == ""
 
     @pytest.mark.parametrize("changes", [{"backbone": "RN50"}, {"shots": 4}])
     def test_not_for_other_backbones_or_shots(self, tmp_path, capsys, write_run, changes):
@@ -265,6 +297,7 @@ def test_nothing_to_report(tmp_path, capsys):
         (["--protocol", "base2new"], "Did you mean base2novel"),
         (["--protocol", "base2novel", "--format", "html"], "Known: text, markdown, csv, latex"),
         (["--protocol", "base2novel", "--trainer", "Lightra"], "Did you mean LightRA"),
+        (["--protocol", "base2novel", "--cfg", "base2novel base2nvel"], "Did you mean base2novel"),
         (["--protocol", "base2novel", "--seeds", "one"], "--seeds: 'one'"),
         (["--protocol", "base2novel", "--plot", "x.jpeg"], "must end in one of .png"),
     ],

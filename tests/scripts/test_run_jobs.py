@@ -44,6 +44,53 @@ def test_base2novel_trains_on_base_and_evaluates_that_model_on_new(repo, capsys)
     ]
 
 
+def test_eft_is_base2novel_with_a_default_trainer_of_its_own(repo, capsys):
+    words = ("--datasets", "dtd", "--seeds", "5")
+    found = dry_run(repo, capsys, "--protocol", "eft", *words)
+    usual = dry_run(repo, capsys, "--protocol", "base2novel", "--trainer", "RAda", *words)
+    assert {flag(c, "--trainer") for c in found} == {"RAda"}
+    assert flag(found[0], "--config-file") == "configs/trainers/RAda/eft.yaml"
+    layout = "output/eft/{}/dtd/shots_16/RAda/eft/seed5"
+    assert flag(found[0], "--output-dir") == layout.format("train_base")
+    assert flag(found[1], "--model-dir") == layout.format("train_base")
+    assert [[word.replace("eft", "base2novel") for word in c] for c in found] == usual
+    found = dry_run(repo, capsys, "--protocol", "eft", "--trainer", "LightRA", *words)
+    assert {flag(c, "--trainer") for c in found} == {"LightRA"}
+
+
+def test_every_trainer_runs_with_every_config_named(repo, capsys):
+    for trainer in ("LightRA", "RAda"):
+        repo.write(f"configs/trainers/{trainer}/table4_mlp.yaml", "_BASE_: few_shot.yaml\n")
+    words = ("--protocol", "few_shot", "--datasets", "dtd", "--shots", "1 2", "--seeds", "1")
+    words += ("--trainer", "RAda LightRA", "--cfg", "table4_mlp, few_shot", "table4_mlp")
+    found = dry_run(repo, capsys, *words)
+    assert [
+        (flag(c, "--trainer"), *flag(c, "--output-dir").split("/")[-2:], c[-3]) for c in found
+    ] == [
+        (trainer, cfg, "seed1", shots)
+        for trainer in ("RAda", "LightRA")
+        for cfg in ("table4_mlp", "few_shot")
+        for shots in ("1", "2")
+    ]
+    assert all(
+        flag(c, "--config-file").split("/")[2:]
+        == [flag(c, "--trainer"), flag(c, "--output-dir").split("/")[-2] + ".yaml"]
+        for c in found
+    )
+
+
+def test_a_config_that_one_of_the_trainers_lacks_is_an_error(repo, capsys):
+    repo.write("configs/trainers/RAda/table4_mlp.yaml", "_BASE_: few_shot.yaml\n")
+    words = ["--protocol", "few_shot", "--dry-run", "--cfg", "few_shot table4_mlp"]
+    assert main([*words, "--trainer", "RAda"], repo=repo.path) == 0
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--trainer", "RAda LightRA"], repo=repo.path)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "--cfg: unknown name 'table4_mlp'." in message
+    assert "Known for LightRA: base2novel, cross_dataset, eft, few_shot." in message
+
+
 def test_few_shot_defaults_to_all_shots_datasets_and_three_seeds(repo, capsys):
     commands = dry_run(repo, capsys, "--protocol", "few_shot", "--trainer", "LightRA", "RAda")
     cells = {
@@ -182,6 +229,24 @@ def test_unreadable_config_is_named(repo, capsys):
     assert "LightRA/few_shot.yaml is not valid YAML" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: few_shto.yaml\n", "few_shto.yaml, which is no file"),
+        ("_BASE_: few_shot.yaml\n", "_BASE_ goes round in a circle"),
+        ("PER_DATASET: 3\n", "few_shot.yaml: PER_DATASET must map"),
+    ],
+)
+def test_config_that_cannot_be_put_together_is_named(repo, capsys, text, message):
+    repo.write("configs/trainers/LightRA/few_shot.yaml", text)
+    with pytest.raises(SystemExit) as stop:
+        main(["--protocol", "few_shot", "--dry-run"], repo=repo.path)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert f"{repo.path}/configs/trainers/LightRA/few_shot.yaml" in err
+    assert message in err
+
+
 def test_device_settings(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
@@ -208,3 +273,4 @@ def test_protocols_name_their_halves():
     assert base2novel.classes_of("train_base") == "base"
     assert base2novel.classes_of("test_new") == "new"
     assert PROTOCOLS["cross_dataset"].classes_of("test") == "all"
+    assert [row.name for row in PROTOCOLS.values() if row.base_to_novel] == ["base2novel", "eft"]

@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from scripts.jobs import Planner
-from scripts.pool import JobPool, last_lines, parse_devices
-from scripts.run import build_parser, main, read_settings
+from scripts.pool import last_lines
+from scripts.run import main
 
 ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
 TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
@@ -68,93 +67,6 @@ def test_incomplete_result_is_repeated(repo, status, metrics):
     file.write_text(json.dumps({**content, "metrics": metrics}))
     repo.run(*ONE)
     assert stages(repo) == ["train_base", "test_new", "test_new"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "repeated"),
-    [
-        ("trainers/LightRA/base2novel", "OPTIM:\n  LR: 0.1\n", True),
-        ("trainers/LightRA/base2novel", "# why\nOPTIM: {LR: 0.005}\n", False),
-        ("trainers/LightRA/base2novel", "OPTIM: {LR: 0.005}\nPER_DATASET: {Dtd: {A: 1}}\n", True),
-        ("trainers/RAda/base2novel", "OPTIM:\n  LR: 0.1\n", False),
-        ("datasets/dtd", "DATASET: {NAME: Dtd, PROMPT_TEMPLATE: '{}.'}\n", True),
-        ("datasets/eurosat", "DATASET: {NAME: Other}\n", False),
-    ],
-)
-def test_changed_config_file_is_repeated(repo, name, text, repeated):
-    repo.run(*ONE)
-    repo.write(f"configs/{name}.yaml", text)
-    repo.run(*ONE)
-    assert len(repo.calls()) == (4 if repeated else 2)
-
-
-def test_other_datasets_entries_do_not_count(repo):
-    file = "configs/trainers/LightRA/base2novel.yaml"
-    repo.write(file, "PER_DATASET: {Dtd: {A: 1}, Eurosat: {A: 1}}\n")
-    repo.run(*ONE)
-    repo.write(file, "PER_DATASET: {Dtd: {A: 1}, Eurosat: {A: 2}}\n")
-    repo.run(*ONE)
-    assert len(repo.calls()) == 2
-
-
-def test_changed_prompt_file_is_repeated(repo):
-    repo.write("configs/datasets/dtd.yaml", "DATASET: {NAME: Dtd, PROMPT_PATH: prompts/d.json}\n")
-    repo.write("prompts/d.json", '{"a": ["b"]}')
-    repo.run(*ONE)
-    repo.run(*ONE)
-    assert len(repo.calls()) == 2
-    repo.write("prompts/d.json", '{"a": ["c"]}')
-    repo.run(*ONE)
-    assert len(repo.calls()) == 4
-
-
-@pytest.mark.parametrize(("text", "kept"), [('{"a": ["b"]}', True), ('{"a": ["c"]}', False)])
-def test_half_a_training_goes_on_only_with_the_same_files(repo, text, kept):
-    repo.write("configs/datasets/dtd.yaml", "DATASET: {NAME: Dtd, PROMPT_PATH: prompts/d.json}\n")
-    repo.write("prompts/d.json", '{"a": ["b"]}')
-    repo.plan(unfinished=["train_base"])
-    repo.run(*ONE)
-    resume = repo.output / TRAIN / "resume.pth.tar"
-    resume.write_text("state")
-    repo.write("prompts/d.json", text)
-    repo.run(*ONE)
-    assert resume.exists() == kept
-
-
-def test_changed_options_are_repeated_but_not_another_device_or_root(repo):
-    repo.run(*ONE, "--devices", "cpu")
-    repo.run(*ONE, "--devices", "auto", "--root", "/elsewhere")
-    assert len(repo.calls()) == 2
-    # --no-report is put last by the helper, where options end.
-    command = (sys.executable, "-S", str(repo.path / "train.py"))
-    words = [*ONE, "--no-report", "--", "OPTIM.LR", "0.1"]
-    assert main(words, repo=repo.path, train_command=command) == 0
-    assert len(repo.calls()) == 4
-
-
-def test_evaluation_is_repeated_when_its_training_was(repo):
-    repo.run(*ONE)
-    (repo.output / TRAIN / "result.json").unlink()
-    repo.plan(fail=["test_new"])
-    repo.run(*ONE)
-    # The old evaluation is of weights that are gone, and must not pass for a result.
-    assert not (repo.output / TEST / "result.json").exists()
-    repo.plan()
-    repo.run(*ONE)
-    assert stages(repo) == ["train_base", "test_new", "train_base", "test_new"]
-
-
-def test_repeated_training_in_another_call_is_noticed(repo):
-    repo.run(*ONE)
-    for name in ("result.json", "job.json"):
-        (repo.output / TRAIN / name).unlink()
-    words = [*ONE, "--no-report"]
-    args = build_parser().parse_args(words)
-    command = (sys.executable, "-S", str(repo.path / "train.py"))
-    train, test = Planner(read_settings(args, [], repo.path, command)).jobs()
-    JobPool([train], parse_devices(["cpu"], 1), cwd=repo.path).run()
-    assert train.to_do() == ""
-    assert test.to_do() == "its training run was repeated"
 
 
 def test_failed_job_is_survived_reported_and_its_dependents_skipped(repo, capsys):
@@ -291,6 +203,47 @@ def test_report_follows_the_jobs(repo, capsys):
     out = capsys.readouterr().out
     assert "shapes     LightRA    50.00 ± 0.00" in out
     assert "not comparable to published" in out
+
+
+def test_table_has_a_row_for_each_config(repo, capsys):
+    for stem in ("table4_rational", "table4_mlp"):
+        repo.write(f"configs/trainers/RAda/{stem}.yaml", "_BASE_: base2novel.yaml\nSEED: 1\n")
+    repo.plan(fail=["table4_mlp"])
+    command = (sys.executable, "-S", str(repo.path / "train.py"))
+    words = [
+        "--protocol",
+        "base2novel",
+        "--trainer",
+        "RAda",
+        "--datasets",
+        "shapes",
+        "--seeds",
+        "1",
+    ]
+    words += ["--cfg", "base2novel table4_rational table4_mlp"]
+    assert main(words, repo=repo.path, train_command=command) == 1
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith("shapes")]
+    assert [row[1:3] for row in rows] == [["RAda", "(base2novel)"], ["RAda", "(table4_rational)"]]
+    assert "WARNING missing row: RAda (table4_mlp) has no finished run here" in out
+    repo.plan()
+    assert main(words, repo=repo.path, train_command=command) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("shapes")] == [
+        *("(base2novel)", "(table4_rational)", "(table4_mlp)")
+    ]
+    assert "WARNING" not in out
+
+
+def test_table_is_printed_when_all_runs_of_a_trainer_failed(repo, capsys):
+    repo.plan(fail=["/RAda/"])
+    command = (sys.executable, "-S", str(repo.path / "train.py"))
+    words = ["--protocol", "few_shot", "--datasets", "shapes", "--shots", "1", "--seeds", "1"]
+    words += ["--trainer", "RAda", "LightRA"]
+    assert main(words, repo=repo.path, train_command=command) == 1
+    out = capsys.readouterr().out
+    assert "shapes     LightRA       50.00" in out
+    assert "WARNING missing row: RAda (few_shot)" in out
 
 
 def test_last_lines_of_a_log(tmp_path):

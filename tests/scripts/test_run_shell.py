@@ -12,6 +12,9 @@ BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 
+SCRIPTS = ("run_base2novel.sh", "run_few-shot.sh", "run_xd.sh", "run_eft.sh")
+
+
 def bash(repo, script, *words, cwd=None, **variables):
     names = ("VIRTUAL_ENV", "CONDA_PREFIX")
     environment = {name: value for name, value in os.environ.items() if name not in names}
@@ -34,7 +37,7 @@ def flag(command, name):
     return command[command.index(name) + 1]
 
 
-@pytest.mark.parametrize("script", ["run_base2novel.sh", "run_few-shot.sh", "run_xd.sh"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_is_valid_and_short(repo, script):
     assert subprocess.run([BASH, "-n", str(repo.path / script)], check=False).returncode == 0
     text = (repo.path / script).read_text()
@@ -43,17 +46,18 @@ def test_is_valid_and_short(repo, script):
 
 
 @pytest.mark.parametrize(
-    ("script", "protocol", "count"),
+    ("script", "protocol", "trainer", "count"),
     [
-        ("run_base2novel.sh", "base2novel", 11 * 3 * 2),
-        ("run_few-shot.sh", "few_shot", 11 * 5 * 3),
-        ("run_xd.sh", "cross_dataset", 3 * 15),
+        ("run_base2novel.sh", "base2novel", "LightRA", 11 * 3 * 2),
+        ("run_few-shot.sh", "few_shot", "LightRA", 11 * 5 * 3),
+        ("run_xd.sh", "cross_dataset", "LightRA", 3 * 15),
+        ("run_eft.sh", "eft", "RAda", 11 * 3 * 2),
     ],
 )
-def test_defaults(repo, script, protocol, count):
+def test_defaults(repo, script, protocol, trainer, count):
     found = commands(bash(repo, script, "--dry-run"))
     assert len(found) == count
-    assert {flag(c, "--trainer") for c in found} == {"LightRA"}
+    assert {flag(c, "--trainer") for c in found} == {trainer}
     assert {flag(c, "--output-dir").split("/")[1] for c in found} == {protocol}
     assert found[0][0] == sys.executable
 
@@ -81,6 +85,14 @@ def test_variables_override(repo, tmp_path):
     assert {c[0] for c in found} == {"CUDA_VISIBLE_DEVICES=7"}
     stem = f"{tmp_path}/out put/base2novel/train_base/dtd/shots_2/LightRA/mine/seed4"
     assert flag(found[0], "--output-dir") == stem
+
+
+def test_several_configs(repo):
+    repo.write("configs/trainers/RAda/table4_mlp.yaml", "_BASE_: base2novel.yaml\n")
+    variables = {"TRAINER": "RAda", "CFG": "base2novel table4_mlp", "SEEDS": "1"}
+    found = commands(bash(repo, "run_base2novel.sh", "--dry-run", DATASETS="shapes", **variables))
+    stems = [flag(c, "--config-file").rsplit("/", 1)[1] for c in found]
+    assert stems == ["base2novel.yaml"] * 2 + ["table4_mlp.yaml"] * 2
 
 
 def test_source_and_targets(repo):

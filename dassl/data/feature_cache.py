@@ -1,0 +1,285 @@
+"""Features on disk, found again by what they were made from.
+
+An entry is a directory ``<dataset>-<split>-<hash16>`` with ``features.npy`` and ``key.json``, the
+readable key that the hash is of. It is written under another name, then renamed: an entry that can
+be seen is whole. What a killed job left is removed by the next one. Of concurrent jobs one makes
+an entry and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dassl.data.feature_entry import (
+    ENTRY_NAME,
+    FeatureCacheError,
+    FeatureEntry,
+    FeatureWriter,
+    check_contents,
+    entry_name,
+    explained,
+    mebibytes,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: concurrent jobs all make an entry, and the first one's stays
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "DEFAULT_DIR",
+    "FeatureCache",
+    "FeatureCacheError",
+    "FeatureEntry",
+    "FeatureWriter",
+    "clear_cache",
+    "list_cache",
+    "mebibytes",
+]
+
+DEFAULT_DIR = "./feature_cache"
+FORMAT = 1
+_held: set[int] = set()  # descriptors of this process's locks
+_LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
+
+
+class FeatureCache:
+    """The entries of one directory."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Create the directory.
+
+        Args:
+            directory: FEATURE_CACHE.DIR.
+
+        Raises:
+            FeatureCacheError: It is a file or cannot be written.
+        """
+        self.directory = Path(directory).expanduser()
+        with explained(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.directory).close()
+
+    def fetch(
+        self, key: dict[str, Any], rows: int, make: Callable[[FeatureWriter], None]
+    ) -> tuple[FeatureEntry, Tensor]:
+        """Return a key's entry; make it if it is not there.
+
+        Args:
+            key: All that the features depend on, plain data; with ``dataset`` and ``split``.
+            rows: N.
+            make: Gives the rows to a writer. Called by one of concurrent jobs; the others wait.
+
+        Returns:
+            The entry and its features (N, D), mapped into memory.
+
+        Raises:
+            FeatureCacheError: The directory cannot be written, or has not enough space.
+            ValueError: None of the images can be read.
+        """
+        key = json.loads(json.dumps({"format": FORMAT, **key}))  # as it will be read back
+        path = self.directory / entry_name(key)
+        found = _find(path, key)
+        if found is None:
+            with explained(self.directory):
+                _sweep(self.directory)
+            with _locked(path) as alone:
+                found = _find(path, key)  # another job may have made it meanwhile
+                if found is None:
+                    with explained(self.directory):
+                        self._make_room(path, alone)
+                    self._make(path, key, rows, make)
+                    entry = FeatureEntry.read(path)
+                    self._report(entry)
+                    return entry, entry.features()
+        print(f'Feature cache: reading "{path}" ({mebibytes(found[0].size)})')
+        return found
+
+    @staticmethod
+    def _make_room(path: Path, alone: bool) -> None:
+        """Remove a damaged entry and what killed jobs left of it."""
+        if os.path.lexists(path):
+            print(f'Feature cache: WARNING: "{path}" is damaged and is made again')
+            _discard(path)
+        if alone:
+            _remove_temporaries(path)
+
+    @staticmethod
+    def _make(
+        path: Path, key: dict[str, Any], rows: int, make: Callable[[FeatureWriter], None]
+    ) -> None:
+        print(f'Feature cache: making "{path}" ({rows:,} images)')
+        temporary = _temporary(path)
+        writer = FeatureWriter(temporary, rows)
+        try:
+            with explained(path.parent):
+                temporary.mkdir()
+            make(writer)  # errors of reading images are not the cache's
+            writer.finish(key)
+            with explained(path.parent):
+                _publish(temporary, path)
+        finally:
+            writer.close()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _report(self, entry: FeatureEntry) -> None:
+        entries = list_cache(self.directory)
+        print(
+            f'Feature cache: wrote {mebibytes(entry.size)}; "{self.directory}" holds '
+            f"{mebibytes(sum(entry.size for entry in entries))} in {len(entries)} entries"
+        )
+
+
+def list_cache(directory: str | os.PathLike[str]) -> list[FeatureEntry]:
+    """Return the entries of a directory, by name.
+
+    Args:
+        directory: FEATURE_CACHE.DIR.
+    """
+    entries = []
+    for path in sorted(Path(directory).iterdir()):
+        with suppress(ValueError):
+            entries.append(FeatureEntry.read(path))
+    return entries
+
+
+def clear_cache(
+    directory: str | os.PathLike[str], dataset: str | None = None
+) -> tuple[list[FeatureEntry], list[Path]]:
+    """Remove entries, and what killed jobs left; nothing else.
+
+    Args:
+        directory: FEATURE_CACHE.DIR.
+        dataset: Only this dataset's entries; None for all.
+
+    Returns:
+        The removed entries, and the paths that are none and were left alone.
+    """
+    removed = [e for e in list_cache(directory) if dataset in (None, e.key["dataset"])]
+    for entry in removed:
+        with _locked(entry.path):
+            _discard(entry.path)
+    _sweep(Path(directory))
+    entries = {entry.path for entry in list_cache(directory)}
+    rest = [p for p in sorted(Path(directory).iterdir()) if not _LEFTOVER.fullmatch(p.name)]
+    return removed, [path for path in rest if path not in entries]
+
+
+def _find(path: Path, key: dict[str, Any]) -> tuple[FeatureEntry, Tensor] | None:
+    """Return a whole entry with exactly this key, not only its hash."""
+    try:
+        entry = FeatureEntry.read(path)
+        return (entry, entry.features()) if entry.key == key else None
+    except ValueError:
+        return None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise  # else, without locks, another job was first: its entry is the same
+
+
+def _discard(path: Path) -> None:
+    """Remove an entry; renamed first, so that none is ever seen half removed."""
+    if not os.path.lexists(path):
+        return
+    check_contents(path)
+    temporary = _temporary(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
+
+
+def _remove_temporaries(path: Path) -> None:
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if _LEFTOVER.fullmatch(left.name):
+            shutil.rmtree(left)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed jobs left, of whichever entry, unless it is another user's."""
+    for name in {m[1] for p in directory.iterdir() if (m := _LEFTOVER.fullmatch(p.name))}:
+        with (
+            suppress(OSError, FeatureCacheError),
+            _locked(directory / name, wait=False) as alone,
+        ):
+            if alone:
+                _remove_temporaries(directory / name)
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Be the only job that makes or removes an entry.
+
+    The lock is the operating system's: it goes with its process, however that ends.
+
+    Args:
+        path: The entry.
+        wait: For the job that has the lock; else go on without.
+
+    Yields:
+        Whether this job has the lock; never where the file system has none.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with explained(path.parent):
+        descriptor = _acquire(lock, wait) if fcntl is not None else None
+    if descriptor is None:
+        yield False
+        return
+    _held.add(descriptor)
+    try:
+        yield True
+    finally:
+        lock.unlink(missing_ok=True)
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
+def _forget_locks() -> None:
+    """Close a forked process's copies of the locks, or they would outlive their owner."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _acquire(lock: Path, wait: bool) -> int | None:
+    """Return a descriptor with the lock, or None."""
+    mode = fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, mode)
+            # Who had it before may have removed the file: a lock on that one keeps nobody out.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor
+        except BlockingIOError:
+            if not wait:
+                os.close(descriptor)
+                return None
+            print(f"Feature cache: waiting for another job, which is at work on {lock.stem[1:]}")
+            mode = fcntl.LOCK_EX
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Show or remove the features that runs with --feature-cache keep.
+
+python scripts/features.py list
+python scripts/features.py clear --dataset DescribableTextures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.data.feature_cache import (
+    DEFAULT_DIR,
+    FeatureCacheError,
+    FeatureEntry,
+    clear_cache,
+    list_cache,
+    mebibytes,
+)
+
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def _place(entry: FeatureEntry) -> tuple[str, str, int]:
+    key = entry.key
+    return str(key["dataset"]), key["split"], key.get("view", 0)
+
+
+def age(seconds: float) -> str:
+    """Write a duration in its largest whole unit: 7300 -> ``2 h``."""
+    unit, name = next((pair for pair in _AGES if seconds >= pair[0]), _AGES[-1])
+    return f"{max(0, int(seconds // unit))} {name}"
+
+
+def table(entries: Sequence[FeatureEntry], now: float) -> str:
+    """Write entries as a table, with their total."""
+    rows = []
+    for entry in entries:
+        key = entry.key
+        split = f"{key['split']}, view {key['view']}" if "view" in key else key["split"]
+        backbone = key.get("backbone", "")
+        size = mebibytes(entry.size)
+        rows.append(
+            (key["dataset"], split, backbone, entry.shape[0], size, age(now - entry.created))
+        )
+    header = ("dataset", "split", "backbone", "images", "size", "age")
+    align = ("left", "left", "left", "right", "right", "right")
+    text = tabulate(rows, header, colalign=align if rows else None, disable_numparse=True)
+    total = mebibytes(sum(entry.size for entry in entries))
+    return f"{text}\n\n{len(entries)} entries, {total}"
+
+
+def as_json(entries: Sequence[FeatureEntry]) -> str:
+    """Write entries as JSON, with all they were made from."""
+    return json.dumps(
+        [
+            {
+                "path": str(entry.path),
+                "dataset": entry.key["dataset"],
+                "split": entry.key["split"],
+                "backbone": entry.key.get("backbone"),
+                "images": entry.shape[0],
+                "unreadable": len(entry.missing),
+                "bytes": entry.size,
+                "created": entry.created,
+                "key": entry.key,
+            }
+            for entry in entries
+        ],
+        indent=2,
+    )
+
+
+def clear(directory: Path, dataset: str | None) -> str:
+    """Remove entries and say what was freed.
+
+    Raises:
+        ValueError: There is no entry, or none of that dataset.
+    """
+    known = sorted({entry.key["dataset"] for entry in list_cache(directory)})
+    if dataset is not None and dataset not in known:
+        raise ValueError(
+            f"--dataset: no features of {dataset!r}; there are {', '.join(known) or 'none'}"
+        )
+    removed, others = clear_cache(directory, dataset)
+    left = f"left alone, no cache entries: {', '.join(path.name for path in others)}"
+    if others and not removed:
+        raise ValueError(f"--dir {directory} holds no cache entry; {left}")
+    freed = mebibytes(sum(entry.size for entry in removed))
+    lines = [*(f"removed {entry.path.name}" for entry in removed)]
+    lines.append(f"{len(removed)} entries removed, {freed} freed")
+    return "\n".join([*lines, left] if others else lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(prog="features.py", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (("list", "show the entries"), ("clear", "remove them")):
+        command = commands.add_parser(name, help=what)
+        command.add_argument(
+            "--dir", type=Path, default=Path(DEFAULT_DIR), help="FEATURE_CACHE.DIR of the runs"
+        )
+        if name == "list":
+            command.add_argument("--json", action="store_true", help="with all they were made from")
+        else:
+            command.add_argument("--dataset", metavar="NAME", help="only this dataset's")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 when nothing could be done."""
+    args = build_parser().parse_args(argv)
+    directory = args.dir.expanduser()
+    try:
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"--dir: no folder {directory}; it is FEATURE_CACHE.DIR of the runs"
+            )
+        if args.command == "clear":
+            print(clear(directory, args.dataset))
+        else:
+            entries = sorted(list_cache(directory), key=_place)
+            print(as_json(entries) if args.json else table(entries, time.time()))
+    except (FeatureCacheError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""RAda's combinations: with prompts, with adapters, with LightRA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clip import adapters_disabled
+from clip.text import unit_norm
+from dassl.engine import build_trainer, trainable_state
+from tests.trainers.test_heads import plain
+
+SMALL = (
+    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
+)
+NAMES = ("RAdaPrompt", "RAdaAdapter", "LightRAda")
+
+
+@pytest.fixture
+def build(make_config):
+    """(trainer name, trailing options) -> trainer on Shapes."""
+
+    def make(name, *options, protocol="base2novel", output="run"):
+        return build_trainer(make_config(f"{name}/{protocol}", *SMALL, *options, output=output))
+
+    return make
+
+
+def masked_loss(trainer, f, h, label):
+    model, cfg = trainer.model, trainer.cfg
+    logits, penalty, _ = plain(
+        model.head, f, h, model.scale, temp=1.0, joint=True, num_heads=8, reg="l2"
+    )
+    return F.cross_entropy(logits, label) + cfg.ALPHA * penalty
+
+
+def expected_loss(trainer, image, label):
+    """The loss from whole, uncut texts and the formula of the mask."""
+    model, backbone = trainer.model, trainer.model.backbone
+    f = unit_norm(backbone.encode_image(image))
+
+    def text(tokens):
+        return unit_norm(backbone.model.encode_text(tokens))
+
+    if trainer.cfg.TRAINER.NAME != "LightRAda":
+        return masked_loss(trainer, f, text(model.bank.tokens), label)
+    state = model.prompt_generator.get_state()
+    tokens = model.bank.tokens[model.bank.sample(model.prompt_generator)]
+    model.prompt_generator.set_state(state)
+    with torch.no_grad(), adapters_disabled(backbone):
+        f0, h0 = unit_norm(backbone.encode_image(image)), text(tokens)
+    h, s = text(tokens), model.scale
+    mixed = s * (3.5 * f @ h.T + f0 @ h.T + f @ h0.T) / 5.5
+    distance = 2 - (f * f0).sum(-1).mean() - (h * h0).sum(-1).mean()
+    return F.cross_entropy(mixed, label) + 9 * distance + masked_loss(trainer, f, h, label)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_and_gradients_equal_the_formula(build, name):
+    trainer = build(name)
+    trainer.model.double()
+    torch.manual_seed(5)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    image = torch.randn(3, 3, 48, 48, dtype=torch.float64)
+    label = torch.tensor([0, 5, 19])
+    expected = expected_loss(trainer, image, label)
+    out = trainer.forward_loss(image, label)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-9, atol=1e-9)
+    ours = torch.autograd.grad(out.loss, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["RAdaAdapter", "LightRAda"])
+def test_starts_as_clip_to_the_last_bit(build, name):
+    model = build(name).model.eval()
+    image = torch.randn(2, 3, 48, 48)
+    with adapters_disabled(model.backbone):
+        expected = model.scale * model.image_features(image) @ model.class_weights().T
+    assert torch.equal(model(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kinds"),
+    [
+        ("RAdaPrompt", (), {"text_prompts", "vision_prompts", "head"}),
+        ("RAdaAdapter", (), {"multimodal_adapters", "head"}),
+        ("LightRAda", (), {"residual", "head"}),
+        ("RAdaPrompt", ("TRAINER.RAdaPrompt.PROMPT_DEPTH", "0"), {"head"}),
+        ("RAdaAdapter", ("TRAINER.RAdaAdapter.LAYERS", "0"), {"head"}),
+    ],
+)
+def test_what_trains(build, name, options, kinds):
+    names = trainable_state(build(name, *options).model)
+    assert {kind for kind in kinds if any(kind in n.split(".") for n in names)} == kinds
+    assert all(kinds & set(n.split(".")) for n in names)
+
+
+def test_prompts_start_from_the_first_words(build):
+    trainer = build("RAdaPrompt")
+    backbone = trainer.model.backbone
+    words = backbone.tokenize(["a photo"])[0, 1:3]
+    start = backbone.model.token_embedding.weight[words]
+    assert torch.equal(backbone.text_prompts.vectors[0], start.detach())
+    assert backbone.text_prompts.vectors.shape[1] == backbone.vision_prompts.vectors.shape[1] == 2
+
+
+def test_lightrada_takes_lightras_settings_of_each_protocol(make_config):
+    for protocol, weight in (("base2novel", 9.0), ("few_shot", 6.0), ("cross_dataset", 20.0)):
+        cfg = make_config(f"LightRAda/{protocol}")
+        assert cfg.TRAINER.LightRA.LOSS_WEIGHT == weight
+    assert make_config("LightRAda/few_shot", dataset="dtd").TRAINER.LightRA.LOSS_WEIGHT == 15.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_a_resnet_before_anything_is_loaded(build, name):
+    with pytest.raises(ValueError, match=rf"{name} adapts the transformer layers.*'RN50'"):
+        build(name, "MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(48, 48)")
+
+
+def test_refuses_a_feature_cache(build):
+    with pytest.raises(ValueError, match=r"RAdaPrompt.*FEATURE_CACHE|FEATURE_CACHE.*RAdaPrompt"):
+        build("RAdaPrompt", "FEATURE_CACHE.ENABLED", "True")
+
+
+def test_refuses_prompts_without_words(build):
+    with pytest.raises(ValueError, match="CTX_INIT is empty"):
+        build("RAdaPrompt", "TRAINER.RAdaPrompt.CTX_INIT", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_with_another_number_of_layers_says_so(build, name):
+    section = "RADA" if name == "LightRAda" else name
+    layers = (f"TRAINER.{section}.PROJ_LAYERS", "2")
+    trainer = build(name, *layers)
+    trainer.train()
+    with pytest.raises(ValueError, match="2 attention layers, the model's has 1; set PROJ_LAYERS"):
+        build(name, output="other").load_model(trainer.output_dir)

@@ -1,0 +1,340 @@
+"""Image features of a frozen encoder: computed once, kept on disk, served as batches.
+
+Epoch e shows the augmentations of view e % VIEWS, and view v is what the plain loop would show in
+epoch v: with VIEWS >= MAX_EPOCH both train on the same pictures.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.config import to_plain
+from dassl.data.feature_cache import FeatureCache, FeatureWriter
+from dassl.data.wrapper import ImageLoader
+from dassl.utils.tools import package_versions
+
+_PINNED_FROM = 64 * 1024  # bytes; less is copied to the GPU without waiting in any case
+
+
+def check_features(cfg: CfgNode, method: str, frozen: bool) -> None:
+    """Refuse a feature cache that cannot work.
+
+    Args:
+        cfg: The run's config.
+        method: Its trainer.
+        frozen: Whether the method leaves the image encoder alone.
+
+    Raises:
+        ValueError: It does not, or the config asks for something features cannot give.
+    """
+    if not frozen:
+        raise ValueError(
+            f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {method} changes what the image "
+            "encoder computes: its features differ after every step and cannot be kept. Set it to "
+            "False; methods with frozen features, such as ZeroshotCLIP, can use it"
+        )
+    if cfg.FEATURE_CACHE.VIEWS < 1:
+        raise ValueError(f"FEATURE_CACHE.VIEWS must be at least 1, got {cfg.FEATURE_CACHE.VIEWS}")
+    loading = cfg.DATALOADER
+    if loading.K_TRANSFORMS != 1 or loading.RETURN_IMG0 or cfg.INPUT.NO_TRANSFORM:
+        raise ValueError(
+            "FEATURE_CACHE.ENABLED needs one tensor per image: set DATALOADER.K_TRANSFORMS 1 (got "
+            f"{loading.K_TRANSFORMS}), DATALOADER.RETURN_IMG0 False (got {loading.RETURN_IMG0}) "
+            f"and INPUT.NO_TRANSFORM False (got {cfg.INPUT.NO_TRANSFORM})"
+        )
+
+
+def use_features(trainer: Any) -> None:
+    """Let a trainer's loaders give features instead of pictures; nothing is computed yet.
+
+    Args:
+        trainer: Built, with a ``backbone`` in its model.
+
+    Raises:
+        FeatureCacheError: FEATURE_CACHE.DIR cannot be written.
+    """
+    cache = trainer.cfg.FEATURE_CACHE
+    encoder = FrozenEncoder(trainer, FeatureCache(cache.DIR))
+    for name, split, views in (
+        ("train_loader_x", "train", cache.VIEWS),
+        ("val_loader", "val", 1),
+        ("test_loader", "test", 1),
+    ):
+        loader = getattr(trainer, name)
+        if loader is not None:
+            features = FeatureLoader(encoder, loader, split, views)
+            setattr(trainer, name, features)
+            setattr(trainer.dm, name, features)
+
+
+class FrozenEncoder:
+    """A trainer's image encoder with a cache of what it computed.
+
+    Args:
+        trainer: Its model's ``backbone``, device, precision and config are read.
+        cache: Where features are kept.
+    """
+
+    def __init__(self, trainer: Any, cache: FeatureCache) -> None:
+        self.trainer = trainer
+        self.cache = cache
+        self._hashed: tuple[list[tuple[int, int]], str] = ([], "")
+
+    @property
+    def tower(self) -> nn.Module:
+        """The image side of the pre-trained model."""
+        model = self.trainer.model.backbone.model
+        return getattr(model, "visual", model)
+
+    def weights(self) -> str:
+        """Hash of the image encoder; computed again only if something was loaded into it."""
+        tower = self.tower
+        tensors = dict(sorted([*tower.named_parameters(), *tower.named_buffers()]))
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+        if state != self._hashed[0]:
+            self._hashed = state, hash_tensors(tensors, _described(tower))
+        return self._hashed[1]
+
+    def identity(self) -> dict[str, Any]:
+        """What features depend on besides the pictures, as plain data."""
+        trainer = self.trainer
+        device = trainer.device.type
+        autocast = None
+        if trainer.precision in ("amp", "bf16"):  # not asked else: MPS may not know autocast
+            with trainer.autocast():
+                autocast = str(torch.get_autocast_dtype(device))
+        versions = package_versions()
+        return {
+            "backbone": trainer.cfg.MODEL.BACKBONE.NAME,
+            "weights": self.weights(),
+            "precision": trainer.precision,
+            "autocast": autocast,
+            "device": device,
+            "versions": {name: versions[name] for name in ("torch", "torchvision", "open_clip")}
+            | {"pillow": PIL.__version__},
+        }
+
+    @torch.no_grad()
+    def encode(self, loader: ImageLoader, title: str, writer: FeatureWriter) -> None:
+        """Encode all of a loader's images, not normalised.
+
+        Args:
+            loader: Gives dicts with ``img`` and ``index``.
+            title: Of the progress bar.
+            writer: Takes the features (N, D); bfloat16 as float32, which holds it exactly.
+        """
+        trainer = self.trainer
+        with _evaluating(self.tower):
+            for batch in tqdm(loader, desc=title, file=sys.stderr, disable=None):
+                image = batch["img"].to(trainer.device, non_blocking=True)
+                with trainer.autocast():
+                    features = trainer.model.backbone.encode_image(image)
+                if features.dtype == torch.bfloat16:
+                    features = features.float()
+                writer.add(batch["index"].tolist(), features.cpu().numpy())
+
+
+class FeatureLoader:
+    """Gives the batches of a loader with features (B, D) in place of the pictures.
+
+    Args:
+        encoder: Makes the features, when they are first needed.
+        loader: The loader it stands for: same images, order and batches.
+        split: train, val or test.
+        views: Augmentations of each image, one per epoch in turn.
+
+    Attributes:
+        bad_images: Reason by path, of every image skipped so far.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, loader: Any, split: str, views: int) -> None:
+        self.encoder = encoder
+        self.loader = loader
+        self.dataset = loader.dataset
+        self.batch_sampler = loader.batch_sampler
+        self.split = split
+        self.views = views
+        self.bad_images: dict[str, str] = {}
+        self._epoch = 0
+        self._images = ""
+        self._served: dict[tuple[int, str], tuple[Tensor, set[int]]] = {}
+        items = self.dataset.data_source
+        self._label = torch.tensor([item.label for item in items])
+        self._domain = torch.tensor([item.domain for item in items])
+        self._paths = [item.impath for item in items]
+
+    @property
+    def sampler(self) -> FeatureLoader:
+        """What the engine calls `set_epoch` of."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the view of an epoch, from 0."""
+        self._epoch = epoch
+        self.loader.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches: ``img`` (B, D), not normalised; ``label, domain, impath, index``.
+
+        As in the plain loop, images that cannot be read are left out, and batches without any.
+        """
+        features, missing = self.features(self._epoch % self.views)
+        pin = self.loader.pin_memory and torch.cuda.is_available()
+        for batch in self.batch_sampler:
+            rows = [row for row in batch if row not in missing] if missing else batch
+            if not rows:
+                continue
+            index = torch.from_numpy(np.array(rows, dtype=np.int64))
+            image = features.index_select(0, index)
+            if pin and image.nbytes >= _PINNED_FROM:
+                image = image.pin_memory()
+            yield {
+                "img": image,
+                "label": self._label.index_select(0, index),
+                "domain": self._domain.index_select(0, index),
+                "impath": [self._paths[row] for row in rows],
+                "index": index,
+            }
+
+    def features(self, view: int) -> tuple[Tensor, set[int]]:
+        """Features of all images (N, D) in one view, and the rows that have none."""
+        served = view, self.encoder.weights()
+        if served not in self._served:
+            self._note_views()
+            batches = self.draw(view)
+
+            def make(writer: FeatureWriter) -> None:
+                self._extract(batches, writer)
+
+            key = self._key(view, batches)
+            entry, features = self.encoder.cache.fetch(key, len(self.dataset), make)
+            for row, reason in entry.missing.items():
+                if self._paths[row] not in self.bad_images:
+                    print(f"Skipping an image: {reason}")
+                    self.bad_images[self._paths[row]] = reason
+            self._served[served] = features, set(entry.missing)
+        return self._served[served]
+
+    def draw(self, view: int) -> list[list[int]]:
+        """Batches of extraction: the sampler's pass of an epoch, then what that leaves out."""
+        sampler = copy.copy(self.loader.sampler)
+        sampler.set_epoch(view)
+        order = list(sampler)
+        order += sorted(set(range(len(self.dataset))).difference(order))
+        size = self.encoder.trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _extract(self, batches: Sequence[Sequence[int]], writer: FeatureWriter) -> None:
+        plain = self.loader
+        loader = ImageLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=plain.num_workers,
+            collate_fn=plain.collate_fn,
+            pin_memory=plain.pin_memory,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        loader.bad_images = self.bad_images
+        name = self.encoder.trainer.cfg.DATASET.NAME
+        self.encoder.encode(loader, f"Features of {name} ({self.split})", writer)
+        for row in writer.unwritten():
+            if self._paths[row] in self.bad_images:
+                writer.missing[row] = self.bad_images[self._paths[row]]
+
+    def _key(self, view: int, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """All that the features depend on."""
+        cfg, sampler = self.encoder.trainer.cfg, self.loader.sampler
+        self._images = self._images or hash_files(self._paths, cfg.DATASET.ROOT)
+        key = {
+            "dataset": cfg.DATASET.NAME,
+            "split": self.split,
+            **self.encoder.identity(),
+            "transform": _described(self.dataset.transform),
+            "input": to_plain(cfg.INPUT),
+            "images": len(self.dataset),
+            "files": self._images,
+            "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
+        }
+        order: list[Any] = [int(index) for batch in batches for index in batch]
+        if self.split == "train":
+            order = [(int(i), getattr(i, "seed", None)) for batch in batches for i in batch]
+            key |= {"view": view, "seed": sampler.seed, "sampler": type(sampler).__name__}
+        return {**key, "order": hashlib.sha256(repr(order).encode()).hexdigest()}
+
+    def _note_views(self) -> None:
+        trainer = self.encoder.trainer
+        if self.split == "train" and self.views < trainer.max_epoch:
+            trainer.add_note(
+                f"feature cache: {self.views} augmentations of each training image take turns in "
+                f"{trainer.max_epoch} epochs (FEATURE_CACHE.VIEWS)"
+            )
+
+
+def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:
+    """SHA-256 of names, types, shapes and bytes.
+
+    Args:
+        tensors: By name.
+        structure: Text that belongs to them.
+    """
+    digest = hashlib.sha256(structure.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[str], root: str) -> str:
+    """SHA-256 of the files' places below a folder, their sizes and times, not of their contents.
+
+    Args:
+        paths: In their order; a file that is not there counts as such.
+        root: DATASET.ROOT.
+    """
+    base = os.path.abspath(os.path.expanduser(root))
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+            size, changed = status.st_size, status.st_mtime_ns
+        except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
+            size = changed = -1
+        place = os.path.relpath(os.path.abspath(path), base).replace(os.sep, "/")
+        digest.update(f"{place}\t{size}\t{changed}\n".encode())
+    return digest.hexdigest()
+
+
+def _described(thing: Any) -> str:
+    """Return repr without the addresses that default ones contain."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a block; then every submodule is as it was."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in modes:
+            submodule.training = mode

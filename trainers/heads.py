@@ -1,0 +1,304 @@
+"""What turns image and text features into logits: CLIP's cosine, RAda's rational mask.
+
+Notation: B images, K classes, D embedding width, H heads, Dh = D / H. A head touches no encoder, so
+that it goes with every way of adapting one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers.mask_attention import mask_attention
+
+QUERIES = ("image", "text", "rational")
+SOFTMAX = ("joint", "row")
+
+
+class HeadOutput(NamedTuple):
+    """What a head computes.
+
+    Attributes:
+        logits: (B, K).
+        penalty: What the regulariser adds to the loss before its weight, a scalar.
+        mask: M, (B, K, D), if the head has one.
+    """
+
+    logits: Tensor
+    penalty: Tensor
+    mask: Tensor | None = None
+
+
+def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's logits, s f h^T: (B, D), (K, D) -> (B, K)."""
+    return scale * image @ text.to(image.dtype).T
+
+
+class CosineHead(nn.Module):
+    """CLIP's own head; nothing to train."""
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor) -> HeadOutput:
+        """See :func:`cosine_logits`."""
+        return HeadOutput(cosine_logits(image, text, scale), image.new_zeros(()))
+
+
+# The mask's distance from all ones, of ``delta`` = M - 1, (B, K, D). RAda, Table 7.
+REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": lambda delta: delta.square().mean(),
+    "l1": lambda delta: delta.abs().mean(),
+    "linf": lambda delta: delta.abs().flatten(1).amax(1).mean(),
+}
+
+
+def choose(key: str, value: str, allowed: Sequence[str]) -> str:
+    """Return ``value`` if it is allowed.
+
+    Raises:
+        ValueError: It is not; the message names the key and the nearest allowed value.
+    """
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), allowed, 1, 0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}.{hint}")
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer whose weight and bias start at zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MaskHead(nn.Module):
+    """Logits from a mask over the rational matrix; a subclass makes the mask.
+
+    RAda (arXiv:2507.15480): with R[b,k,d] = f[b,d] h[k,d], ``logits = s sum_d M R``, M = relu(1 +
+    ``offset``). An offset of 0 gives CLIP's logits to the last bit: what is added to them is
+    ``s sum_d (M - 1) R``, and M - 1 = max(offset, -1). It is computed in single precision at
+    least; bfloat16 cannot tell a mask of 1 from 1.003.
+
+    Args:
+        regularizer: l2, l1 or linf, see ``REGULARIZERS``.
+    """
+
+    def __init__(self, regularizer: str = "l2") -> None:
+        super().__init__()
+        self.regularizer = REGULARIZERS[choose("REG", regularizer, tuple(REGULARIZERS))]
+
+    def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
+        """What the mask is away from 1 before the relu, (B, K, D).
+
+        Args:
+            image: f, unit norm, (B, D).
+            text: h, unit norm, (K, D).
+            rational: R, (B, K, D).
+            scale: s, without gradient.
+        """
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor) -> HeadOutput:
+        """Logits, penalty and mask.
+
+        Args:
+            image: f, unit norm, (B, D).
+            text: h, unit norm, (K, D).
+            scale: s, a scalar. The attention sees it detached.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            dtype = torch.promote_types(image.dtype, torch.float32)
+            image, text, scale = image.to(dtype), text.to(dtype), scale.to(dtype)
+            rational = image[:, None] * text  # (B, K, D)
+            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)
+            correction = (delta * rational).sum(-1)
+            logits = cosine_logits(image, text, scale) + scale * correction
+            return HeadOutput(logits, self.regularizer(delta), 1 + delta)
+
+
+class RationalHead(MaskHead):
+    """RAda's mask: multi-query attention over the rational matrix (arXiv:2507.15480, section 3).
+
+    Queries Wq1(sqrt(s) f) repeated over classes, Wq2(sqrt(s) h) repeated over images and Wq3(s R);
+    keys and values Wk(s R), Wv(s R). The attention matrices are averaged, applied to the values and
+    projected; that projection starts at zero, so that the mask is all ones. One layer with all
+    three queries has 6 (D^2 + D) parameters. The relu, the temperature, sqrt(s) and the number of
+    heads are the released code's; the paper does not give them.
+
+    Further layers (appendix H) take the mask so far, before its relu, for their query and add to
+    it; they have 4 (D^2 + D) parameters each.
+
+    Args:
+        embed_dim: D.
+        num_heads: H.
+        temperature: What scores are divided by, besides sqrt(Dh).
+        queries: Query sets of the first layer, any of ``QUERIES``.
+        softmax: ``joint``, one softmax over all K * K scores of a head, times K (released code);
+            ``row``, ordinary attention, as the paper reads.
+        layers: Number of attention layers.
+        regularizer: See :class:`MaskHead`.
+
+    Raises:
+        ValueError: D is not divisible by H, or another argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        temperature: float = 1.0,
+        queries: Sequence[str] = QUERIES,
+        softmax: str = "joint",
+        layers: int = 1,
+        regularizer: str = "l2",
+    ) -> None:
+        super().__init__(regularizer)
+        if num_heads < 1 or embed_dim % num_heads:
+            fitting = [n for n in range(1, 33) if embed_dim % n == 0]
+            raise ValueError(
+                f"HEADS: the embedding width D = {embed_dim} is not divisible by {num_heads} "
+                f"heads; {', '.join(map(str, fitting))} would be"
+            )
+        if temperature <= 0:
+            raise ValueError(f"TEMP must be positive, got {temperature}")
+        if layers < 1:
+            raise ValueError(f"PROJ_LAYERS must be at least 1, got {layers}")
+        if not queries or len(set(queries)) < len(queries):
+            raise ValueError(f"QUERIES must name at least one query once, got {tuple(queries)}")
+        for name in queries:
+            choose("QUERIES", name, QUERIES)
+        self.embed_dim = embed_dim
+        joint = choose("SOFTMAX", softmax, SOFTMAX) == "joint"
+        first = RationalAttention(embed_dim, num_heads, temperature, queries, joint)
+        self.layers = nn.ModuleList(
+            [first]
+            + [
+                RationalAttention(embed_dim, num_heads, temperature, ("rational",), joint)
+                for _ in range(layers - 1)
+            ]
+        )
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Say in the config's words why weights of another mask do not fit.
+
+        Args:
+            state: The head's part of a checkpoint, names starting with ``head.``.
+
+        Raises:
+            ValueError: They have another number of layers, or another width.
+        """
+        saved = {m[1] for name in state if (m := re.match(r"head\.layers\.(\d+)\.", name))}
+        if not saved:
+            return  # another kind of head: the engine lists the keys
+        if len(saved) != len(self.layers):
+            raise ValueError(
+                f"The checkpoint's mask has {len(saved)} attention layers, the model's has "
+                f"{len(self.layers)}; set PROJ_LAYERS in the trainer's section to {len(saved)}"
+            )
+        key = state.get("head.layers.0.key.weight")
+        if key is not None and key.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"The checkpoint's mask is for features of width D = {key.shape[-1]}, the "
+                f"backbone's have {self.embed_dim}; set --backbone to the model it was trained on"
+            )
+
+    def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
+        """See :meth:`MaskHead.offset`."""
+        first, *others = self.layers
+        offset = first(rational, scale, image=image, text=text)
+        for layer in others:
+            offset = offset + layer(rational, scale, mask=1 + offset)
+        return offset
+
+
+class RationalAttention(nn.Module):
+    """One attention layer over the rational matrix; its output starts at zero.
+
+    Args:
+        embed_dim: D.
+        num_heads: H.
+        temperature: What scores are divided by, besides sqrt(Dh).
+        queries: Any of ``QUERIES``. In layers after the first, the mask so far takes the place of
+            the rational matrix in ``rational``.
+        joint: See :func:`trainers.mask_attention.mask_attention`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        temperature: float,
+        queries: Sequence[str],
+        joint: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.joint = num_heads, joint
+        self.factor = 1 / (math.sqrt(embed_dim // num_heads) * temperature)
+        self.query = nn.ModuleDict(
+            {name: nn.Linear(embed_dim, embed_dim) for name in QUERIES if name in queries}
+        )
+        self.key = nn.Linear(embed_dim, embed_dim)
+        self.value = nn.Linear(embed_dim, embed_dim)
+        self.out = zero_linear(embed_dim, embed_dim)
+
+    def forward(
+        self,
+        rational: Tensor,
+        scale: Tensor,
+        *,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What this layer adds to the mask, (B, K, D).
+
+        Args:
+            rational: R, (B, K, D).
+            scale: s.
+            image: f, (B, D).
+            text: h, (K, D).
+            mask: The mask so far, (B, K, D); None in the first layer.
+        """
+        root = scale.sqrt()
+        attended = mask_attention(
+            self._rows(rational, scale, mask),
+            self._query("image", image, root),
+            self._query("text", text, root),
+            joint=self.joint,
+        )
+        return self.out(attended.flatten(-2))
+
+    def _query(self, name: str, features: Tensor | None, root: Tensor) -> Tensor | None:
+        if name not in self.query or features is None:
+            return None
+        weight, bias = self._projection(self.query[name], self.factor)
+        return F.linear(features * root, weight, bias).unflatten(-1, (self.num_heads, -1))
+
+    def _rows(self, rational: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries, keys and values of every row of R in one product: (B, K, 2 or 3, H, Dh)."""
+        projections = [self._projection(self.key), self._projection(self.value)]
+        if "rational" in self.query:
+            query = self._projection(self.query["rational"], self.factor)
+            projections = [query, *projections] if mask is None else projections
+        weight, bias = (torch.cat(parts) for parts in zip(*projections, strict=True))
+        if rational.numel() < weight.numel():  # s goes into the smaller of the two
+            rows = F.linear(rational * scale, weight, bias)
+        else:
+            rows = F.linear(rational, weight * scale, bias)
+        if mask is not None:
+            rows = torch.cat([F.linear(mask, *query), rows], -1)
+        return rows.unflatten(-1, (-1, self.num_heads, rational.shape[-1] // self.num_heads))
+
+    @staticmethod
+    def _projection(layer: Any, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer whose output is multiplied by ``factor``."""
+        return (layer.weight * factor, layer.bias * factor) if factor != 1 else (
+            layer.weight, layer.bias
+        )  # fmt: skip

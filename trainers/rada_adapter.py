@@ -1,0 +1,56 @@
+"""RAda + Adapter: bottlenecks in both towers, trained together with the mask.
+
+"One Last Attention for Your Vision-Language Model", ICCV 2025, arXiv:2507.15480.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clip import attach_multimodal_adapters, freeze_except
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
+
+
+@TRAINER_REGISTRY.register()
+class RAdaAdapter(CLIPTrainer):
+    """Multi-modal adapters in the last layers of both towers below RAda's mask.
+
+    The paper does not say what its adapter is. Taken here is MMA's (CVPR 2024): beside each block a
+    bottleneck whose middle matrix both towers share (:class:`clip.bottleneck.MultiModalAdapter`);
+    unlike MMA's it starts at zero, as the mask does, so that training starts from CLIP. The loss
+    is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
+
+    Config, ``TRAINER.RAdaAdapter``: LAYERS adapted in each tower, counted from the last;
+    BOTTLENECK, their inner width; SCALE, what their output is multiplied by; CTX_INIT, words before
+    the class name; and the mask's keys, see :class:`trainers.rada.RAda`.
+    """
+
+    needs_transformers = True
+    defaults = {
+        **MASK_DEFAULTS,
+        "LAYERS": 8,
+        "BOTTLENECK": 32,
+        "SCALE": 0.1,
+        "CTX_INIT": "a photo of a",
+    }
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with adapters in both towers, and the mask."""
+        options = self.options
+        backbone = self.load_backbone()
+        attach_multimodal_adapters(
+            backbone,
+            layers=options.LAYERS,
+            bottleneck=options.BOTTLENECK,
+            scale=options.SCALE,
+            zero_init=True,
+        )
+        freeze_except(backbone)
+        head = rational_head(self.cfg, options, backbone.embed_dim)
+        return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True, head=head)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)

@@ -1,0 +1,53 @@
+"""RAda + Prompt: learned prompts in both towers, trained together with the mask.
+
+"One Last Attention for Your Vision-Language Model", ICCV 2025, arXiv:2507.15480.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clip import attach_text_prompts, attach_vision_prompts, freeze_except
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
+
+
+@TRAINER_REGISTRY.register()
+class RAdaPrompt(CLIPTrainer):
+    """Independent prompts in both towers (IVLP's form) below RAda's mask.
+
+    The loss is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
+
+    Config, ``TRAINER.RAdaPrompt``: N_CTX learned tokens in each tower; PROMPT_DEPTH layers that
+    have tokens of their own (IVLP's count: 1 is the input alone); CTX_INIT, words before the class
+    name, the first N_CTX of which the text tokens start from; and the mask's keys, see
+    :class:`trainers.rada.RAda`.
+    """
+
+    needs_transformers = True
+    defaults = {**MASK_DEFAULTS, "N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a"}
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with prompts in both towers, and the mask."""
+        options = self.options
+        if not options.CTX_INIT:
+            raise ValueError(
+                "TRAINER.RAdaPrompt.CTX_INIT is empty: the learned tokens take the place of its "
+                "first words; the paper's are 'a photo of a'"
+            )
+        backbone = self.load_backbone()
+        attach_vision_prompts(backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH)
+        prompts = attach_text_prompts(
+            backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, init=options.CTX_INIT
+        )
+        freeze_except(backbone)
+        head = rational_head(self.cfg, options, backbone.embed_dim)
+        model = PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True, head=head)
+        if prompts is not None:
+            prompts.check_texts(model.bank.tokens)
+        return model
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)
