@@ -6,6 +6,7 @@ import sys
 
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
+from dassl.data.feature_cache import FeatureCacheError
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed, setup_logger
 from trainers.config import argument_parser, build_config
@@ -33,10 +34,15 @@ def main(argv: list[str] | None = None) -> None:
         if args.debug:
             raise
         sys.exit(f"error: {error}")
-    if args.eval_only:
-        trainer.test()
-    elif not args.no_train:
-        trainer.train()
+    try:
+        if args.eval_only:
+            trainer.test()
+        elif not args.no_train:
+            trainer.train()
+    except FeatureCacheError as error:  # no fault of the run's: the disk, the folder's permissions
+        if args.debug:
+            raise
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

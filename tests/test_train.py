@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -139,3 +140,20 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_state(run, tmp_path, monk
     state = torch.load(tmp_path / "run" / "resume.pth.tar", weights_only=True)
     assert state["epoch"] in (1, 2)
     assert "nan" not in str(state["models"] if "models" in state else state).lower()
+
+
+def test_a_feature_cache_that_cannot_be_written_is_one_line(run, tmp_path, capsys, monkeypatch):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file")
+    options = ("--feature-cache", "FEATURE_CACHE.DIR")
+    message = refused(capsys, run, *options, str(blocked), method="RAda/base2novel")
+    assert "FEATURE_CACHE.DIR" in message
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    cache = tmp_path / "cache"
+    message = refused(capsys, run, *options, str(cache), method="RAda/base2novel")
+    assert str(cache) in message
+    assert "MiB" in message
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "setup_logger", lambda _: None)
+    assert run(*options, str(cache), method="RAda/base2novel")["trainer"] == "RAda"
