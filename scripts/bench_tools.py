@@ -1,0 +1,211 @@
+"""Seconds, memory and operations of a piece of work, and runs to measure without any download."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+import datasets  # noqa: F401 - registers the datasets
+import trainers  # noqa: F401 - registers the methods
+from dassl.engine import build_trainer
+from scripts.protocols import REPO
+from trainers.config import argument_parser, build_config
+
+MIB = 2**20
+RANDOM = "random:"
+RANDOM_VIT = f"{RANDOM}ViT-B-16-quickgelu"  # the shape of OpenAI's ViT-B/16
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fast path and the plain way of doing the same.
+
+    Attributes:
+        title: What is measured.
+        measure: (plain?, steps) -> ``seconds`` and ``mib``; it has a process of its own.
+    """
+
+    title: str
+    measure: Callable[[bool, int], dict[str, float]]
+
+
+def resident_mib(peak: bool = False) -> float:
+    """Memory of this process now, or its most since the start or :func:`reset_peak`.
+
+    Without Linux's /proc, only the most since the start is known and stands for both. There,
+    ``getrusage`` would be the alternative; its peak can be that of the process that started this.
+    """
+    field = "VmHWM" if peak else "VmRSS"
+    with suppress(OSError):
+        found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) / 2**10
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (MIB if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak memory start again from what is in use now, where the system can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError, AttributeError):  # glibc: give back what earlier work has freed
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory in use since :func:`reset_peak`: PyTorch's on CUDA, else the whole process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    return resident_mib(peak=True)
+
+
+def median_seconds(run: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Median of the seconds that ``run`` takes, waiting for the device each time."""
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# The counter knows the fused attention of GPUs only; the CPU's does the same products.
+_CPU_ATTENTION: dict[Any, Any] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def count_gflops(run: Callable[[], object]) -> float:
+    """Billions of floating-point operations of ``run``, a multiply-add being two.
+
+    Counted by ``torch.utils.flop_counter.FlopCounterMode``: matrix products, convolutions and
+    fused attention, forward and backward, also inside custom autograd functions, whose products
+    are dispatched one by one. Elementwise operations, softmax, norms and the optimiser are not.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    try:
+        with counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 1e9
+
+
+def write_checkpoint(model: nn.Module, path: Path) -> None:
+    """Write an open_clip model of CLIP's form as a checkpoint in OpenAI's format, as fp16."""
+    torch.save({name: value.half() for name, value in model.state_dict().items()}, path)
+
+
+def backbone_name(name: str, directory: Path) -> str:
+    """A name for ``clip.load``: ``random:<open_clip architecture>`` becomes a file.
+
+    Args:
+        name: What was asked for.
+        directory: Where the file is put.
+
+    Raises:
+        ValueError: open_clip does not know the architecture.
+    """
+    if not name.startswith(RANDOM):
+        return name
+    architecture = name.removeprefix(RANDOM)
+    if architecture not in open_clip.list_models():
+        raise ValueError(
+            f"--backbone: {name!r} is random:<architecture of open_clip>, such as {RANDOM_VIT}"
+        )
+    torch.manual_seed(0)
+    path = directory / f"{architecture}.pt"
+    write_checkpoint(open_clip.create_model(architecture), path)
+    return str(path)
+
+
+def write_pictures(root: Path, classes: int, train: int, test: int, side: int) -> None:
+    """Write class folders of random pictures that the dataset ``Folder`` reads.
+
+    Args:
+        root: Its directory ``pictures`` gets ``train``, ``val`` (one picture in all) and ``test``.
+        classes: K.
+        train: Pictures per class.
+        test: Pictures per class.
+        side: Pixels.
+    """
+    rng = np.random.default_rng(0)
+    coarse = max(2, side // 16)  # blobs: noise would be slower to decode than photographs are
+    for part, number, kinds in (("train", train, classes), ("val", 1, 1), ("test", test, classes)):
+        for kind in range(kinds):
+            folder = root / "pictures" / part / f"thing_{kind:04}"
+            folder.mkdir(parents=True)
+            for picture in range(number):
+                pixels = rng.integers(0, 256, (coarse, coarse, 3), dtype=np.uint8)
+                image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+                image.save(folder / f"{picture:04}.jpg")
+
+
+def build_run(method: str, root: Path, backbone: str, device: str, *options: object) -> Any:
+    """A trainer as ``train.py`` builds it, on the pictures in ``root``.
+
+    Args:
+        method: Registered name; its ``base2novel.yaml`` is used if there is one.
+        root: Directory of :func:`write_pictures`.
+        backbone: A name for ``clip.load``.
+        device: auto, cpu, cuda...
+        options: Keys and values, applied last.
+    """
+    words = ["--trainer", method, "--root", root, "--backbone", backbone, "--device", device]
+    words += ["--seed", 0, "--output-dir", root / "output"]
+    words += ["--dataset-config-file", REPO / "configs" / "datasets" / "folder.yaml"]
+    file = REPO / "configs" / "trainers" / method / "base2novel.yaml"
+    if file.is_file():
+        words += ["--config-file", file]
+    words += ["DATASET.DIR", "pictures", "VERBOSE", False, "TRAIN.PRINT_FREQ", 0, *options]
+    return build_trainer(build_config(argument_parser().parse_args(list(map(str, words)))))
+
+
+def begin_training(trainer: Any) -> None:
+    """Set what the engine's loop sets before its first batch, so that steps can be taken by hand.
+
+    The epoch has no last batch: the learning rate stays.
+    """
+    trainer.set_model_mode("train")
+    trainer.epoch = trainer.batch_idx = 0
+    trainer.num_batches = sys.maxsize

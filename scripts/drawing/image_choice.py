@@ -1,0 +1,124 @@
+"""Which images and classes of a trained run's data are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dassl.data.datasets import Datum
+from dassl.utils.registry import nearest
+
+CLASSES_SHOWN = 20  # as many as colours that can be told apart, unless --classes names more
+MOST_IMAGES = 12  # of the heat maps: more rows no longer fit a page
+
+
+class Choice(NamedTuple):
+    """What is drawn.
+
+    Attributes:
+        items: All images of the split.
+        names: All class names by label.
+        classes: Labels of the classes that are drawn.
+        rng: For what is drawn by lot.
+    """
+
+    items: list[Datum]
+    names: list[str]
+    classes: list[int]
+    rng: np.random.Generator
+
+
+def select(trainer: Any, split: str, classes: Sequence[str], seed: int) -> Choice:
+    """Images and classes of a split.
+
+    Args:
+        trainer: Of a finished run.
+        split: train, val or test.
+        classes: Names, any spelling of case and underscores; none for all or, of more than
+            ``CLASSES_SHOWN``, as many drawn by lot.
+        seed: Of what is drawn by lot.
+
+    Raises:
+        ValueError: The split is empty, or a class is unknown.
+    """
+    data = trainer.dm.dataset
+    items = list({"train": data.train_x, "val": data.val, "test": data.test}[split] or ())
+    if not items:
+        raise ValueError(f"--split {split}: {trainer.cfg.DATASET.NAME} has no images in it")
+    names = [trainer.dm.lab2cname[label] for label in sorted(trainer.dm.lab2cname)]
+    rng = np.random.default_rng(seed)
+    if classes:
+        return Choice(items, names, [_label(name, names) for name in classes], rng)
+    chosen = list(range(len(names)))
+    if len(chosen) > CLASSES_SHOWN:
+        chosen = sorted(rng.choice(len(names), CLASSES_SHOWN, replace=False).tolist())
+    return Choice(items, names, chosen, rng)
+
+
+def _label(name: str, names: Sequence[str]) -> int:
+    folded = [one.lower().replace("_", " ") for one in names]
+    wanted = name.lower().replace("_", " ")
+    if wanted not in folded:
+        hint = nearest(wanted, folded)
+        raise ValueError(f"--classes: {name!r} is none of the run's {len(names)} classes.{hint}")
+    return folded.index(wanted)
+
+
+def by_lot(chosen: Choice, number: int) -> list[Datum]:
+    """At most ``number`` images of the selected classes, by lot."""
+    some = [item for item in chosen.items if item.label in set(chosen.classes)]
+    if not some:
+        raise ValueError("--classes: the split has no image of these classes")
+    order = chosen.rng.permutation(len(some))[:number]
+    return [some[place] for place in order]
+
+
+def choose_images(words: Sequence[str], chosen: Choice) -> list[Datum]:
+    """What ``--images`` asks for.
+
+    Args:
+        words: One number N for N images by lot; or several numbers, or numbers after an ``@``, for
+            places in the split; or paths of pictures, of the split or others.
+        chosen: The split.
+
+    Raises:
+        FileNotFoundError: No picture of the split, and no file, has that path.
+        ValueError: A place is not in the split, or there are more than ``MOST_IMAGES``.
+    """
+    if len(words) == 1 and words[0].isdecimal():
+        number = int(words[0])
+        _check_number(number)
+        return by_lot(chosen, number)
+    _check_number(len(words))
+    return [_find(word, chosen) for word in words]
+
+
+def _check_number(number: int) -> None:
+    if not 1 <= number <= MOST_IMAGES:
+        raise ValueError(
+            f"--images: from 1 to {MOST_IMAGES} images can be drawn, got {number} (for the one "
+            "image at a place, write @ before it)"
+        )
+
+
+def _find(word: str, chosen: Choice) -> Datum:
+    place = word.removeprefix("@")
+    if place.isdecimal():
+        if int(place) >= len(chosen.items):
+            raise ValueError(
+                f"--images: there is no image {place}; the split has {len(chosen.items)}, "
+                f"numbered from 0 to {len(chosen.items) - 1}"
+            )
+        return chosen.items[int(place)]
+    path = Path(word).expanduser()
+    for item in chosen.items:
+        if path.absolute() == Path(item.impath).absolute():
+            return item
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--images: {word} is neither a number, nor a picture of the split, nor a file"
+        )
+    return Datum(impath=str(path), label=-1)

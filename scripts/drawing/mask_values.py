@@ -1,0 +1,228 @@
+"""What a trained method's mask does to images: rows, counts and maps to draw.
+
+RAda (arXiv:2507.15480): R[b,k,d] = f[b,d] h[k,d] is the rational matrix, M the mask over it.
+Notation: B images, K classes, D embedding width. M and R are (B, K, D); only what is drawn is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import Datum
+from trainers.heads import HeadOutput
+
+# Elements of M made at a time. A head needs some ten times as much besides.
+CHUNK_ELEMENTS = 2**22
+
+
+class Part(NamedTuple):
+    """Some images and what the head made of them.
+
+    Attributes:
+        place: Of each among the images asked for, (B,).
+        label: (B,), on the CPU.
+        rational: R, (B, K, D).
+        output: Of the head.
+    """
+
+    place: Tensor
+    label: Tensor
+    rational: Tensor
+    output: HeadOutput
+
+
+class Maps(NamedTuple):
+    """One image's matrices.
+
+    Attributes:
+        logits: (K,).
+        mask: M, (K, D).
+        rational: R, (K, D).
+    """
+
+    logits: np.ndarray
+    mask: np.ndarray
+    rational: np.ndarray
+
+
+class Rows(NamedTuple):
+    """Rows of the true classes, one per image.
+
+    Attributes:
+        label: (N,).
+        rational: R[b, y_b], (N, D).
+        masked: (M * R)[b, y_b], (N, D); None if the method has no mask.
+    """
+
+    label: np.ndarray
+    rational: np.ndarray
+    masked: np.ndarray | None
+
+
+def require_head(trainer: Any) -> None:
+    """Refuse a trainer whose model does not have features and a head to look into.
+
+    Raises:
+        ValueError: It does not.
+    """
+    wanted = ("image_features", "class_weights", "scale", "head")
+    absent = [name for name in wanted if not hasattr(getattr(trainer, "model", None), name)]
+    if absent:
+        raise ValueError(
+            f"--model-dir: the model of {trainer.cfg.TRAINER.NAME} has no {', '.join(absent)}: "
+            "pictures can be drawn for methods whose model is a trainers.base.PromptedCLIP"
+        )
+
+
+@torch.no_grad()
+def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[Part]:
+    """Run a trained model on images, a few at a time.
+
+    Args:
+        trainer: See :func:`require_head`.
+        items: Images; they are transformed as for the test.
+    """
+    model, cfg = trainer.model, trainer.cfg
+    trainer.set_model_mode("eval")
+    with trainer.autocast():
+        weights = model.class_weights()
+    size = max(1, CHUNK_ELEMENTS // weights.numel())
+    loader = build_data_loader(
+        cfg,
+        data_source=list(items),
+        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+        tfm=trainer.dm.tfm_test,
+        is_train=False,
+    )
+    for batch in loader:
+        image, label = trainer.parse_batch_test(batch)
+        with trainer.autocast():
+            features = model.image_features(image)
+        for some in torch.arange(len(label)).split(size):
+            here = features[some.to(features.device)]
+            with trainer.autocast():
+                output = model.head(here, weights, model.scale)
+            rational = here.float()[:, None] * weights.float()
+            yield Part(batch["index"][some], label.cpu()[some], rational, output)
+
+
+class ValueCounts:
+    """Counts of the values in [0, inf) of any number of tensors, in bounded memory.
+
+    When a value lies beyond the last bin, the bins become twice as wide, in pairs.
+
+    Attributes:
+        total: Values seen.
+        zeros, ones: How many of them are exactly 0 and exactly 1.
+        low, high: The smallest and the largest.
+    """
+
+    BINS = 2**14
+
+    def __init__(self) -> None:
+        self.top = 2.0
+        self.counts = torch.zeros(self.BINS, dtype=torch.int64)
+        self.total = self.zeros = self.ones = 0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, values: Tensor) -> None:
+        """Count a tensor's values, all of them finite and at least 0."""
+        values = values.detach().float().flatten()
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+        while self.high > self.top:
+            pairs = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
+            self.top *= 2
+        self.counts += torch.histc(values, self.BINS, min=0, max=self.top).cpu().long()
+        self.total += values.numel()
+        self.zeros += int((values == 0).sum())
+        self.ones += int((values == 1).sum())
+
+    def bars(self, limit: int = 120) -> tuple[np.ndarray, np.ndarray]:
+        """At most ``limit`` bins over the range that was seen: edges (n + 1,), counts (n,)."""
+        width = self.top / self.BINS
+        first = min(int(self.low / width), self.BINS - 1)
+        last = min(int(self.high / width), self.BINS - 1) + 1
+        each = math.ceil((last - first) / limit)
+        bars = math.ceil((last - first) / each)
+        padded = torch.zeros(bars * each, dtype=torch.int64)
+        padded[: last - first] = self.counts[first:last]
+        edges = (first + each * np.arange(bars + 1)) * width
+        return edges, padded.view(bars, each).sum(1).numpy()
+
+
+def collect_rows(trainer: Any, items: Sequence[Datum]) -> tuple[Rows, ValueCounts | None]:
+    """Rows of the images' true classes, and counts of all values of the images' masks.
+
+    Args:
+        trainer: See :func:`require_head`.
+        items: Images.
+
+    Returns:
+        The rows, and the counts or None if the method has no mask.
+    """
+    labels, rational, masked = [], [], []
+    counts = ValueCounts()
+    for part in head_outputs(trainer, items):
+        own = torch.arange(len(part.label)), part.label
+        rows = part.rational[own]
+        labels.append(part.label)
+        rational.append(rows.cpu())
+        mask = part.output.mask
+        if mask is not None:
+            counts.add(mask)
+            masked.append((mask[own] * rows).cpu())
+    label, plain = torch.cat(labels).numpy(), torch.cat(rational).numpy()
+    if not masked:
+        return Rows(label, plain, None), None
+    return Rows(label, plain, torch.cat(masked).numpy()), counts
+
+
+def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:
+    """The matrices of images by their place in ``items``, for a method with a mask.
+
+    Args:
+        trainer: See :func:`require_head`.
+        items: Images; those that cannot be read are left out if INPUT.ON_BAD_IMAGE says so.
+    """
+    found = {}
+    for part in head_outputs(trainer, items):
+        logits, _, mask = part.output
+        if mask is None:
+            raise ValueError(f"{trainer.cfg.TRAINER.NAME} has no mask to map")
+        for row, place in enumerate(part.place.tolist()):
+            found[place] = Maps(
+                *(t[row].float().cpu().numpy() for t in (logits, mask, part.rational))
+            )
+    return found
+
+
+def embed(rows: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE (van der Maaten and Hinton, 2008) of rows: (N, D) -> (N, 2).
+
+    Args:
+        rows: At least 4.
+        seed: Of its random numbers.
+
+    Raises:
+        ValueError: There are fewer rows.
+    """
+    from sklearn.manifold import TSNE  # takes longer to import than the rest needs
+
+    if len(rows) < 4:
+        raise ValueError(
+            f"t-SNE needs at least 4 images, got {len(rows)}: raise --points, or name more "
+            "--classes"
+        )
+    # A perplexity is a number of neighbours; 30 is the usual one, a third the most that is usual.
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return model.fit_transform(rows.astype(np.float64))

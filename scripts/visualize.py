@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Draw what a trained method does to CLIP's rational matrix: t-SNE, mask values, heat maps.
+
+    python scripts/visualize.py --model-dir output/.../seed1
+    python scripts/visualize.py --model-dir output/.../seed1 --images 0 17 203 --output figures
+    python scripts/visualize.py --model-dir output/.../seed1 --classes "red ring" "blue star"
+
+RAda (arXiv:2507.15480), appendix B. The directory of a run is enough to find its config, weights
+and data. Writes tsne.png, mask_histogram.png and heat_maps.png; of a method without a mask, only
+the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.data.datasets import Datum
+from dassl.data.wrapper import read_image
+from scripts.drawing.image_choice import Choice, by_lot, choose_images, select
+from scripts.drawing.mask_values import (
+    Maps,
+    collect_maps,
+    collect_rows,
+    embed,
+    head_outputs,
+    require_head,
+)
+from scripts.drawing.pictures import HeatMap, save_heat_maps, save_histogram, save_scatter
+from scripts.drawing.trained_run import load_run
+
+FIGURES = ("tsne", "histogram", "heat_maps")
+ROWS_SHOWN = 30  # of a heat map, with class names that can be read
+DEFAULT_IMAGES = "4"
+PICTURE_SIDE = 256  # pixels
+
+
+def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int]) -> HeatMap:
+    """What is drawn of one image.
+
+    Args:
+        item: The image; label -1 if its class is not known.
+        maps: Its matrices.
+        names: All class names.
+        wanted: Labels of the classes to show; none for all or, of more than ``ROWS_SHOWN``, those
+            with the highest logits and the true one.
+    """
+    best = int(maps.logits.argmax())
+    if not wanted and len(names) <= ROWS_SHOWN:
+        wanted = range(len(names))
+    elif not wanted:
+        known = [item.label] if item.label >= 0 else []
+        ranked = dict.fromkeys([*known, *np.argsort(-maps.logits).tolist()])
+        wanted = sorted(list(ranked)[:ROWS_SHOWN])
+    rows = list(wanted)
+    shifted = np.exp(maps.logits - maps.logits.max())
+    share = 100 * shifted[best] / shifted.sum()
+    true = names[item.label] if item.label >= 0 else "unknown"
+    lines = [
+        "/".join(Path(item.impath).parts[-2:]),
+        f"true: {true}",
+        f"predicted: {names[best]} ({share:.0f}%)",
+    ]
+    picture = read_image(item.impath)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    shown = [names[label] for label in rows]
+    own = rows.index(item.label) if item.label in rows else None
+    return HeatMap(picture, lines, shown, own, maps.mask[rows], maps.rational[rows])
+
+
+def figures_for(trainer: Any, args: argparse.Namespace, item: Datum) -> Sequence[str]:
+    """The figures to draw: what was asked for, or all that the method can have.
+
+    Args:
+        trainer: Of a finished run.
+        args: With ``figures`` and ``images``.
+        item: Any image.
+
+    Raises:
+        ValueError: A figure of the mask is asked for, and there is none.
+    """
+    mask = next(head_outputs(trainer, [item])).output.mask
+    if mask is not None:
+        return args.figures or FIGURES
+    asked = [f"--figures {name}" for name in args.figures if name != "tsne"]
+    asked += ["--images"] * bool(args.images)
+    name = trainer.cfg.TRAINER.NAME
+    if asked:
+        raise ValueError(
+            f"{name} has no mask (M = 1), so {' and '.join(asked)} cannot be drawn: only the t-SNE "
+            "of R can, --figures tsne"
+        )
+    print(f"{name} has no mask (M = 1): only the t-SNE of R is drawn")
+    return ("tsne",)
+
+
+def draw(args: argparse.Namespace) -> list[Path]:
+    """Draw the figures that the arguments ask for.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: The run, its data or an image is missing.
+        ValueError: Something else in the arguments or the run cannot be used.
+    """
+    trainer = load_run(args.model_dir, root=args.root, device=args.device)
+    require_head(trainer)
+    chosen = select(trainer, args.split, args.classes, args.seed)
+    images = choose_images(args.images or [DEFAULT_IMAGES], chosen)
+    points = by_lot(chosen, args.points)
+    figures = figures_for(trainer, args, points[0])
+    output = args.output or args.model_dir / "figures"
+    written = []
+    if "heat_maps" in figures:
+        path = output / "heat_maps.png"
+        draw_heat_maps(path, trainer, images, chosen, chosen.classes if args.classes else [])
+        written.append(path)
+    if set(figures) & {"tsne", "histogram"}:
+        written += draw_rows(output, trainer, points, chosen, figures, args.seed)
+    return written
+
+
+def draw_heat_maps(
+    path: Path, trainer: Any, images: list[Datum], chosen: Choice, wanted: Sequence[int]
+) -> None:
+    """Heat maps of images; see :func:`heat_map` for ``wanted``."""
+    found = collect_maps(trainer, images)
+    drawn = [heat_map(images[place], maps, chosen.names, wanted) for place, maps in found.items()]
+    shown, known = max(len(one.names) for one in drawn), len(chosen.names)
+    part = "" if shown == known else f"; {shown} of {known} classes"
+    save_heat_maps(path, drawn, f"{_about(trainer)}: mask and rational matrix of images{part}")
+
+
+def draw_rows(
+    output: Path,
+    trainer: Any,
+    points: list[Datum],
+    chosen: Choice,
+    figures: Sequence[str],
+    seed: int,
+) -> list[Path]:
+    """The t-SNE of the images' rows and the histogram of their masks' values, as asked for."""
+    rows, counts = collect_rows(trainer, points)
+    about, known = _about(trainer), len(chosen.names)
+    written = []
+    if counts is not None and "histogram" in figures:
+        size = f"{len(rows.label)} images x {known} classes x {rows.rational.shape[1]} dimensions"
+        written.append(output / "mask_histogram.png")
+        save_histogram(written[-1], counts, f"{about}: values of the mask, {size}")
+    if "tsne" in figures:
+        plain = "rational matrix, R[b, y]"
+        if rows.masked is None:
+            plain += " (this method has no mask: M = 1)"
+        panels = [(plain, embed(rows.rational, seed))]
+        if rows.masked is not None:
+            panels.append(("masked, (M * R)[b, y]", embed(rows.masked, seed)))
+        shown = len(set(rows.label.tolist()))
+        part = f"{shown} classes" if shown == known else f"{shown} of {known} classes"
+        title = f"{about}: rows of the true class y, {len(rows.label)} images, {part}"
+        written.append(output / "tsne.png")
+        save_scatter(written[-1], panels, rows.label, chosen.names, title)
+    return written
+
+
+def _about(trainer: Any) -> str:
+    return f"{trainer.cfg.TRAINER.NAME} on {trainer.cfg.DATASET.NAME}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model-dir", type=Path, required=True, help="output directory of a finished run")
+    add("--root", default="", help="folder of all datasets; default: where the run found it")
+    add("--output", type=Path, metavar="DIR", help="default: figures in the run's directory")
+    add("--split", choices=("train", "val", "test"), default="test")
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="I",
+        help=f"for the heat maps: how many (default {DEFAULT_IMAGES}), or several places in the "
+        "split (one: @17), or paths",
+    )
+    add("--classes", nargs="+", default=[], metavar="NAME", help="show these classes only")
+    add(
+        "--points",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="images in the t-SNE and the histogram, at most (default 1000)",
+    )
+    add("--figures", nargs="+", default=[], choices=FIGURES, help="default: all there are")
+    add("--seed", type=int, default=0, help="of images drawn by lot and of the t-SNE")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or end with a message."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.points < 1:
+        parser.error(f"--points must be at least 1, got {args.points}")
+    try:
+        for path in draw(args):
+            print(f'Drawn: "{path}"')
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

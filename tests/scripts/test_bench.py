@@ -1,0 +1,298 @@
+"""Every case of the benchmark at a tiny size, and what the efficiency table counts."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import clip
+from clip.backbones import Backbone, InputSpec
+from scripts import bench, bench_lightra, bench_rada, efficiency
+from scripts.bench_rada import PlainRationalHead
+from scripts.bench_tools import (
+    Case,
+    backbone_name,
+    build_run,
+    count_gflops,
+    peak_mib,
+    reset_peak,
+    resident_mib,
+    write_checkpoint,
+    write_pictures,
+)
+from tests.conftest import MEAN, STD, tiny_model
+from trainers.heads import RationalHead
+
+CPU = torch.device("cpu")
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(shape), dim=-1)
+
+
+def flops(run) -> float:
+    return 1e9 * count_gflops(run)
+
+
+class TestCases:
+    def test_plain_mask_is_the_fast_one(self):
+        torch.manual_seed(0)
+        image, text, scale = (
+            unit(3, 32).double(),
+            unit(7, 32).double(),
+            torch.tensor(100.0).double(),
+        )
+        label = torch.tensor([0, 6, 2])
+        head = RationalHead(32).double()  # so that rounding hides no difference
+        torch.nn.init.normal_(head.layers[0].out.weight, std=0.3)
+        outputs, gradients = [], []
+        for one in (PlainRationalHead(head), head):
+            output = one(image, text, scale)
+            loss = F.cross_entropy(output.logits, label) + 1.5 * output.penalty
+            gradients.append(torch.autograd.grad(loss, list(head.parameters())))
+            outputs.append(output)
+        assert outputs[0].mask.std() > 0.01, "else there would be nothing to compare"
+        for found in (outputs, gradients):
+            for plain, fast in zip(*found, strict=True):
+                torch.testing.assert_close(fast, plain, atol=1e-9, rtol=1e-7)
+
+    @pytest.fixture
+    def small_lightra(self, monkeypatch):
+        def backbone():
+            return Backbone(tiny_model(), "tiny", InputSpec(32, MEAN, STD))
+
+        monkeypatch.setattr(bench_lightra, "random_backbone", backbone)
+        monkeypatch.setattr(bench_lightra, "CLASSES", 5)
+        monkeypatch.setattr(bench_lightra, "BATCH", 2)
+
+    @pytest.mark.parametrize("plain", [True, False])
+    @pytest.mark.parametrize("case", ["forty", "ten", "evaluation"])
+    def test_lightra(self, small_lightra, case, plain):
+        found = bench.CASES[case].measure(plain, 1)
+        assert found["seconds"] > 0
+        assert found["mib"] > 10
+
+    def test_plain_attention_is_the_fast_one(self, small_lightra):
+        images = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            plain, fast = (
+                bench_lightra.build("ten", plain).backbone.encode_image(images)
+                for plain in (True, False)
+            )
+        torch.testing.assert_close(plain, fast, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_rada_step(self, plain):
+        found = bench_rada.measure_step(plain, 1, classes=6, batch=2, width=16)
+        assert found["seconds"] > 0
+        assert found["mib"] >= 0
+
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_rada_epoch(self, plain, monkeypatch):
+        """Pictures are encoded for each step of the one, and never for the other."""
+        encoded = []
+        encode = Backbone.encode_image
+        monkeypatch.setattr(
+            Backbone, "encode_image", lambda self, x: encoded.append(len(x)) or encode(self, x)
+        )
+        monkeypatch.setattr(bench_rada, "STEPS_OF_EPOCH", 2)
+        found = bench_rada.measure_epoch(plain, 1, classes=3, shots=2, backbone="shapes")
+        assert found["seconds"] > 0
+        assert encoded == ([1, 1, 1] if plain else [])
+
+
+class TestBench:
+    def test_all_cases_are_there(self):
+        assert list(bench.CASES) == ["forty", "ten", "evaluation", "rada_step", "rada_epoch"]
+        assert bench.build_parser().parse_args([]).cases == list(bench.CASES)
+
+    def test_pairs_in_turn(self, monkeypatch):
+        calls = []
+        values = iter([(6, 100), (2, 30), (9, 120), (2, 20), (8, 90), (4, 10)])
+
+        def measured(case, kind, args):
+            calls.append(kind)
+            return dict(zip(("seconds", "mib"), next(values), strict=True))
+
+        monkeypatch.setattr(bench, "measure_apart", measured)
+        found = bench.compare("ten", argparse.Namespace(rounds=3))
+        assert calls == ["plain", "fast"] * 3
+        assert found == [8, 2, 3, 120, 30, 0.25]
+
+    def test_table(self, monkeypatch, capsys):
+        monkeypatch.setattr(bench, "measure_apart", lambda *_: {"seconds": 2.0, "mib": 10.0})
+        assert bench.main(["--cases", "ten", "rada_step"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for heading in bench.HEADERS:
+            assert heading in lines[0]
+        assert any("RAda training step" in line and line.split()[-3:-1] == ["10", "10"]
+                   for line in lines)  # fmt: skip
+
+    def test_worker_prints_json(self, monkeypatch, capsys):
+        def measured(plain, steps):
+            print("Loading")
+            return {"seconds": float(plain), "mib": float(steps)}
+
+        monkeypatch.setitem(bench.CASES, "ten", Case("", measured))
+        words = ["--cases", "ten", "--worker", "plain", "--steps", "3", "--threads", "1"]
+        assert bench.main(words) == 0
+        assert json.loads(capsys.readouterr().out) == {"seconds": 1, "mib": 3}
+
+    def test_wrong_numbers(self, capsys):
+        with pytest.raises(SystemExit):
+            bench.main(["--rounds", "0"])
+        assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
+
+
+class TestTools:
+    def test_counts_attention_of_the_cpu(self):
+        q = torch.randn(2, 3, 8, 16, requires_grad=True)
+        one = 2 * 2 * 3 * 8 * 8 * 16  # a product of (8, 16) and (16, 8) matrices, six times
+        with torch.no_grad():
+            assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * one
+        assert flops(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()) == 7 * one
+
+    def test_counts_attention_modules_in_evaluation(self):
+        module = torch.nn.MultiheadAttention(64, 2, batch_first=True).eval()
+        x = torch.randn(1, 8, 64)
+        with torch.no_grad():
+            counted = flops(lambda: module(x, x, x, need_weights=False))
+        assert counted == 4 * 2 * 8 * 64 * 64 + 2 * 2 * 8 * 8 * 64
+        assert torch.backends.mha.get_fastpath_enabled()
+
+    def test_counts_inside_the_mask(self):
+        """Its attention is a custom function that makes the matrices again in its backward."""
+        b, k, d = 2, 6, 64
+        image, text, head = unit(b, d), unit(k, d), RationalHead(d)
+        scale = torch.tensor(100.0)
+        pairs, rows = 2 * b * k * k * d, 2 * b * k * d
+        with torch.no_grad():
+            forward = flops(lambda: head(image, text, scale))
+        linear = 2 * d * d * (b + k + 3 * b * k + b * k)  # queries of f, h; R's three; out
+        # two sets of scores, one average times V; the image's own scores and values; f h^T
+        assert forward == linear + 3 * pairs + 2 * rows + rows
+        both = flops(lambda: head(image, text, scale).logits.sum().backward())
+        # gradients of the weights, and through out; per set scores again and gradients of scores,
+        # queries, keys, values, of which that through V is shared; the image's three
+        backward = linear + 2 * d * d * b * k + (2 * 4 + 1) * pairs + 3 * rows
+        assert both == forward + backward
+
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+    def test_memory_of_a_piece_of_work(self):
+        reset_peak(CPU)
+        before = resident_mib()
+        some = torch.ones(2**24)  # 64 MiB
+        assert peak_mib(CPU) - before > 60
+        del some
+        reset_peak(CPU)
+        assert peak_mib(CPU) - before < 30
+
+    def test_random_backbone(self, tmp_path):
+        model = tiny_model()
+        write_checkpoint(copy.deepcopy(model), tmp_path / "random.pt")
+        loaded = clip.load(str(tmp_path / "random.pt")).model.state_dict()
+        for name, weight in model.state_dict().items():
+            assert torch.equal(loaded[name], weight.half().float())
+        assert backbone_name("shapes", tmp_path) == "shapes"
+        with pytest.raises(ValueError, match=r"--backbone: 'random:ViT-X' is random:<arch"):
+            backbone_name("random:ViT-X", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("efficiency")
+    write_pictures(path, classes=3, train=2, test=2, side=48)
+    return str(path)
+
+
+def measured(root, method, kind="pictures"):
+    return efficiency.measure(method, kind, 4, root, "shapes", "cpu", 1)
+
+
+class TestEfficiency:
+    def test_pictures_are_a_dataset(self, root):
+        data = build_run("ZeroshotCLIP", Path(root), "shapes", "cpu").dm.dataset
+        assert data.classnames == ["thing 0000", "thing 0001", "thing 0002"]
+        assert (len(data.train_x), len(data.test)) == (6, 6)
+
+    @pytest.mark.parametrize("method", efficiency.methods())
+    def test_every_method(self, root, method):
+        found = measured(root, method)
+        assert list(found) == [
+            *("method", "input", "batch", "precision", "parameters", "train_speed", "peak_mib"),
+            *("train_gflop", "test_speed", "test_gflop"),
+        ]
+        assert (found["method"], found["input"], found["batch"]) == (method, "pictures", 4)
+        assert found["test_speed"] > 0
+        assert found["test_gflop"] > 0.01  # the vision tower's, in all
+        if found["parameters"]:
+            assert found["train_speed"] > 0
+            assert found["train_gflop"] >= found["test_gflop"]
+        else:
+            assert found["train_speed"] is found["peak_mib"] is found["train_gflop"] is None
+
+    def test_numbers_of_features(self, root):
+        zeroshot = measured(root, "ZeroshotCLIP", "features")
+        assert zeroshot["test_gflop"] == pytest.approx(2 * 3 * 128 / 1e9)  # f h^T alone
+        rada = measured(root, "RAda", "features")
+        assert rada["parameters"] == 6 * (128**2 + 128)
+        assert 0 < rada["test_gflop"] < rada["train_gflop"] < 0.01
+
+    def test_tasks(self):
+        args = efficiency.build_parser().parse_args(
+            ["--trainers", "LightRA", "RAda", "--batch", "1", "2"]
+        )
+        assert [tuple(task.values()) for task in efficiency.tasks(args)] == [
+            ("LightRA", "pictures", 1),
+            ("LightRA", "pictures", 2),
+            ("RAda", "pictures", 1),
+            ("RAda", "pictures", 2),
+            ("RAda", "features", 1),
+            ("RAda", "features", 2),
+        ]
+
+    def test_a_process_of_its_own(self, capsys):
+        words = ["--backbone", "shapes", "--trainers", "LightRA", "--classes", "2", "--batch", "3"]
+        words += ["--steps", "1", "--device", "cpu", "--threads", "1", "--json"]
+        assert efficiency.main(words) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert found["batch"] == 3
+        assert found.keys() == efficiency.COLUMNS.keys()
+
+    def test_failures_are_shown(self, monkeypatch, capsys):
+        def run(command, **_):
+            task = json.loads(command[command.index("--worker") + 1])
+            good = {key: 1234 for key in efficiency.COLUMNS} | {"method": "RAda", "input": "x"}
+            good |= {"precision": "fp32"}
+            if task["method"] == "RAda":
+                return subprocess.CompletedProcess(command, 0, json.dumps(good), "")
+            return subprocess.CompletedProcess(command, 1, "", "Traceback\nValueError: no ViT\n")
+
+        monkeypatch.setattr(efficiency.subprocess, "run", run)
+        words = ["--backbone", "shapes", "--trainers", "RAda", "LightRA", "--classes", "1"]
+        assert bench.main(["efficiency", *words, "--batch", "8"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        for heading, _ in efficiency.COLUMNS.values():
+            assert heading in lines[0]
+        assert lines[2].split()[:4] == ["RAda", "x", "1234", "fp32"]
+        assert "1,234" in lines[2]
+        assert lines[-2].split() == ["LightRA", "pictures", "8", *"-------"]
+        assert lines[-1] == "LightRA (pictures, batch 8): ValueError: no ViT"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--trainers", "RADA"], "Did you mean 'RAda'"),
+            (["--backbone", "shape"], "Unknown backbone 'shape'"),
+        ],
+    )
+    def test_wrong_names(self, words, message, capsys):
+        assert efficiency.main(words) == 1
+        assert message in capsys.readouterr().err
