@@ -3,6 +3,7 @@
     python scripts/bench.py                  # all cases, about a quarter of an hour on two cores
     python scripts/bench.py --cases ten --rounds 1
     python scripts/bench.py efficiency       # speed, memory, operations of all methods
+    python scripts/bench.py loading          # pictures a second
 
 The models have ViT-B/16's shape and random weights; fp32 on the CPU. Every measurement runs in a
 process of its own, plain and fast in turn, so that both meet the same machine and the peak memory
@@ -26,7 +27,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scripts import bench_lightra, bench_rada, efficiency
+from scripts import bench_lightra, bench_loading, bench_rada, efficiency
 
 CASES = {**bench_lightra.CASES, **bench_rada.CASES}
 HEADERS = ["case", "plain s", "fast s", "times faster", "plain MiB", "fast MiB", "memory ratio"]
@@ -77,8 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases and print a table, or one measurement with ``--worker``."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["efficiency"]:
-        return efficiency.main(words[1:])
+    for name, module in (("efficiency", efficiency), ("loading", bench_loading)):
+        if words[:1] == [name]:
+            return module.main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
     for name in ("rounds", "steps", "threads"):

@@ -8,6 +8,7 @@ the backward pass makes them again from the saved normalisers, as fused attentio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 # Elements of one chunk of K x K matrices: on a CPU they should stay in its cache, on a GPU there
 # must be enough of them to fill it.
-CHUNK_ELEMENTS = {"cpu": 2**19, "other": 2**25}
+CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**25}
 
 
 def mask_attention(
@@ -85,11 +86,12 @@ class _MaskAttention(torch.autograd.Function):
             average: Tensor | None = None
             for i, query in enumerate(_queries(rows, text, b, h)):
                 scores = query @ key.transpose(-1, -2)
-                log_sum = scores.logsumexp(-1, keepdim=True)
+                top = scores.amax(-1, keepdim=True)
+                log_sum = top + scores.sub_(top).exp_().sum(-1, keepdim=True).log()
                 if joint:
-                    log_sum = log_sum.logsumexp(-2, keepdim=True) - _log(classes, scores)
+                    log_sum = log_sum.logsumexp(-2, keepdim=True) - math.log(classes)
                 log_sums[i, b, h] = log_sum
-                scores.sub_(log_sum).exp_()
+                scores.mul_((top - log_sum).exp_())
                 average = scores if average is None else average.add_(scores)
             mixed: Any = 0 if average is None else average @ value
             if image is not None:
@@ -110,11 +112,14 @@ class _MaskAttention(torch.autograd.Function):
             key, value = (rows[b, :, i, h].transpose(1, 2) for i in (-2, -1))
             grad_out = grad[b, :, h].transpose(1, 2) * ctx.share
             grad_matrix = grad_out @ value.transpose(-1, -2)
+            queries = _queries(rows, text, b, h)
+            matrices = [
+                (query @ key.transpose(-1, -2)).sub_(log_sums[i, b, h]).exp_()
+                for i, query in enumerate(queries)
+            ]
             grad_key: Any = 0
-            grad_value: Any = 0
-            for i, query in enumerate(_queries(rows, text, b, h)):
-                matrix = (query @ key.transpose(-1, -2)).sub_(log_sums[i, b, h]).exp_()
-                grad_value = grad_value + matrix.transpose(-1, -2) @ grad_out
+            grad_value: Any = sum(matrices).transpose(-1, -2) @ grad_out if matrices else 0
+            for i, (query, matrix) in enumerate(zip(queries, matrices, strict=True)):
                 grad_scores = _softmax_backward(matrix, grad_matrix, ctx.joint)
                 grad_query = grad_scores @ key
                 grad_key = grad_key + grad_scores.transpose(-1, -2) @ query
@@ -137,12 +142,9 @@ class _MaskAttention(torch.autograd.Function):
 
 def _softmax_backward(matrix: Tensor, grad: Tensor, joint: bool) -> Tensor:
     """Gradient of the scores; overwrites ``matrix``, whose entries sum to 1 a row or K in all."""
-    product = matrix * grad
-    mean = product.sum((-1, -2), keepdim=True) / matrix.shape[-1] if joint else product.sum(
-        -1, keepdim=True
-    )  # fmt: skip
-    return product.sub_(matrix.mul_(mean))
-
-
-def _log(number: int, like: Tensor) -> Tensor:
-    return torch.log(torch.tensor(float(number), dtype=like.dtype, device=like.device))
+    if joint:
+        flat, other = matrix.flatten(-2)[..., None, :], grad.flatten(-2)[..., None]
+        mean = flat @ other / matrix.shape[-1]  # a dot product needs no temporary matrix
+    else:
+        mean = (matrix * grad).sum(-1, keepdim=True)
+    return matrix.mul_(grad - mean)

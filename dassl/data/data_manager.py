@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.samplers import build_sampler, mix_seed
-from dassl.data.transforms import build_transform
+from dassl.data.transforms import build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good
 from dassl.utils.registry import check_availability
 
@@ -130,6 +130,12 @@ class DataManager:
         else:
             print("* Using custom transform for testing")
             self.tfm_test = custom_tfm_test
+        border = getattr(self.dataset, "border", 0)
+        if border:
+            print(f"* {border} pixels are cut off each side of every picture first")
+        self.tfm_train, self.tfm_test = (
+            crop_border_first(tfm, border) for tfm in (self.tfm_train, self.tfm_test)
+        )
         self._wrapper = dataset_wrapper
         self._build_loaders(cfg)
         self._num_classes = self.dataset.num_classes

@@ -25,7 +25,8 @@ __all__ = [
     "ImageLoader",
     "collate_good",
     "read_image",
-    "seeded_randomness",
+    "preserved_randomness",
+    "seed_randomness",
 ]
 
 _BAD = "_bad_images"
@@ -60,31 +61,35 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise FileNotFoundError(f'No image at "{path}" (is --root, DATASET.ROOT, right?)')
     try:
         with Image.open(path) as image:
+            if image.mode == "RGB":
+                image.load()  # convert would copy
+                return image
             return image.convert("RGB")
     except Exception as error:  # decoders raise nearly every type on damaged data
         raise BadImageError(f'Cannot decode the image "{path}": {error}') from error
 
 
 @contextmanager
-def seeded_randomness(seed: int | None) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's CPU generator inside a block, then restore them.
-
-    Args:
-        seed: In [0, 2**32), or None to do nothing.
-    """
-    if seed is None:
-        yield
-        return
+def preserved_randomness() -> Iterator[None]:
+    """Leave Python's, NumPy's and PyTorch's CPU generators after a block as they were before."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.default_generator.set_state(states[2])
+
+
+def seed_randomness(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's CPU generators.
+
+    Args:
+        seed: In [0, 2**32).
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
 
 
 class DatasetWrapper(Dataset[Any]):
@@ -147,6 +152,24 @@ class DatasetWrapper(Dataset[Any]):
             FileNotFoundError: The file is missing.
             BadImageError: The file cannot be decoded.
         """
+        if getattr(idx, "seed", None) is None:
+            return self._item(idx)
+        with preserved_randomness():
+            return self._item(idx)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read and transform a batch, which keeps and restores the generators once.
+
+        Args:
+            indices: As for `__getitem__`.
+        """
+        overridden = type(self).__getitem__ is not DatasetWrapper.__getitem__
+        if overridden or not all(hasattr(idx, "seed") for idx in indices):
+            return [self[idx] for idx in indices]
+        with preserved_randomness():
+            return [self._item(idx) for idx in indices]
+
+    def _item(self, idx: int) -> Any:
         item = self.data_source[idx]
         try:
             image = read_image(item.impath)
@@ -160,8 +183,10 @@ class DatasetWrapper(Dataset[Any]):
             "impath": item.impath,
             "index": int(idx),
         }
-        with seeded_randomness(getattr(idx, "seed", None)):
-            output.update(self._images(image))
+        seed = getattr(idx, "seed", None)
+        if seed is not None:
+            seed_randomness(seed)
+        output.update(self._images(image))
         return output
 
     def _images(self, image: Image.Image) -> dict[str, Any]:

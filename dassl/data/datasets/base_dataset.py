@@ -80,9 +80,11 @@ class DatasetBase:
     Attributes:
         dataset_dir: Directory under ``cfg.DATASET.ROOT``.
         domains: Names of all domains; empty for data sets without domains.
+        border: Pixels that are cut off each side of every picture before anything else.
     """
 
     dataset_dir: str = ""
+    border: int = 0
     domains: Sequence[str] = []
 
     def __init__(

@@ -138,7 +138,11 @@ _ON_IMAGE: dict[str, _Factory] = {
 }
 _ON_TENSOR: dict[str, _Factory] = {
     "cutout": lambda cfg, size, mode: Cutout(cfg.CUTOUT_N, cfg.CUTOUT_LEN),
-    "normalize": lambda cfg, size, mode: T.Normalize(mean=cfg.PIXEL_MEAN, std=cfg.PIXEL_STD),
+    "normalize": lambda cfg, size, mode: T.Normalize(
+        cfg.PIXEL_MEAN,
+        cfg.PIXEL_STD,
+        inplace=True,  # of a tensor made for it: nobody else has it
+    ),
     "gaussian_noise": lambda cfg, size, mode: GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
     "instance_norm": lambda cfg, size, mode: InstanceNormalization(),
 }

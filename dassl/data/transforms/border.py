@@ -1,0 +1,45 @@
+"""Cutting off what a data set drew around its pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision.transforms as T
+from PIL import Image
+
+__all__ = ["CropBorder", "crop_border_first"]
+
+
+class CropBorder:
+    """Cut the same number of pixels off all four sides."""
+
+    def __init__(self, width: int) -> None:
+        """Keep the width.
+
+        Args:
+            width: In pixels.
+        """
+        self.width = width
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Crop a picture."""
+        width, height = image.size
+        return image.crop((self.width, self.width, width - self.width, height - self.width))
+
+    def __repr__(self) -> str:
+        """Show the width."""
+        return f"CropBorder({self.width})"
+
+
+def crop_border_first(transform: Any, width: int) -> Any:
+    """Let a transform see pictures without their border.
+
+    Args:
+        transform: As `DatasetWrapper` takes it: a callable, a list of such, or None.
+        width: Pixels of the border; 0 returns the transform as it is.
+    """
+    if width == 0:
+        return transform
+    if isinstance(transform, list | tuple):
+        return [crop_border_first(each, width) for each in transform]
+    return T.Compose([CropBorder(width), *([] if transform is None else [transform])])

@@ -1,0 +1,130 @@
+"""Pictures a second: this project's loader beside torchvision's ImageFolder, on the same files.
+
+    python scripts/bench.py loading [--workers 0 2] [--pictures 1000] [--side 224] [--rounds 3]
+
+Both decode JPEG files and apply the same training transform (random resized crop, flip,
+normalisation) in batches of 32. Ours also seeds every picture by itself, so that what is loaded
+does not depend on the number of workers. Every measurement has a process of its own, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from scripts.bench_tools import begin_training, build_run, write_pictures
+
+BATCH, CLASSES = 32, 10
+KINDS = ("torchvision", "ours")
+
+
+def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
+    """A loader of the training pictures that :func:`write_pictures` wrote.
+
+    Args:
+        kind: One of ``KINDS``.
+        root: Where they are.
+        workers: Processes; 0 loads in this one.
+        side: Pixels of the crops.
+    """
+    options = ["DATASET.NUM_SHOTS", -1, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH]
+    options += ["DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", f"({side}, {side})"]
+    trainer = build_run("ZeroshotCLIP", root, "shapes", "cpu", *options)
+    begin_training(trainer)
+    ours = trainer.train_loader_x
+    if kind == "ours":
+        return ours
+    folder = ImageFolder(str(root / "pictures" / "train"), trainer.dm.tfm_train)
+    return DataLoader(
+        folder,
+        BATCH,
+        shuffle=True,
+        num_workers=ours.num_workers,
+        drop_last=True,
+        persistent_workers=ours.num_workers > 0,
+    )
+
+
+def measure(kind: str, root: Path, workers: int, side: int) -> float:
+    """Pictures a second of one epoch, after one to warm up."""
+    torch.set_num_threads(1)
+    loader = build_loader(kind, root, workers, side)
+    for _ in _pictures(loader):
+        pass
+    started = time.perf_counter()
+    count = sum(_pictures(loader))
+    return count / (time.perf_counter() - started)
+
+
+def _pictures(loader: Any) -> Iterator[int]:
+    for batch in loader:
+        yield len(batch["img"] if isinstance(batch, dict) else batch[0])
+
+
+def _measure_apart(kind: str, root: Path, workers: int, side: int) -> float:
+    command = [sys.executable, str(Path(__file__).with_name("bench.py")), "loading"]
+    command += ["--workers", str(workers), "--side", str(side), "--worker", kind, str(root)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def compare(
+    root: Path, workers: Sequence[int], side: int, rounds: int
+) -> list[tuple[int, float, float, float, float]]:
+    """Per number of workers: pictures/s of both, ours per core, and the median ratio."""
+    rows = []
+    for count in tqdm(workers, disable=None):
+        found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for kind in KINDS * rounds:
+            found[kind].append(_measure_apart(kind, root, count, side))
+        theirs, ours = (statistics.median(found[kind]) for kind in KINDS)
+        ratios = [b / a for a, b in zip(*found.values(), strict=True)]
+        cores = min(max(count, 1), os.cpu_count() or 1)
+        rows.append((count, theirs, ours, ours / cores, statistics.median(ratios)))
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, or one measurement with ``--worker``."""
+    parser = argparse.ArgumentParser(
+        prog="bench.py loading",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--side", type=int, default=224, help="of files and crops, in pixels")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
+            found = measure(args.worker[0], Path(args.worker[1]), args.workers[0], args.side)
+        print(json.dumps(found))
+        return 0
+    for name, least in (("pictures", BATCH * CLASSES), ("rounds", 1), ("side", 16)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        write_pictures(root, CLASSES, args.pictures // CLASSES, test=1, side=args.side)
+        rows = compare(root, args.workers, args.side, args.rounds)
+    headers = ["workers", "torchvision, pictures/s", "ours", "ours per core", "times faster"]
+    print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".2f")))
+    return 0
