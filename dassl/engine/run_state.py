@@ -102,6 +102,10 @@ class RunState(TrainerBase):
             state: As saved.
         """
 
+    def extra_result(self) -> dict[str, Any]:
+        """Return further entries of ``result.json`` (plain data); none here."""
+        return {}
+
     def begin_epoch(self) -> None:
         """Make the order of images a function of the epoch, so that resuming repeats it."""
         for loader in (self.train_loader_x, self.train_loader_u):
@@ -304,6 +308,7 @@ class RunState(TrainerBase):
             self.output_dir,
             {
                 **self._identity(),
+                **self.extra_result(),
                 "split": split,
                 "metrics": {name: float(value) for name, value in results.items()},
                 "per_class": per_class,

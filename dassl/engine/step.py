@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["StepOutput", "drop_caches", "freeze_statistics"]
+__all__ = ["StepOutput", "caching_modules", "drop_caches", "freeze_statistics"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,23 @@ class StepOutput:
     parts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
+def caching_modules(module: nn.Module) -> list[Any]:
+    """Return the submodules that keep something computed from weights, see `drop_caches`.
+
+    Args:
+        module: Module.
+    """
+    return [m for m in module.modules() if callable(getattr(m, "drop_cache", None))]
+
+
 def drop_caches(module: nn.Module) -> None:
     """Call ``drop_cache()`` on every submodule that has one.
 
     Args:
         module: Module whose weights have changed.
     """
-    for submodule in module.modules():
-        drop = getattr(submodule, "drop_cache", None)
-        if callable(drop):
-            drop()
+    for submodule in caching_modules(module):
+        submodule.drop_cache()
 
 
 def freeze_statistics(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dassl.engine.progress import EpochProgress
-from dassl.engine.step import StepOutput, drop_caches
+from dassl.engine.step import StepOutput, caching_modules
 from dassl.engine.trainer import SimpleTrainer
 from dassl.metrics import compute_accuracy
 from dassl.utils import MetricMeter
@@ -18,9 +18,14 @@ __all__ = ["TrainerX"]
 class TrainerX(SimpleTrainer):
     """Trains on labelled images; a method defines `build_model` and `forward_loss`."""
 
+    _caching: list[Any] | None = (
+        None  # looking through a large model takes longer than a small step
+    )
+
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
         self.set_model_mode("train")
+        self._caching = None
         losses = MetricMeter()
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
@@ -63,7 +68,10 @@ class TrainerX(SimpleTrainer):
         with self.autocast():
             out = self.forward_loss(image, label)
         self.model_backward_and_update(out.loss)
-        drop_caches(self.model)
+        if self._caching is None:
+            self._caching = caching_modules(self.model)
+        for module in self._caching:
+            module.drop_cache()
         summary = {"loss": out.loss.item()}
         if out.logits is not None:
             summary["acc"] = compute_accuracy(out.logits.detach(), label)[0].item()
