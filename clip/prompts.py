@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -18,6 +18,11 @@ ENSEMBLES: dict[int, Sequence[Callable[[str], str]]] = {
 def readable(classname: str) -> str:
     """A class name as it stands in a prompt: lower case, spaces for underscores."""
     return classname.replace("_", " ").lower()
+
+
+def match_key(classname: str) -> str:
+    """What two spellings of a class name share: case, underscores and repeated spaces aside."""
+    return " ".join(readable(classname).split())
 
 
 def fill(template: str, classname: str) -> str:
@@ -47,9 +52,18 @@ def ensemble_prompts(
         ValueError: There is no ensemble of that size.
     """
     if size not in ENSEMBLES:
-        raise ValueError(f"There are ensembles of {sorted(ENSEMBLES)} templates, none of {size}")
+        raise ValueError(
+            f"There are ensembles of {sorted(ENSEMBLES)} templates, none of {size} "
+            "(DATASET.PROMPT_ENSEMBLE, TRAINER.ZeroshotCLIP2.TEMPLATES)"
+        )
     return [
-        [template(readable(name)) for template in ENSEMBLES[size]] + [fill(t, name) for t in extra]
+        # an extra template that is one of the ensemble's would count twice in the mean
+        list(
+            dict.fromkeys(
+                [template(readable(name)) for template in ENSEMBLES[size]]
+                + [fill(t, name) for t in extra]
+            )
+        )
         for name in classnames
     ]
 
@@ -62,18 +76,19 @@ def described_prompts(
     Args:
         classnames: K names.
         template: With ``{}`` for the name.
-        path: JSON file, {class name: [sentence, ...]}; names match whatever their case, and with
-            underscores for spaces.
+        path: JSON file, {class name: [sentence, ...]}. Names match whatever their case, and with
+            underscores for spaces; failing that, with hyphens for spaces too.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is no such JSON, or classes have no sentence; all of them are listed.
     """
     descriptions = read_descriptions(path)
-    missing = [name for name in classnames if not descriptions.get(readable(name))]
+    found = {name: find_description(descriptions, name) for name in classnames}
+    missing = [name for name in classnames if not found[name]]
     if missing:
         near = {
-            name: difflib.get_close_matches(readable(name), descriptions, 1)
+            name: difflib.get_close_matches(match_key(name), descriptions, 1)
             for name in missing[:20]
         }
         hints = "; ".join(
@@ -81,17 +96,32 @@ def described_prompts(
         )
         raise ValueError(
             f"{path} has no description for {len(missing)} of {len(classnames)} classes: {hints}"
-            f"{' ...' if len(missing) > 20 else ''}. Add them, or set DATASET.PROMPT_PATH to '' "
-            "for the template alone."
+            f"{' ...' if len(missing) > 20 else ''}. Add them (scripts/describe.py writes what is "
+            "missing), or set DATASET.PROMPT_PATH to '' for templates alone."
         )
     return [
-        [f"{fill(template, name)} {sentence}" for sentence in descriptions[readable(name)]]
-        for name in classnames
+        [f"{fill(template, name)} {sentence}" for sentence in found[name]] for name in classnames
     ]
 
 
-def read_descriptions(path: str | Path) -> dict[str, list[str]]:
-    """Class descriptions by :func:`readable` name; errors as :func:`described_prompts`."""
+def find_description(descriptions: Mapping[str, list[str]], classname: str) -> list[str]:
+    """The sentences of a class, empty if there are none.
+
+    Args:
+        descriptions: By :func:`match_key`, of :func:`read_descriptions`.
+        classname: As the dataset spells it.
+    """
+    key = match_key(classname)
+    if key in descriptions:
+        return descriptions[key]
+    # "T-shirt" and "t shirt" are mostly the same class, unless the file tells them apart.
+    loose = key.replace("-", " ")
+    similar = [name for name in descriptions if name.replace("-", " ") == loose]
+    return descriptions[similar[0]] if len(similar) == 1 else []
+
+
+def load_descriptions(path: str | Path) -> dict[str, list[str]]:
+    """A file of class descriptions as it stands; errors as :func:`described_prompts`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -100,7 +130,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
             '{"class name": ["sentence", ...]}'
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     good = isinstance(content, dict) and all(
@@ -108,7 +138,20 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     )
     if not good:
         raise ValueError(f'{path} must have the form {{"class name": ["sentence", ...]}}')
-    return {
-        readable(name): [s.strip() for s in sentences if s.strip()]
-        for name, sentences in content.items()
-    }
+    return content
+
+
+def read_descriptions(path: str | Path) -> dict[str, list[str]]:
+    """Class descriptions by :func:`match_key`, without blank ones.
+
+    Two spellings of one name are one class, with the sentences of both.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no such JSON.
+    """
+    descriptions: dict[str, list[str]] = {}
+    for name, sentences in load_descriptions(path).items():
+        known = descriptions.setdefault(match_key(name), [])
+        known += [s.strip() for s in sentences if s.strip()]
+    return descriptions

@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import write_json
 from datasets.classnames import rename_classes
-from datasets.sampling import HALVES, draw_few_shot, subsample_classes
+from datasets.imagenet import imagenet_labels, names_of
+from datasets.sampling import HALVES, draw_few_shot, kept_labels, subsample_classes
 from datasets.splits import PARTS, Splits, check_labels, read_split_file, require_images
 
 Reader = Callable[[Path, Path], Splits]
+Wnids = Callable[[Path, Path], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class DatasetRow:
             ``DATASET.ALLOW_OWN_SPLIT``.
         prepare: Called with the data root before anything is read; renders the bundled suite.
         published: Whether published results exist that a run here may be compared with.
+        shifted: Whether it is a test set for the classes of another one, whose labels have to be
+            brought into its order; zero-shot accuracy is checked before such a set is used.
+        wnids: ``wnids(dataset_dir, image_dir)``: for each label the wnids of the ImageNet classes
+            that it stands for; of ImageNet and its shifts.
+        border: Pixels to cut off each side of every picture.
     """
 
     config: str
@@ -56,6 +63,9 @@ class DatasetRow:
     reader: Reader | None = None
     prepare: Callable[[Path], object] | None = None
     published: bool = True
+    shifted: bool = False
+    wnids: Wnids | None = None
+    border: int = 0
 
 
 class CLIPDataset(DatasetBase):
@@ -70,9 +80,14 @@ class CLIPDataset(DatasetBase):
         template: Prompt template with one ``{}``.
         notes: What a reader of the results must know, e.g. that the split is not the published one.
         shot_seed: Seed of the few-shot draw; None if nothing was drawn.
+        shifted: As in ``DatasetRow``.
+        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, what
+            ``masking.masked_logits`` needs of a classifier over these; None where there are none.
+        imagenet_names: Names of all classes of ImageNet, in label order; empty likewise.
     """
 
     default_template: ClassVar[str] = "A photo of a {},"
+    shifted: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
         """Read, check, draw and subsample as ``cfg`` says.
@@ -87,6 +102,8 @@ class CLIPDataset(DatasetBase):
         check_config(cfg)
         self.notes: list[str] = []
         self.shot_seed: int | None = None
+        self.imagenet_labels: list[list[int]] | None = None
+        self.imagenet_names: list[str] = []
         self.root = data_root(cfg)
         self.dataset_dir = str(self.root)
         self.image_dir = str(self.root)
@@ -95,7 +112,10 @@ class CLIPDataset(DatasetBase):
         if cfg.DATASET.CLASSNAMES:
             splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
         splits = self._take_shots(cfg, splits)
-        splits = subsample_classes(splits, cfg.DATASET.SUBSAMPLE_CLASSES)
+        half = cfg.DATASET.SUBSAMPLE_CLASSES
+        if self.imagenet_labels is not None:
+            self.imagenet_labels = [self.imagenet_labels[k] for k in kept_labels(splits, half)]
+        splits = subsample_classes(splits, half)
         super().__init__(train_x=splits.train, val=splits.val, test=splits.test)
 
     def read_splits(self, cfg: Any) -> Splits:
@@ -182,6 +202,10 @@ class SplitFileDataset(CLIPDataset):
         else:
             splits = self._own_split(cfg, dataset_dir, image_dir)
         self._check_counts(splits)
+        if row.wnids is not None:
+            names = names_of(self.root / "imagenet").by_wnid
+            self.imagenet_labels = imagenet_labels(row.wnids(dataset_dir, image_dir), names)
+            self.imagenet_names = list(names.values()) if self.imagenet_labels else []
         return splits
 
     def _read_files(self, dataset_dir: Path, image_dir: Path) -> Splits:

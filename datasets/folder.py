@@ -1,11 +1,13 @@
-"""``DATASET.NAME: Folder``: data of the user's own, described in YAML alone.
+"""Data of the user's own, described in YAML alone: ``DATASET.NAME: Folder`` and ``Split``.
 
-Below ``<root>/<DATASET.DIR>`` lies one of
+``Folder`` reads class folders. Below ``<root>/<DATASET.DIR>`` lies one of
 
 * ``{train,val,test}/<class>/*.jpg``; val may be absent (taken from train then), and so may train
   (for zero-shot evaluation);
-* ``<class>/*.jpg``, split by ``DATASET.SPLIT_RATIO`` with ``DATASET.SPLIT_SEED``;
-* anything with a split file in CoOp's format, ``DATASET.SPLIT_FILE``.
+* ``<class>/*.jpg``, split by ``DATASET.SPLIT_RATIO`` with ``DATASET.SPLIT_SEED``.
+
+``Split`` reads a split file in CoOp's format, ``DATASET.SPLIT_FILE`` in ``<root>/<DATASET.DIR>``,
+whose paths start at ``<root>/<DATASET.DIR>/<DATASET.IMAGES>``.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from datasets.splits import PARTS, Splits, read_split_file, require_images
 
 LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
 
-# Keys of the DATASET section that only ``Folder`` reads.
+# Keys of the DATASET section that only these two read.
 OPTIONS: dict[str, Any] = {
     "DIR": "",  # directory below --root
-    "SPLIT_FILE": "",  # split file in it, in CoOp's format
-    "SPLIT_SEED": 1,  # of a split made here; the same in all runs, unlike SEED
+    "SPLIT_SEED": 1,  # Folder: of a split made here; the same in all runs, unlike SEED
+    "SPLIT_FILE": "",  # Split: the split file, in CoOp's format
+    "IMAGES": "",  # Split: directory in DIR where the split file's paths start
 }
 
 Classes = dict[str, list[str]]
@@ -33,26 +36,24 @@ Classes = dict[str, list[str]]
 
 @DATASET_REGISTRY.register()
 class Folder(CLIPDataset):
-    """Class folders, or a split file, of the user's own."""
+    """Class folders of the user's own."""
 
     def read_splits(self, cfg: Any) -> Splits:
         """Read whichever layout is there.
 
         Raises:
-            FileNotFoundError: The directory, the split file or a listed image is missing.
-            ValueError: The layout is none of the three, a class folder has no image, a class of
+            FileNotFoundError: The directory is missing.
+            ValueError: The layout is neither of the two, a class folder has no image, a class of
                 val or test is not in train, or a split value is not allowed.
         """
-        option = {key: cfg.DATASET.get(key, default) for key, default in OPTIONS.items()}
-        directory = self.root / option["DIR"]
-        if not directory.is_dir():
-            raise FileNotFoundError(
-                f"Folder: no directory {directory}. It is --root ({self.root}) joined with "
-                f"DATASET.DIR ({option['DIR']!r}); {LAYOUTS}."
-            )
-        self.dataset_dir = self.image_dir = str(directory)
+        option = own_options(cfg)
         if option["SPLIT_FILE"]:
-            return self._read_split_file(directory, option["SPLIT_FILE"])
+            raise ValueError(
+                f"DATASET.SPLIT_FILE is {option['SPLIT_FILE']!r}, but DATASET.NAME Folder reads "
+                "no split file; DATASET.NAME Split does"
+            )
+        directory = own_directory(self, option["DIR"], LAYOUTS)
+        self.dataset_dir = self.image_dir = str(directory)
         ratio = check_ratio(cfg.DATASET.SPLIT_RATIO)
         parts = find_parts(directory)
         if "train" in parts or "test" in parts:
@@ -65,18 +66,6 @@ class Folder(CLIPDataset):
                 f"Folder: the class names of {directory} are numbers, which mean nothing to a "
                 "text encoder; set DATASET.CLASSNAMES to a file with their names"
             )
-        return splits
-
-    def _read_split_file(self, directory: Path, name: str) -> Splits:
-        path = directory / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"Folder: no split file {path}; DATASET.SPLIT_FILE ({name!r}) is looked for in "
-                f"{directory}, which is --root joined with DATASET.DIR"
-            )
-        print(f"Reading split from {path}")
-        splits = read_split_file(path, directory)
-        require_images(splits, path, f"Paths in it are relative to {directory}.")
         return splits
 
     def _read_parts(
@@ -115,6 +104,64 @@ class Folder(CLIPDataset):
         items = _items(directory, classes, _number(classes))
         print(f"Split {directory} {ratio} per class (seed {seed})")
         return Splits(*split_three_ways(list(by_label(items).values()), ratio, seed))
+
+
+@DATASET_REGISTRY.register()
+class Split(CLIPDataset):
+    """A split file in CoOp's format, and its images, of the user's own."""
+
+    def read_splits(self, cfg: Any) -> Splits:
+        """Read the split file.
+
+        Raises:
+            FileNotFoundError: A directory, the split file or a listed image is missing.
+            ValueError: No split file is named, or it is malformed.
+        """
+        option = own_options(cfg)
+        if not option["SPLIT_FILE"]:
+            raise ValueError(
+                "DATASET.NAME Split needs DATASET.SPLIT_FILE, the name of a split file in the "
+                "directory DATASET.DIR; class folders without one are DATASET.NAME Folder"
+            )
+        directory = own_directory(self, option["DIR"], "it holds the split file")
+        images = directory / option["IMAGES"]
+        if not images.is_dir():
+            raise FileNotFoundError(
+                f"Split: no directory {images}. It is {directory} joined with DATASET.IMAGES "
+                f"({option['IMAGES']!r}), where the paths of the split file start."
+            )
+        self.dataset_dir, self.image_dir = str(directory), str(images)
+        path = directory / option["SPLIT_FILE"]
+        if not path.is_file():
+            present = sorted(file.name for file in directory.glob("*.json"))
+            raise FileNotFoundError(
+                f"Split: no split file {path}; DATASET.SPLIT_FILE ({option['SPLIT_FILE']!r}) is "
+                f"looked for in {directory}, whose JSON files are {present}"
+            )
+        print(f"Reading split from {path}")
+        splits = read_split_file(path, images)
+        require_images(splits, path, f"Paths in it start at {images} (DATASET.IMAGES).")
+        return splits
+
+
+def own_options(cfg: Any) -> dict[str, Any]:
+    """The keys of ``OPTIONS``; their defaults where a config was not extended."""
+    return {key: cfg.DATASET.get(key, default) for key, default in OPTIONS.items()}
+
+
+def own_directory(dataset: CLIPDataset, name: str, purpose: str) -> Path:
+    """The directory that ``DATASET.DIR`` names.
+
+    Raises:
+        FileNotFoundError: It is missing; ``purpose`` says what it has to hold.
+    """
+    directory = dataset.root / name
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"{type(dataset).__name__}: no directory {directory}. It is --root ({dataset.root}) "
+            f"joined with DATASET.DIR ({name!r}); {purpose}."
+        )
+    return directory
 
 
 def find_parts(directory: Path) -> list[str]:

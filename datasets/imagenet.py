@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from datasets.readers import list_directories, list_images
 from datasets.splits import Splits
 
 NAMES_FILE = "classnames.txt"
+STANDARD = "ImageNet's standard list"
 WNID = re.compile(r"n\d{8}")
 
 
@@ -47,6 +49,14 @@ def standard_names() -> dict[str, str]:
 
 
 def find_names(dataset_dir: Path) -> ClassNames:
+    """Read class names as :func:`names_of`, and log where a list of the user's was found."""
+    names = names_of(dataset_dir)
+    if names.source != STANDARD:
+        print(f"Reading class names from {names.source}")
+    return names
+
+
+def names_of(dataset_dir: Path) -> ClassNames:
     """Read the nearest ``classnames.txt``, or take the standard names.
 
     Raises:
@@ -55,9 +65,64 @@ def find_names(dataset_dir: Path) -> ClassNames:
     for directory in (dataset_dir, dataset_dir.parent / "imagenet"):
         path = directory / NAMES_FILE
         if path.is_file():
-            print(f"Reading class names from {path}")
             return ClassNames(read_names(path), str(path))
-    return ClassNames(standard_names(), "ImageNet's standard list")
+    return ClassNames(standard_names(), STANDARD)
+
+
+def imagenet_labels(
+    wnids: Sequence[Sequence[str]], names: Mapping[str, str]
+) -> list[list[int]] | None:
+    """Say which of ImageNet's labels the classes of a dataset stand for.
+
+    Args:
+        wnids: For each class its wnids.
+        names: ImageNet's classes by wnid, in label order.
+
+    Returns:
+        The labels of each class; None if one has none, because ``names`` is a part of ImageNet.
+    """
+    label_of = {wnid: label for label, wnid in enumerate(names)}
+    labels = [[label_of[wnid] for wnid in group if wnid in label_of] for group in wnids]
+    return labels if all(labels) else None
+
+
+def misnamed(
+    classnames: Sequence[str], labels: Sequence[Sequence[int]], names: Sequence[str]
+) -> list[str]:
+    """Find classes that are called what another class of ImageNet is called.
+
+    A class may have a name of its own; many with each other's names are in the wrong order.
+
+    Args:
+        classnames: Of the dataset.
+        labels: For each class the labels of ImageNet that it stands for.
+        names: Of ImageNet's classes, in label order.
+
+    Returns:
+        A sentence for each such class.
+    """
+    named: dict[str, set[int]] = {}
+    for label, name in enumerate(names):
+        named.setdefault(_plain(name), set()).add(label)
+    return [
+        f"class {label} is called {name!r}, but is ImageNet's {names[own[0]]!r}"
+        for label, (name, own) in enumerate(zip(classnames, labels, strict=True))
+        if not named.get(_plain(name), set(own)) & set(own)
+    ]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def all_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
+    """The wnid of each label of ImageNet, ImageNet-Sketch and ImageNetV2."""
+    return [[wnid] for wnid in names_of(dataset_dir).by_wnid]
+
+
+def folder_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
+    """The wnid of each label of ImageNet-A and -R."""
+    return [[wnid] for wnid in list_directories(image_dir)]
 
 
 def read_names(path: Path) -> dict[str, str]:

@@ -65,8 +65,8 @@ def draw_few_shot(splits: Splits, shots: int, seed: int) -> Splits:
     return Splits(train, val, splits.test)
 
 
-def subsample_classes(splits: Splits, half: str) -> Splits:
-    """Keep the base or the new classes, relabelled from 0.
+def kept_labels(splits: Splits, half: str) -> list[int]:
+    """Labels of the base or the new classes, or of all.
 
     Labels are sorted; base is the first ceil(n/2) of them, new the rest.
 
@@ -75,15 +75,23 @@ def subsample_classes(splits: Splits, half: str) -> Splits:
     """
     if half not in HALVES:
         raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {half!r}; allowed are {', '.join(HALVES)}")
-    if half == "all":
-        return splits
     labels = sorted({item.label for item in splits.defining})
+    if half == "all":
+        return labels
     middle = (len(labels) + 1) // 2
     kept = labels[:middle] if half == "base" else labels[middle:]
     if not kept:
         raise ValueError(
             f"DATASET.SUBSAMPLE_CLASSES is {half!r}, but of {len(labels)} class(es) none is left"
         )
+    return kept
+
+
+def subsample_classes(splits: Splits, half: str) -> Splits:
+    """Keep the base or the new classes, relabelled from 0; errors as :func:`kept_labels`."""
+    kept = kept_labels(splits, half)
+    if half == "all":
+        return splits
     new_label = {label: index for index, label in enumerate(kept)}
     return Splits(
         *(

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import imagenet, lists, readers
-from datasets.base import DatasetRow, Reader, SplitFileDataset
+from datasets import imagenet, lists, objectnet, readers
+from datasets.base import DatasetRow, Reader, SplitFileDataset, Wnids
 
 SPLIT_FILES = (
     "The split_zhou_*.json files are linked in CoOp's DATASETS.md "
@@ -43,7 +43,14 @@ def _shapes_row(config: str, name: str, template: str = PHOTO) -> DatasetRow:
 
 
 def _shift_row(
-    config: str, name: str, path: str, size: tuple[int, int], reader: Reader, source: str
+    config: str,
+    name: str,
+    path: str,
+    size: tuple[int, int],
+    reader: Reader,
+    wnids: Wnids,
+    source: str,
+    border: int = 0,
 ) -> DatasetRow:
     """A shifted test set of ImageNet: ``size`` is its classes and images."""
     directory, _, images = path.partition("/")
@@ -58,6 +65,9 @@ def _shift_row(
         counts=(0, 0, size[1]),
         reader=reader,
         source=f"Images: {source}",
+        shifted=True,
+        wnids=wnids,
+        border=border,
     )
 
 
@@ -72,6 +82,7 @@ ROWS = (
         num_classes=1000,
         counts=(1281167, 0, 50000),
         reader=imagenet.imagenet,
+        wnids=imagenet.all_wnids,
         source="Images: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of "
         "www.image-net.org/download (registration needed), sorted into a folder per wnid.",
     ),
@@ -211,6 +222,7 @@ ROWS = (
         "imagenetv2/imagenetv2-matched-frequency-format-val",
         (1000, 10000),
         imagenet.imagenetv2,
+        imagenet.all_wnids,
         "imagenetv2-matched-frequency.tar.gz of huggingface.co/datasets/vaishaal/ImageNetV2.",
     ),
     _shift_row(
@@ -219,6 +231,7 @@ ROWS = (
         "imagenet-sketch/images",
         (1000, 50889),
         imagenet.imagenet_sketch,
+        imagenet.all_wnids,
         "ImageNet-Sketch.zip, linked at github.com/HaohanWang/ImageNet-Sketch; its sketch/ is to "
         "be renamed images/.",
     ),
@@ -228,6 +241,7 @@ ROWS = (
         "imagenet-adversarial/imagenet-a",
         (200, 7500),
         imagenet.imagenet_subset,
+        imagenet.folder_wnids,
         "imagenet-a.tar, linked at github.com/hendrycks/natural-adv-examples.",
     ),
     _shift_row(
@@ -236,7 +250,19 @@ ROWS = (
         "imagenet-rendition/imagenet-r",
         (200, 30000),
         imagenet.imagenet_subset,
+        imagenet.folder_wnids,
         "imagenet-r.tar, linked at github.com/hendrycks/imagenet-r.",
+    ),
+    _shift_row(
+        "objectnet",
+        "ObjectNet",
+        "objectnet-1.0/images",
+        (113, 18574),
+        objectnet.objectnet,
+        objectnet.objectnet_wnids,
+        "objectnet-1.0.zip, linked at objectnet.dev; it unpacks to objectnet-1.0/, with images/ "
+        "and mappings/.",
+        border=objectnet.BORDER,
     ),
     _shapes_row("shapes", "Shapes"),
     _shapes_row("shapes_v2", "ShapesV2"),
@@ -271,6 +297,8 @@ def register(row: DatasetRow) -> type[SplitFileDataset]:
     attributes = {
         "row": row,
         "default_template": row.template,
+        "shifted": row.shifted,
+        "border": row.border,
         "__doc__": f"{row.name}: {row.directory}, see DATASETS.md.",
     }
     dataset = type(row.name, (SplitFileDataset,), attributes)

@@ -11,13 +11,17 @@ from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer
-from clip.prompts import described_prompts, template_prompts
+from clip.prompts import described_prompts, ensemble_prompts, template_prompts
 from clip.text import unit_norm
 from dassl.engine import TrainerX
-from trainers.config import resolve
+from datasets.masking import masked_logits
+from trainers.config import REPOSITORY, resolve
 from trainers.features import check_features, use_features
-from trainers.heads import CosineHead, HeadOutput
+from trainers.heads import CosineHead, HeadOutput, choose
+from trainers.sanity import CHOICES, sanity_check
 from trainers.templates import hand_made
+
+PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 
 
 class CLIPTrainer(TrainerX):
@@ -32,14 +36,18 @@ class CLIPTrainer(TrainerX):
     frozen_image_encoder: ClassVar[bool] = False
     # Whether the method changes attention layers or their input, which ResNets do not have.
     needs_transformers: ClassVar[bool] = False
+    # Protocols that it makes sense in: it has a YAML for each, and tests run it by the first.
+    protocols: ClassVar[tuple[str, ...]] = ("base2novel", "few_shot", "cross_dataset")
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        self.zero_shot_check = sanity_check(self)
         if cfg.FEATURE_CACHE.ENABLED:
             use_features(self)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
+        choose("TEST.ZERO_SHOT_CHECK", cfg.TEST.ZERO_SHOT_CHECK, CHOICES)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_transformers and has_vision_transformer(name) is False:
             raise ValueError(
@@ -66,6 +74,26 @@ class CLIPTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {name})")
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
 
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Logits over the dataset's classes, (B, K).
+
+        A classifier over all classes of ImageNet serves ImageNet's halves and shifts too, through
+        the columns that their classes stand for.
+
+        Args:
+            input: Pictures (B, 3, S, S), or cached features (B, D).
+        """
+        logits = self.model(input)
+        dataset = self.dm.dataset
+        over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]
+        if over_imagenet and logits.shape[1] != self.num_classes:
+            return masked_logits(logits, dataset.imagenet_labels)
+        return logits
+
+    def extra_result(self) -> dict[str, Any]:
+        """Add what zero-shot accuracy was checked to be, see :mod:`trainers.sanity`."""
+        return {"zero_shot_check": self.zero_shot_check}
+
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Let the head say what is wrong with weights that cannot fit it; the rest is the engine's.
 
@@ -82,16 +110,52 @@ class CLIPTrainer(TrainerX):
 
         Args:
             context: Words before the name, "a photo of a", whatever the dataset. If empty, the
-                dataset's template, with descriptions if ``DATASET.PROMPT_PATH`` names some.
+                dataset's own prompts, of the kind that ``DATASET.PROMPT_SOURCE`` names: ``json``,
+                its template before each description of ``DATASET.PROMPT_PATH``; ``template`` alone;
+                ``ensemble``, open_clip's 7 or 80 templates (``DATASET.PROMPT_ENSEMBLE``) and its
+                own; ``auto``, descriptions if a file is named, else the ensemble.
+
+        Raises:
+            FileNotFoundError: The file of descriptions is missing.
+            ValueError: A value is not allowed, or classes have no description.
         """
-        dataset = self.cfg.DATASET
         names = self.dm.dataset.classnames
         if context:
             return template_prompts(names, context.replace("_", " ") + " {}.")
+        dataset = self.cfg.DATASET
         template = dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME)
-        if dataset.PROMPT_PATH:
+        source = _prompt_source(dataset)
+        if source == "json":
+            print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")
             return described_prompts(names, template, resolve(dataset.PROMPT_PATH))
-        return template_prompts(names, template)
+        if source == "template":
+            print(f"Prompts: {template!r}")
+            return template_prompts(names, template)
+        print(f"Prompts: open_clip's {dataset.PROMPT_ENSEMBLE} templates and {template!r}")
+        return ensemble_prompts(names, dataset.PROMPT_ENSEMBLE, [template])
+
+
+def _prompt_source(dataset: CfgNode) -> str:
+    """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
+
+    Raises:
+        ValueError: It is none of the four, or ``json`` without a file.
+    """
+    source = choose("DATASET.PROMPT_SOURCE", dataset.PROMPT_SOURCE, PROMPT_SOURCES)
+    if source == "json" and not dataset.PROMPT_PATH:
+        raise ValueError(
+            "DATASET.PROMPT_SOURCE is 'json', but DATASET.PROMPT_PATH is empty; it must name a "
+            "file of class descriptions"
+        )
+    if source != "auto":
+        return source
+    if dataset.PROMPT_PATH:
+        return "json"
+    path = f"prompts/{dataset.NAME}.json"
+    unused = (REPOSITORY / path).is_file()
+    hint = f"{path} is there, but DATASET.PROMPT_PATH does not name it" if unused else ""
+    print(f"No class descriptions: {hint or 'DATASET.PROMPT_PATH names no file'}")
+    return "ensemble"
 
 
 class PromptedCLIP(nn.Module):

@@ -56,6 +56,8 @@ _C.DATASET.ALL_AS_UNLABELED = False
 _C.DATASET.SUBSAMPLE_CLASSES = "all"  # all | base | new; CoOp's train.py adds it
 _C.DATASET.PROMPT_PATH = ""  # ours: JSON file {class name: [sentence, ...]}
 _C.DATASET.PROMPT_TEMPLATE = ""  # ours: replaces the data set's own template
+_C.DATASET.PROMPT_SOURCE = "auto"  # ours: auto | json | template | ensemble
+_C.DATASET.PROMPT_ENSEMBLE = 7  # ours: open_clip's 7 or 80 templates, for ensemble
 _C.DATASET.CLASSNAMES = ""  # ours: file with the user's class names
 _C.DATASET.ALLOW_OWN_SPLIT = False  # ours: make a split when the published one is missing
 _C.DATASET.SPLIT_RATIO = (0.5, 0.2, 0.3)  # ours: train, val, test of such a split
@@ -129,6 +131,8 @@ _C.TEST.COMPUTE_CMAT = False  # save the confusion matrix
 _C.TEST.NO_TEST = False  # do not test after training
 _C.TEST.SPLIT = "test"  # test | val
 _C.TEST.FINAL_MODEL = "last_step"  # last_step | best_val
+# ours: shifts | all | none: on which data sets zero-shot accuracy is checked first (500 images)
+_C.TEST.ZERO_SHOT_CHECK = "shifts"
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torchvision.transforms as T
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from yacs.config import CfgNode
 
 from dassl.data.datasets.base_dataset import Datum
@@ -71,7 +71,13 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's CPU generators after a block as they were before."""
+    """Leave Python's, NumPy's and PyTorch's CPU generators after a block as they were before.
+
+    In a worker process, where nothing else draws from them, they are left alone.
+    """
+    if get_worker_info() is not None:
+        yield
+        return
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
         yield

@@ -6,6 +6,7 @@ from clip.prompts import (
     described_prompts,
     ensemble_prompts,
     fill,
+    match_key,
     read_descriptions,
     template_prompts,
 )
@@ -45,6 +46,56 @@ def test_descriptions_match_whatever_the_case(tmp_path):
     assert described_prompts(["Sea or Lake"], "A photo of a {},", path) == [
         ["A photo of a sea or lake, blue water.", "A photo of a sea or lake, waves."]
     ]
+
+
+RELEASED = {
+    "Annual_Crop_Land": ["From above, annual crop land shows plots.", "It is brown."],
+    "river": ["A river winds through the land."],
+    "2012 Audi TTS Coupe": ["A low two-door car."],
+    "indoor  wrestling_ring": ["Ropes around a mat."],
+    "polka dotted": ["Round dots."],
+    "707-320": ["Four engines."],
+    "Apply Eye Makeup": ["A hand at an eye."],
+}
+
+
+def test_a_file_in_the_released_style_drops_in_unchanged(tmp_path):
+    """Names as datasets spell them: other case, underscores, doubled spaces, hyphens."""
+    path = tmp_path / "released.json"
+    path.write_text(json.dumps(RELEASED, indent=4), encoding="utf-8-sig")
+    names = ["Annual Crop Land", "River", "2012 Audi TTS Coupe", "indoor wrestling_ring",
+             "polka-dotted", "707-320", "Apply_Eye_Makeup"]  # fmt: skip
+    prompts = described_prompts(names, "A photo of a {},", path)
+    assert [len(p) for p in prompts] == [2, 1, 1, 1, 1, 1, 1]
+    assert prompts[0][1] == "A photo of a annual crop land, It is brown."
+    assert prompts[3] == ["A photo of a indoor wrestling ring, Ropes around a mat."]
+    # the dataset's spelling goes into the prompt, not the file's
+    assert prompts[4] == ["A photo of a polka-dotted, Round dots."]
+
+
+def test_hyphens_count_where_a_file_tells_them_apart(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"T-Shirt": ["cloth."], "t shirt": ["a shirt with a T."]}))
+    assert described_prompts(["t-shirt", "T_Shirt"], "{}:", path) == [
+        ["t-shirt: cloth."],
+        ["t shirt: a shirt with a T."],
+    ]
+    path.write_text(json.dumps({"a-b c": ["one."], "a b-c": ["two."]}))
+    with pytest.raises(ValueError, match="1 of 1 classes: 'a b c'"):
+        described_prompts(["a b c"], "{}", path)
+
+
+def test_two_spellings_in_one_file_are_one_class(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"Big_Cat": ["stripes."], "big cat": ["claws."]}))
+    assert read_descriptions(path) == {"big cat": ["stripes.", "claws."]}
+    assert match_key(" Big__CAT ") == "big cat"
+
+
+def test_an_ensemble_holds_no_template_twice():
+    (once,) = ensemble_prompts(["cat"], 80, ["a photo of a {}.", "{} texture."])
+    assert len(once) == 81
+    assert once[-1] == "cat texture."
 
 
 def test_every_class_without_prompt_is_named(tmp_path):

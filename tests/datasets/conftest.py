@@ -13,6 +13,20 @@ from hypothesis import settings
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 from datasets import extend_cfg
+from tests.datasets.trees import (  # noqa: F401 - fixtures
+    actions,
+    aircraft,
+    caltech,
+    cars,
+    dtd,
+    eurosat,
+    flowers,
+    food,
+    imagenets,
+    objects,
+    pets,
+    scenes,
+)
 
 # Without a deadline, which a busy machine misses; with the same examples on every run.
 settings.register_profile("datasets", deadline=None, derandomize=True, max_examples=60)

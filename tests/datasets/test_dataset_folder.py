@@ -124,18 +124,9 @@ def test_hidden_files_and_others_are_skipped(birds: Path, build, touch) -> None:
     assert dataset.classnames == ["blue jay", "wren"]
 
 
-def test_split_file_in_the_usual_format(tmp_path: Path, build, write_split) -> None:
-    base = tmp_path / "birds"
-    write_split(base / "mine.json", base, {"jays": "blue jay", "w": "wren"}, (3, 1, 2))
-    dataset = build("Folder", DIR="birds", SPLIT_FILE="mine.json")
-    assert dataset.classnames == ["blue jay", "wren"]
-    assert (len(dataset.train_x), len(dataset.val), len(dataset.test)) == (6, 2, 4)
-    (base / "w" / "img_000.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of the 12 images") as error:
-        build("Folder", DIR="birds", SPLIT_FILE="mine.json")
-    assert str(base / "mine.json") in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"other\.json; DATASET\.SPLIT_FILE"):
-        build("Folder", DIR="birds", SPLIT_FILE="other.json")
+def test_split_file_belongs_to_the_other_class(tree: Path, build) -> None:
+    with pytest.raises(ValueError, match=r"'mine\.json', but .* DATASET\.NAME Split does"):
+        build("Folder", tree, DIR="birds", SPLIT_FILE="mine.json")
 
 
 def test_numbered_folders_sort_as_numbers_and_ask_for_names(tmp_path, build, touch) -> None:
@@ -262,4 +253,4 @@ def test_extending_keeps_what_is_set() -> None:
     cfg.DATASET["DIR"] = "mine"
     extend_cfg(cfg)
     assert cfg.DATASET.DIR == "mine"
-    assert (cfg.DATASET.SPLIT_FILE, cfg.DATASET.SPLIT_SEED) == ("", 1)
+    assert (cfg.DATASET.IMAGES, cfg.DATASET.SPLIT_FILE, cfg.DATASET.SPLIT_SEED) == ("", "", 1)

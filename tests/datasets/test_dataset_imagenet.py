@@ -13,46 +13,12 @@ import pytest
 
 from datasets import table
 from datasets.imagenet import read_names, standard_names
-
-# Twelve classes: enough for 10 to come before 2 as text. Two share a name, as in the real list.
-NAMES = {
-    "n00000001": "tench", "n00000005": "goldfish", "n00000011": "missile", "n00000012": "cock",
-    "n00000020": "missile", "n00000021": "hen", "n00000100": "ostrich", "n00000101": "brambling",
-    "n01000000": "great grey owl", "n02000000": "kite (bird of prey)", "n03000000": "junco",
-    "n10000000": "toilet paper",
-}  # fmt: skip
-WNIDS = list(NAMES)
-SHIFTS = {
-    "ImageNetSketch": "imagenet-sketch/images",
-    "ImageNetA": "imagenet-adversarial/imagenet-a",
-    "ImageNetR": "imagenet-rendition/imagenet-r",
-}
-V2 = "imagenetv2/imagenetv2-matched-frequency-format-val"
-
-
-def write_names(directory: Path, names: dict[str, str]) -> None:
-    """In another order than the sorted one, which must not matter."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lines = [f"{wnid} {name}\n" for wnid, name in reversed(names.items())]
-    (directory / "classnames.txt").write_text("".join(lines))
+from tests.datasets.trees import NAMES, SHIFTS, V2, WNIDS, write_names
 
 
 @pytest.fixture
-def root(tmp_path: Path, touch) -> Path:
-    """All five sets of twelve classes; -A and -R have four of them."""
-    write_names(tmp_path / "imagenet", NAMES)
-    for index, wnid in enumerate(WNIDS):
-        for part, size in (("train", 6), ("val", 2)):
-            names = [f"{wnid}_{i}.JPEG" for i in range(size)]
-            touch(tmp_path / "imagenet" / "images" / part / wnid, names)
-        touch(tmp_path / SHIFTS["ImageNetSketch"] / wnid, [f"sketch_{i}.JPEG" for i in range(3)])
-        touch(tmp_path / V2 / str(index), [f"{index}{i}.jpeg" for i in range(2)])
-        if index % 3 == 2:
-            for name in ("ImageNetA", "ImageNetR"):
-                touch(tmp_path / SHIFTS[name] / wnid, ["b.jpg", "a.jpg"])
-    for name in ("ImageNetA", "ImageNetR"):
-        touch(tmp_path / SHIFTS[name], ["README.txt"])
-    return tmp_path
+def root(imagenets: Path) -> Path:
+    return imagenets
 
 
 def folders_by_label(items: list[Any]) -> dict[int, set[str]]:

@@ -51,6 +51,8 @@ OFFICIAL = {
                   200, (0, 0, 7500)),
     "ImageNetR": ("imagenet_r", "imagenet-rendition/imagenet-r", "A photo of a {},",
                   200, (0, 0, 30000)),
+    "ObjectNet": ("objectnet", "objectnet-1.0/images", "A photo of a {},",
+                  113, (0, 0, 18574)),
 }  # fmt: skip
 FACTS = {**PUBLISHED, **OFFICIAL}
 published = pytest.mark.parametrize("name", PUBLISHED)
@@ -87,6 +89,9 @@ def test_row_holds_the_published_facts(name: str) -> None:
     assert row.published
     assert row.prepare is None
     assert row.reader is not None
+    assert row.shifted == (counts[0] == 0)
+    assert (row.wnids is not None) == (row.shifted or name == "ImageNet")
+    assert row.border == (2 if name == "ObjectNet" else 0)
 
 
 @real
@@ -234,19 +239,22 @@ def test_every_config_file_belongs_to_a_dataset(path: Path) -> None:
     if path.stem == "folder":
         assert cfg.DATASET.NAME == "Folder"
         assert cfg.DATASET.SPLIT_RATIO == (0.5, 0.2, 0.3)
+    elif path.stem == "split":
+        assert (cfg.DATASET.NAME, cfg.DATASET.SPLIT_FILE) == ("Split", "split.json")
     else:
         assert table.row_of(cfg.DATASET.NAME).config == path.stem
     # What belongs to a method or a protocol would be overruled, or overrule, by surprise.
     assert not {"TRAINER", "OPTIM", "TRAIN"} & set(yaml.safe_load(path.read_text()))
 
 
-def test_only_the_forty_classes_have_descriptions() -> None:
+def test_sets_with_descriptions_of_ours() -> None:
     with_prompts = {
         path.stem
         for path in CONFIGS.glob("*.yaml")
         if yaml.safe_load(path.read_text())["DATASET"].get("PROMPT_PATH")
     }
-    assert with_prompts == {"shapes", "shapes_v2", "shapes_sketch", "shapes_r", "shapes_a"}
+    shapes = {"shapes", "shapes_v2", "shapes_sketch", "shapes_r", "shapes_a"}
+    assert with_prompts == {*shapes, "eurosat", "dtd"}
 
 
 def dataset_of(row: DatasetRow) -> type[SplitFileDataset]:

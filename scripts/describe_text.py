@@ -1,0 +1,242 @@
+"""What scripts/describe.py asks a language model, and what it accepts of the answer."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import open_clip
+
+from clip.prompts import fill, match_key, readable
+from clip.tokens import count_tokens
+
+Messages = list[dict[str, str]]
+
+CONTEXT_LENGTH = 77  # tokens of CLIP's text encoder, start and end included
+FEWEST_WORDS = 3
+MOST_OTHERS = 20  # other classes that a request names
+MOST_CHARACTERS = 20_000  # of an answer; what comes after is not looked at
+
+SYSTEM = (
+    "You write short visual descriptions of image classes, by which a vision-language model can "
+    "tell them apart. You describe only what can be seen in the picture."
+)
+_THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s+")
+_MARKUP = re.compile(r"[\[\]{}<>|\\]|https?://|\*\*|`")
+_REFUSAL = re.compile(
+    r"\bI(?:'m| am) (?:sorry|unable|not able)|\bI (?:can't|cannot|can not|won't)|\bas an AI\b"
+    r"|\blanguage model\b|\bI apologi[sz]e\b|\bunable to (?:comply|assist|help|fulfil)",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    r"^(?:sure|certainly|of course|okay|ok|absolutely|great)\b\s*[,!.:]"
+    r"|^(?:here (?:are|is)|below (?:are|is)|the following)\b|^i hope\b|^let me know\b|^note:",
+    re.IGNORECASE,
+)
+_TYPOGRAPHIC = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+
+
+class ModelError(Exception):
+    """A model cannot be used; the message says what to change."""
+
+
+class Model(Protocol):
+    """Anything that answers a conversation, and counts how often it was asked."""
+
+    requests: int
+
+    def __call__(self, messages: Messages) -> str:
+        """The answer; empty if the model gave none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is wanted of every class.
+
+    Attributes:
+        classnames: All classes, each once.
+        template: Prompt template that the sentences follow, with ``{}``.
+        count: Sentences per class.
+        about: What the pictures are, in the user's words; may be empty.
+    """
+
+    classnames: tuple[str, ...]
+    template: str
+    count: int
+    about: str = ""
+
+    def messages(
+        self, name: str, known: Sequence[str] = (), complaints: Sequence[str] = ()
+    ) -> Messages:
+        """The request for the sentences that a class still lacks.
+
+        Args:
+            name: The class.
+            known: Sentences it has.
+            complaints: What was wrong with the last answer.
+        """
+        wanted = self.count - len(known)
+        subject = [
+            f'The class is "{readable(name)}".',
+            f"The pictures: {self.about}." if self.about else "",
+            _told_apart(name, self.classnames),
+            f'Each sentence continues the caption "{fill(self.template, name)}"',
+        ]
+        order = [
+            f"Write {wanted} different sentences about what the class looks like: colours, shapes, "
+            "parts, surface, surroundings, size. Each names other visible details, begins with "
+            "other words, has 6 to 20 words and stands alone. No introduction, no sentence that "
+            "would fit another class as well.",
+            _bulleted("There are already:", known),
+            _bulleted("Your last answer could not be used:", complaints),
+            f"Answer with a JSON list of {wanted} strings and nothing else.",
+        ]
+        user = "\n\n".join("\n".join(filter(None, lines)) for lines in (subject, order))
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
+
+
+def _told_apart(name: str, classnames: Sequence[str]) -> str:
+    others = [readable(other) for other in classnames if other != name]
+    if len(others) > MOST_OTHERS:
+        # the names most alike are, as a rule, the classes most easily mixed up
+        others = difflib.get_close_matches(readable(name), others, MOST_OTHERS, 0.0)
+    return f"It has to be told from: {', '.join(others)}." if others else ""
+
+
+def _bulleted(head: str, items: Sequence[str]) -> str:
+    return "\n".join([head, *(f"- {item}" for item in items)]) if items else ""
+
+
+def parse(answer: str) -> list[str]:
+    """The sentences in an answer: a JSON list, be it wrapped or cut short, or one in each line.
+
+    Args:
+        answer: As the model gave it, with thoughts, code fences, bullets or numbers.
+    """
+    text = _THINKING.sub("", answer[:MOST_CHARACTERS]).strip()
+    fenced = _FENCE.search(text)
+    text = fenced[1].strip() if fenced else text
+    found = _json_strings(text)
+    if found is None:
+        # quotation marks of print may stand for JSON's, but also inside a text of proper JSON
+        text = text.translate(_TYPOGRAPHIC)
+        found = _json_strings(text)
+    if found is None and text.startswith(("[", "{")):
+        found = [json_text(match[1]) for match in _QUOTED.finditer(text)]
+    return [s for s in map(clean, text.splitlines() if found is None else found) if s]
+
+
+def _json_strings(text: str) -> list[str] | None:
+    """The first list of texts among the JSON values in a text; None if there is none."""
+    for match in itertools.islice(re.finditer(r"[\[{]", text), 20):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        found = _strings(value)
+        if found:
+            return found
+    return None
+
+
+def _strings(value: Any) -> list[str]:
+    """Texts of a list of texts, of an object that holds one, or of a list of such objects."""
+    if isinstance(value, dict):
+        inner = [_strings(v) for v in value.values() if isinstance(v, list)]
+        return next((found for found in inner if found), [])
+    if not isinstance(value, list):
+        return []
+    if value and all(isinstance(v, dict) for v in value):
+        value = [text for v in value for text in v.values()]
+    return list(value) if all(isinstance(v, str) for v in value) else []
+
+
+def json_text(escaped: str) -> str:
+    """What stands between the quotation marks of a JSON text, as it reads."""
+    try:
+        return str(json.loads(f'"{escaped}"'))
+    except ValueError:
+        return escaped
+
+
+def clean(line: str) -> str:
+    """A sentence without bullet, number, quotation marks and doubled spaces, with a full stop."""
+    text = _BULLET.sub("", line.translate(_TYPOGRAPHIC)).replace("**", "")
+    text = " ".join(text.split()).strip("\"' ,")
+    if text and text[-1].isalnum():
+        text += "."
+    return text
+
+
+def sentence_key(sentence: str, name: str) -> str:
+    """What makes two sentences the same: their words, the class's own name aside."""
+    words = re.findall(r"\w+", match_key(sentence))
+    return " ".join(words).replace(" ".join(re.findall(r"\w+", match_key(name))), "{}")
+
+
+def keys_of(descriptions: Iterable[tuple[str, Sequence[str]]]) -> set[str]:
+    """The keys of all sentences of all classes."""
+    return {sentence_key(s, name) for name, sentences in descriptions for s in sentences}
+
+
+def problem(sentence: str, name: str, template: str, taken: set[str]) -> str:
+    """Say why a sentence cannot be used; empty if it can.
+
+    Args:
+        sentence: Cleaned.
+        name: Its class.
+        template: The prompt template it follows.
+        taken: :func:`sentence_key` of the sentences of all classes so far.
+    """
+    if _REFUSAL.search(sentence):
+        return "it refuses"
+    if _PREAMBLE.search(sentence) or sentence.endswith((":", "?")):
+        return "it is no description"
+    if _MARKUP.search(sentence):
+        return "it has markup"
+    words = len(sentence.split())
+    if words < FEWEST_WORDS:
+        return f"it has {words} words, fewer than {FEWEST_WORDS}"
+    prompt = f"{fill(template, name)} {sentence}"
+    tokens = count_tokens(open_clip.tokenizer._tokenizer, prompt)
+    if tokens > CONTEXT_LENGTH:
+        return f"with its template it has {tokens} tokens, more than {CONTEXT_LENGTH}"
+    if sentence_key(sentence, name) in taken:
+        return "it is there already, of this class or another"
+    return ""
+
+
+def accept(
+    answer: str, name: str, template: str, taken: set[str], most: int
+) -> tuple[list[str], list[str]]:
+    """Sort an answer's sentences into good ones and complaints.
+
+    Args:
+        answer: As the model gave it.
+        name: The class.
+        template: The prompt template.
+        taken: Keys of the sentences of all classes; those of the good ones are added.
+        most: Good sentences wanted; what comes after is ignored.
+    """
+    good: list[str] = []
+    complaints: list[str] = []
+    for sentence in parse(answer):
+        if len(good) == most:
+            break
+        trouble = problem(sentence, name, template, taken)
+        if trouble:
+            complaints.append(f'"{sentence[:80]}": {trouble}')
+        else:
+            good.append(sentence)
+            taken.add(sentence_key(sentence, name))
+    if len(good) < most and not complaints:
+        complaints.append(f"it holds {len(good)} sentences, not {most}")
+    return good, complaints

@@ -1,0 +1,141 @@
+"""``data.py check``: the bundled suite, data of the user's own, flags."""
+
+# ruff: noqa: F811 - fixtures are imported
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts import data
+from scripts.data_check import find_unreadable
+from tests.conftest import REPOSITORY
+from tests.datasets.conftest import touch  # noqa: F401
+from tests.scripts.data_fixtures import check  # noqa: F401
+
+
+def test_unreadable_images_in_order(tmp_path):
+    paths = []
+    for number in range(70):  # more than two batches
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.new("L", (2, 2)).save(paths[-1])
+    for number in (3, 69):
+        Path(paths[number]).write_bytes(b"no picture")
+    Path(paths[40]).unlink()
+    assert [path for path, _ in find_unreadable(paths, 2)] == [paths[3], paths[40], paths[69]]
+
+
+def test_suite_is_drawn_on_first_use_and_not_by_a_check(tmp_path, check):
+    status, out, found = check("--root", tmp_path, "--datasets", "shapes", "shapes_v2", "--json")
+    assert status == 0
+    assert [entry["status"] for entry in found.values()] == ["on first use"] * 2
+    assert found["shapes"]["known_counts"] == [960, 240, 1000]
+    assert not list(tmp_path.iterdir())
+    assert "drawn when a run asks for it" in check("--root", tmp_path, "--datasets", "shapes")[1]
+
+
+def test_drawn_suite_is_checked(shapes_root, tmp_path, check):
+    status, _, found = check("--root", shapes_root, "--datasets", "shapes_forms", "--json")
+    assert (status, found["shapes_forms"]["status"]) == (0, "ok")
+    assert (found["shapes_forms"]["classes"], found["shapes_forms"]["counts"]) == (
+        8, [192, 48, 320],
+    )  # fmt: skip
+    shutil.copytree(Path(shapes_root) / "shapes" / "forms", tmp_path / "shapes" / "forms")
+    split = "split_zhou_ShapesForms.json"
+    shutil.copy(Path(shapes_root) / "shapes" / split, tmp_path / "shapes")
+    status, out, _ = check("--root", tmp_path, "--datasets", "shapes_forms")
+    assert (status, "was not drawn by this project" in out) == (1, True)
+    (tmp_path / "shapes" / "version.txt").write_text("0\n")  # will be drawn anew
+    status, out, _ = check("--root", tmp_path, "--datasets", "shapes_forms")
+    assert (status, "on first use" in out) == (0, True)
+    (tmp_path / "shapes" / "version.txt").write_text("1\n")
+    image = next((tmp_path / "shapes" / "forms").rglob("*.png"))
+    image.unlink()
+    status, out, _ = check("--root", tmp_path, "--datasets", "shapes_forms")
+    assert status == 1
+    assert f"{image} is missing" in out
+    assert "delete that directory to have it made again" in out
+
+
+def test_data_of_ones_own(tmp_path, touch, check):
+    touch(tmp_path / "data/birds/train", [f"{bird}/{i}.jpg" for bird in "ab" for i in range(4)])
+    touch(tmp_path / "data/birds/test", [f"{bird}/{i}.jpg" for bird in "ab" for i in range(2)])
+    file = tmp_path / "birds.yaml"
+    # Keys of a check, even a method's, do not matter here.
+    file.write_text("DATASET: {NAME: Folder, DIR: birds, NUM_SHOTS: 1, SUBSAMPLE_CLASSES: base}\n"
+                    "ALPHA: 1.5\n")  # fmt: skip
+    words = ("--root", tmp_path / "data", "--dataset-config-file", file, "--json")
+    status, _, found = check(*words)
+    assert (status, list(found)) == (0, ["birds"])
+    assert (found["birds"]["classes"], sum(found["birds"]["counts"])) == (2, 12)
+    assert found["birds"]["known_counts"] is None
+    shutil.rmtree(tmp_path / "data/birds/test/b")
+    (tmp_path / "data/birds/test/b").mkdir()
+    status, _, found = check(*words)
+    assert (status, found["birds"]["status"]) == (1, "damaged")
+    assert "hold no image directly" in found["birds"]["problem"]
+    shutil.rmtree(tmp_path / "data/birds")
+    status, _, found = check(*words)
+    assert (status, found["birds"]["status"], found["birds"]["remedy"]) == (1, "missing", None)
+
+
+def test_notes_are_passed_on(tmp_path, touch, check):
+    touch(tmp_path / "birds", [f"{number}/{i}.jpg" for number in "12" for i in range(4)])
+    file = tmp_path / "birds.yaml"
+    file.write_text("DATASET: {NAME: Folder, DIR: birds}\n")
+    status, out, _ = check("--root", tmp_path, "--dataset-config-file", file)
+    assert status == 0
+    assert "birds: note: Folder: the class names" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--datasets", "dtdd"], "--datasets: unknown name 'dtdd'. Did you mean dtd?"),
+        (["--protocol", "few-shot"], "--protocol: unknown name 'few-shot'. Did you mean few_shot?"),
+        (["--protocol", "cross_dataset", "--datasets", "dtd", "eurosat"], "one source"),
+        (["--root", "/none/there"], "--root: no directory /none/there"),
+        (["--dataset-config-file", "none.yaml"], "--dataset-config-file: no file none.yaml"),
+        (["--dataset-config-file", "empty.yaml"], "DATASET.NAME is not set"),
+        (["--dataset-config-file", "odd.yaml"], "'Foldr' is not registered in DATASET"),
+        (["--workers", "-1"], "--workers: -1 is below 0"),
+        (["--quick", "--full"], "not allowed with"),
+    ],
+)
+def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").write_text("DATASET: {}\n")
+    Path("odd.yaml").write_text("DATASET: {NAME: Foldr}\n")
+    with pytest.raises(SystemExit) as stop:
+        data.main(["check", *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_default_root_need_not_exist(monkeypatch, tmp_path, check):
+    monkeypatch.setattr(data, "REPO", tmp_path)
+    monkeypatch.setattr("scripts.data_output.REPO", tmp_path)
+    status, out, _ = check("--datasets", "dtd")
+    assert status == 1
+    assert "get it: python scripts/data.py fetch dtd\n" in out
+    assert f"{tmp_path / 'data'} does not exist." in out
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_config_is_checked(tmp_path, check):
+    stems = {path.stem for path in (REPOSITORY / "configs/datasets").glob("*.yaml")}
+    assert check("--root", tmp_path, "--json")[2].keys() == stems - {"folder", "split"}
+
+
+def test_directory_that_may_not_be_read(tmp_path, check, monkeypatch):
+    (tmp_path / "dtd").mkdir()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    status, out, _ = check("--root", tmp_path, "--datasets", "dtd")
+    assert status == 1
+    assert f"dtd: damaged: [Errno 13] Permission denied: '{tmp_path / 'dtd'}'" in out

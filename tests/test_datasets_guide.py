@@ -1,0 +1,140 @@
+"""The worked example of DATASETS.md, run as it is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dassl.engine import read_result
+from datasets.folder import OPTIONS
+from scripts.describe import build_parser
+from tests.conftest import REPOSITORY
+from trainers.base import PROMPT_SOURCES
+
+GUIDE = (REPOSITORY / "DATASETS.md").read_text()
+FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDERS = ("clip", "dassl", "datasets", "trainers", "configs", "prompts")
+
+
+def section(title: str) -> str:
+    return GUIDE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+BLOCKS = [match.groups() for match in FENCE.finditer(section("Your own data"))]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, shapes_root) -> Path:
+    """A copy of the repository in which the whole example was followed, block by block."""
+    root = tmp_path_factory.mktemp("guide")
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
+    shutil.copy(REPOSITORY / "train.py", root)
+    shutil.copytree(shapes_root, root / "data")  # drawing it again would take seconds
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    for language, name, text in BLOCKS:
+        if language != "bash":
+            (root / name).write_text(text)
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, text + done.stdout + done.stderr
+    return root
+
+
+def test_example_has_commands_and_files():
+    kinds = [language for language, _, _ in BLOCKS]
+    assert kinds == ["bash", "json", "yaml", "bash", "json", "yaml", "bash"]
+    assert all(bool(name) == (language != "bash") for language, name, _ in BLOCKS)
+    assert max(len(line) for _, _, text in BLOCKS for line in text.splitlines()) <= 100
+
+
+def test_zero_shot_on_class_folders(checkout):
+    result = read_result(checkout / "output/forms_zeroshot")
+    assert (result["dataset"], result["num_classes"], result["num_test"]) == ("Folder", 8, 320)
+    assert result["metrics"]["accuracy"] > 3 * result["chance"]
+    names = [one["name"] for one in result["per_class"]]
+    assert "plus sign" in names
+    assert "cross" not in names
+
+
+def test_training_on_class_folders(checkout):
+    result = read_result(checkout / "output/forms")
+    assert (result["trainer"], result["shots"], result["num_test"]) == ("LightRA", 4, 320)
+    assert result["metrics"]["accuracy"] > 3 * result["chance"]
+    assert (checkout / "output/forms/ResidualAttention/model.pth.tar-30").is_file()
+    draw = json.loads((checkout / "output/forms/fewshot_4_seed1.json").read_text())
+    assert len(draw["train"]) == 32
+    log = (checkout / "output/forms/log.txt").read_text()
+    assert "No class descriptions" in log
+    assert "Prompts: open_clip's 7 templates and 'A photo of a {},'" in log
+
+
+def test_split_file_and_damaged_image(checkout):
+    result = read_result(checkout / "output/hearts")
+    assert (result["dataset"], result["num_classes"], result["num_test"]) == ("Split", 2, 3)
+    assert [(one["name"], one["total"]) for one in result["per_class"]] == [
+        ("heart", 1),
+        ("plus sign", 2),
+    ]
+    damaged = "test/heart/0001.png"
+    assert any(damaged in note for note in result["notes"])
+    assert damaged in (checkout / "output/hearts/log.txt").read_text()
+
+
+def test_shipped_files_and_switches_are_the_documented_ones():
+    text = section("Class descriptions")
+    rows = re.findall(r"^\| `(prompts/\S+)` \| (\d+) \| ([\d or]+) \|", text, re.MULTILINE)
+    assert {name for name, _, _ in rows} == {
+        f"prompts/{path.name}" for path in (REPOSITORY / "prompts").glob("*.json")
+    }
+    for name, classes, numbers in rows:
+        content = json.loads((REPOSITORY / name).read_text())
+        assert len(content) == int(classes)
+        found = sorted({len(sentences) for sentences in content.values()})
+        assert found == [int(n) for n in numbers.split(" or ")]
+    assert set(re.findall(r"^\| `(\w+)`(?: \(default\))? \|", text, re.MULTILINE)) == {
+        *PROMPT_SOURCES
+    }
+
+
+def test_the_quoted_prompt_is_a_real_one():
+    quoted = re.search(r'"A photo of a banded, ([^"]*)"', section("Class descriptions"))[1]
+    content = json.loads((REPOSITORY / "prompts/DescribableTextures.json").read_text())
+    assert " ".join(quoted.split()) in content["banded"]
+
+
+def test_describe_commands_are_accepted():
+    commands = re.findall(r"^    python scripts/describe\.py (.*)$", GUIDE, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        args = build_parser().parse_args(shlex.split(command))
+        assert bool(args.base_url) != bool(args.local)
+        if args.dataset:
+            assert (REPOSITORY / f"configs/datasets/{args.dataset}.yaml").is_file()
+
+
+def test_the_copied_config_files_name_every_option_of_their_reader():
+    named: set[str] = set()
+    for stem in ("folder", "split"):
+        path = REPOSITORY / f"configs/datasets/{stem}.yaml"
+        named |= set(yaml.safe_load(path.read_text())["DATASET"])
+    assert set(OPTIONS) <= named
