@@ -10,7 +10,10 @@ import torch
 from clip.prompts import ensemble_prompts, template_prompts
 from dassl.engine import build_trainer
 
-SMALL = ("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base")
+SMALL = (
+    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base"),
+    *("DATASET.PROMPT_SOURCE", "auto"),  # shapes_forms.yaml has another
+)
 TEMPLATE = "A photo of a {},"
 
 
