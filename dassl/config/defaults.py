@@ -117,12 +117,18 @@ _C.OPTIM.WARMUP_MIN_LR = 1e-5  # first epoch of linear warm-up
 _C.OPTIM.WARMUP_RECOUNT = True  # the schedule starts from its beginning after the warm-up
 _C.OPTIM.WARMUP_STEP = 0  # ours: linear warm-up steps of cosine_step
 _C.OPTIM.MAX_GRAD_NORM = 0.0  # ours: clip the gradient's norm; 0 does not
+# ours: parts that a batch goes through the model in, one after another, before the one step. Saves
+# memory; BATCH_SIZE stays the number of images per step, whatever the parts and processes.
+_C.OPTIM.ACCUMULATE = 1
 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints that are kept; 0 keeps the last only
 _C.TRAIN.PRINT_FREQ = 10  # batches between log lines
 _C.TRAIN.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one; only train_x has a meaning here
 _C.TRAIN.RESUME_FREQ = 1  # ours: epochs between rolling resume files; 0 writes none
+# ours: compute activations of open_clip's transformers again in the backward pass, not keep them
+_C.TRAIN.GRAD_CHECKPOINTING = False
+_C.TRAIN.TIMEOUT = 1800  # ours: seconds that processes wait for each other, under torchrun
 
 _C.TEST = CN()
 _C.TEST.EVALUATOR = "Classification"

@@ -17,7 +17,7 @@ import yaml
 
 __all__ = ["Layer", "overlay", "read_layers"]
 
-BASE, PER_DATASET = "_BASE_", "PER_DATASET"
+BASE, PER_DATASET, PER_SHOTS = "_BASE_", "PER_DATASET", "PER_SHOTS"
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Layer:
 
     Attributes:
         source: Its path, for messages.
-        content: Its keys, without the two below.
+        content: Its keys, without the two below; ``PER_SHOTS``, sections by
+            ``DATASET.NUM_SHOTS``, may be among them.
         base: Path of the file it builds on, empty if there is none.
-        per_dataset: ``PER_DATASET``: sections by ``DATASET.NAME``.
+        per_dataset: ``PER_DATASET``: sections by ``DATASET.NAME``, maybe with a ``PER_SHOTS``.
     """
 
     source: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl.config.layers import PER_DATASET, Layer, read_layers
+from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
 
 __all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
 
@@ -25,6 +25,8 @@ _NOT_HASHED = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.RESUME_FREQ",
+    "TRAIN.GRAD_CHECKPOINTING",
+    "TRAIN.TIMEOUT",
     "TEST.ZERO_SHOT_CHECK",
 )
 
@@ -78,21 +80,28 @@ def config_hash(cfg: CfgNode) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def merge_file(cfg: CfgNode, path: str | os.PathLike[str], dataset: str | None = None) -> None:
+def merge_file(
+    cfg: CfgNode,
+    path: str | os.PathLike[str],
+    dataset: str | None = None,
+    shots: int | None = None,
+) -> None:
     """Merge a YAML file and the files it builds on into a configuration, in place.
 
     ``_BASE_: other.yaml`` names a file, relative to this one, that is merged before it. A section
     ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current data set is
-    merged after the rest of the file that it stands in. So the more specific file wins over its
-    base in everything: base, the base's entry for the data set, file, the file's own entry. All
-    entries are checked, so that a typing error shows at once and not on the day the data set is
-    used.
+    merged after the rest of the file that it stands in. In a file or in such an entry, a section
+    ``PER_SHOTS: {<DATASET.NUM_SHOTS>: {...}}`` is merged after the keys beside it. So the more
+    specific file wins over its base in everything: base, the base's entry for the data set, file,
+    the file's own entry. All entries are checked, so that a typing error shows at once and not on
+    the day the data set is used.
 
     Args:
         cfg: Configuration, not frozen.
         path: YAML file.
         dataset: Name that selects the entries, by default ``DATASET.NAME`` of the files or else
             of ``cfg``.
+        shots: Likewise for ``PER_SHOTS``, by default ``DATASET.NUM_SHOTS``.
 
     Raises:
         FileNotFoundError: The file or a base does not exist.
@@ -102,13 +111,14 @@ def merge_file(cfg: CfgNode, path: str | os.PathLike[str], dataset: str | None =
     layers = read_layers(path)
     merged = cfg.clone()
     for layer in layers:
-        _merge(merged, layer.content, layer.source)
+        _merge_entries(merged, layer.content, layer.source, shots)
         for name, section in layer.per_dataset.items():
-            _merge(merged.clone(), section, f"{layer.source}, {PER_DATASET}.{name}")
+            _merge_entries(merged.clone(), section, f"{layer.source}, {PER_DATASET}.{name}", shots)
     chosen = dataset if dataset is not None else merged.DATASET.NAME
-    _merge_layers(cfg.clone(), layers, chosen)
+    shots = merged.DATASET.NUM_SHOTS if shots is None else shots
+    _merge_layers(cfg.clone(), layers, chosen, shots)
     # Only now touch the caller's configuration: an error leaves it as it was.
-    _merge_layers(cfg, layers, chosen)
+    _merge_layers(cfg, layers, chosen, shots)
 
 
 def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
@@ -134,10 +144,23 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
         _merge(cfg, nested, "command line")
 
 
-def _merge_layers(cfg: CfgNode, layers: Sequence[Layer], dataset: str) -> None:
+def _merge_layers(cfg: CfgNode, layers: Sequence[Layer], dataset: str, shots: int) -> None:
     for layer in layers:
-        _merge(cfg, layer.content, layer.source)
-        _merge(cfg, layer.per_dataset.get(dataset, {}), layer.source)
+        _merge_entries(cfg, layer.content, layer.source, shots)
+        _merge_entries(cfg, layer.per_dataset.get(dataset, {}), layer.source, shots)
+
+
+def _merge_entries(cfg: CfgNode, section: Any, source: str, shots: int | None) -> None:
+    """Merge a section and then its own entry for ``shots``; all its entries are checked."""
+    if not isinstance(section, Mapping) or PER_SHOTS not in section:
+        return _merge(cfg, section, source)
+    entries = section[PER_SHOTS]
+    if not isinstance(entries, Mapping) or not all(type(number) is int for number in entries):
+        raise ValueError(f"{source}: {PER_SHOTS} must map numbers of shots to sections")
+    _merge(cfg, {key: value for key, value in section.items() if key != PER_SHOTS}, source)
+    for number, entry in entries.items():
+        _merge(cfg.clone(), entry, f"{source}, {PER_SHOTS}.{number}")
+    return _merge(cfg, entries.get(shots, {}), source)
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -11,9 +11,10 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
-from dassl.data.samplers import build_sampler, mix_seed
+from dassl.data.samplers import EpochSampler, ShardedSampler, build_sampler, mix_seed
 from dassl.data.transforms import build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good
+from dassl.utils.distributed import local_size, rank, world_size
 from dassl.utils.registry import check_availability
 
 __all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
@@ -31,6 +32,9 @@ def build_data_loader(
     dataset_wrapper: Any = None,
 ) -> ImageLoader:
     """Build a loader whose batches do not depend on the number of workers.
+
+    Of several processes, each gets its part: of every batch in training, see `ShardedSampler`, of
+    the batches for evaluation.
 
     Args:
         cfg: Configuration.
@@ -60,14 +64,15 @@ def build_data_loader(
         )
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
     # More processes than cores only wait for each other; what they load does not depend on it.
-    workers = min(workers, _cores())
+    workers = min(workers, max(1, _cores() // local_size()))
     # A generator of its own: otherwise starting workers would draw from the global one.
     generator = torch.Generator()
     generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     loader = ImageLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        batch_size=_share(batch_size) if is_train else batch_size,
+        sampler=_shard(sampler, batch_size, is_train),
         num_workers=workers,
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
         drop_last=is_train and len(data_source) >= batch_size,
@@ -75,11 +80,23 @@ def build_data_loader(
         persistent_workers=workers > 0,
         generator=generator,
     )
-    if len(loader) == 0:
+    if len(sampler) == 0 or (loader.drop_last and len(sampler) < batch_size):
         raise ValueError(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _share(batch_size: int) -> int:
+    """Return one process's images of a training batch; training checks that they divide it."""
+    return max(1, batch_size // world_size())
+
+
+def _shard(sampler: EpochSampler, batch_size: int, is_train: bool) -> Any:
+    """Return this process's part of a sampler; for one process, the sampler."""
+    if world_size() == 1:
+        return sampler
+    return ShardedSampler(sampler, batch_size, rank(), world_size(), divide=is_train)
 
 
 def _cores() -> int:

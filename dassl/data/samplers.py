@@ -28,6 +28,7 @@ __all__ = [
     "SeededIndex",
     "SeqDomainSampler",
     "SequentialSampler",
+    "ShardedSampler",
     "build_sampler",
     "mix_seed",
 ]
@@ -129,6 +130,69 @@ class SequentialSampler(EpochSampler):
         """Start a pass; the seeds do not depend on how often was evaluated before."""
         self.set_epoch(0)
         return super().__iter__()
+
+
+class ShardedSampler(Sampler[int]):
+    """What one of several processes gets of another sampler's passes, seeds included.
+
+    In training every batch is divided: its first Nth goes to the first process, and so on. For
+    evaluation the batches, whole, go to the processes in turn: nothing twice, nothing added.
+
+    Attributes:
+        whole: The other sampler, which the processes have in common.
+    """
+
+    def __init__(
+        self, whole: EpochSampler, batch_size: int, rank: int, world_size: int, *, divide: bool
+    ) -> None:
+        """Keep the sampler.
+
+        Args:
+            whole: Gives the same order on all processes.
+            batch_size: Images of a batch, on all processes together if batches are divided.
+            rank: This process, from 0.
+            world_size: Number of processes.
+            divide: Divide batches, all of them full or there is only one; else take them in turn.
+        """
+        self.whole = whole
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.divide = divide
+
+    @property
+    def full(self) -> int:
+        """Number of full batches in a pass."""
+        return len(self.whole) // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the first one of an epoch, from 0."""
+        self.whole.set_epoch(epoch)
+
+    def _span(self, batch: int) -> tuple[int, int]:
+        """Return the positions in a batch that are this process's, as first and one behind."""
+        rest = len(self.whole) % self.batch_size
+        size = self.batch_size if batch < self.full else rest
+        if not self.divide:
+            return (0, size) if batch % self.world_size == self.rank else (0, 0)
+        if batch >= self.full > 0:
+            return 0, 0  # a single process drops the last, short batch
+        return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Start a pass."""
+        first = behind = 0
+        for position, index in enumerate(self.whole):
+            batch, place = divmod(position, self.batch_size)
+            if place == 0:
+                first, behind = self._span(batch)
+            if first <= place < behind:
+                yield index
+
+    def __len__(self) -> int:
+        """Return the number of indices in a pass of this process."""
+        spans = (self._span(batch) for batch in range(self.full + 1))
+        return sum(behind - first for first, behind in spans)
 
 
 class _GroupSampler(EpochSampler):

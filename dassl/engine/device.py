@@ -7,6 +7,8 @@ import re
 import torch
 from yacs.config import CfgNode
 
+from dassl.utils.distributed import launched_size, local_rank
+
 __all__ = ["resolve_device"]
 
 
@@ -15,7 +17,8 @@ def resolve_device(cfg: CfgNode) -> torch.device:
 
     Args:
         cfg: Configuration. ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else
-            MPS, else the CPU.
+            MPS, else the CPU. Of several processes on a machine, as torchrun starts them, each gets
+            the GPU with its local rank's number.
 
     Returns:
         The device.
@@ -24,6 +27,8 @@ def resolve_device(cfg: CfgNode) -> torch.device:
         ValueError: Not a device name, not there, or CUDA although USE_CUDA forbids it.
     """
     name = str(cfg.DEVICE)
+    if launched_size() > 1:
+        return _of_local_rank(name, cfg.USE_CUDA)
     if name == "auto":
         if cfg.USE_CUDA and torch.cuda.is_available():
             return torch.device("cuda")
@@ -43,3 +48,31 @@ def resolve_device(cfg: CfgNode) -> torch.device:
     if count <= int(match.group(1) or 0):
         raise ValueError(f"DEVICE is {name}, but PyTorch sees {count} CUDA devices; try auto")
     return torch.device(name)
+
+
+def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
+    """Choose the device of one of several processes.
+
+    Args:
+        name: DEVICE.
+        use_cuda: USE_CUDA.
+
+    Raises:
+        ValueError: A single device for all, or more processes than GPUs.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"DEVICE is {name!r}, but each of {launched_size()} processes (torchrun) needs a "
+            "device of its own; set auto, cuda or cpu"
+        )
+    count = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if not use_cuda:
+        raise ValueError("DEVICE is cuda, but USE_CUDA is False; set one of them differently")
+    if local_rank() >= count:
+        raise ValueError(
+            f"process {local_rank()} of this machine (torchrun --nproc_per_node) has no GPU: "
+            f"PyTorch sees {count} CUDA devices; start at most as many, or set DEVICE cpu"
+        )
+    return torch.device("cuda", local_rank())

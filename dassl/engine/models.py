@@ -20,6 +20,7 @@ from dassl.engine.checkpoint import (
     unwrap,
 )
 from dassl.engine.step import drop_caches
+from dassl.utils.distributed import barrier, is_main
 from dassl.utils.registry import nearest
 from dassl.utils.torchtools import resume_from_checkpoint, save_checkpoint
 
@@ -154,7 +155,7 @@ class RegisteredModels:
         for name, state in states.items():
             check_finite_state(state, f"cannot save {name!r}")
         for name, state in states.items():
-            if not state:
+            if not state or not is_main():
                 continue
             optim, sched = self._optims[name], self._scheds[name]
             save_checkpoint(
@@ -170,6 +171,7 @@ class RegisteredModels:
                 is_best=is_best,
                 model_name=model_name,
             )
+        barrier()  # other processes may read what rank 0 has written
 
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None

@@ -1,4 +1,4 @@
-"""What outlives a process: the resume file during a run, the result at its end."""
+"""What outlives a process during a run: the resume file, and the remarks collected so far."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from dassl.config import config_hash, to_plain
+from dassl.config import config_hash
 from dassl.engine.base import TrainerBase
 from dassl.engine.checkpoint import check_finite_state, plain_state, trainable_state, unwrap
+from dassl.engine.distributed import own_steps
 from dassl.engine.precision import effective_precision, requested_precision
-from dassl.engine.result import RESULT_NAME, peak_memory_mb, split_hash, write_result
+from dassl.engine.result import RESULT_NAME
 from dassl.engine.resume import (
     RESUME_NAME,
     random_states,
     read_resume,
-    remove_resume,
     restore_random_states,
     write_resume,
 )
 from dassl.engine.step import drop_caches
-from dassl.utils import git_revision, package_versions
+from dassl.utils.distributed import gather_objects, is_main, world_size
 
 __all__ = ["RunState"]
 
 
 class RunState(TrainerBase):
-    """Saves and restores a run's state, collects notes, writes ``result.json``.
+    """Saves and restores a run's state, collects notes.
 
     Attributes:
         best_result: Best result on the validation images so far.
         scaler: Gradient scaler, or None.
-        durations: Seconds by phase.
         notes: Remarks that end up in the result.
-        loaded_from: Directory and epoch that `load_model` was last called with outside of training.
     """
 
     cfg: CfgNode
@@ -49,22 +47,18 @@ class RunState(TrainerBase):
     train_loader_x: Any
     train_loader_u: Any
     scaler: Any = None
+    _parallel: Any = None  # the step of several processes
     config_section: str | None = None
 
     def __init__(self) -> None:
         """Start without state."""
         super().__init__()
         self.best_result = -float("inf")
-        self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
         self.notes: list[str] = []
-        self.loaded_from: tuple[str, int | None] = ("", None)
         self._created = time.time()
         self._generators: dict[str, torch.Generator] = {}
         self._owns_model = False
         self._training = False
-        self._trained = False
-        self._last_test: tuple[str, Mapping[str, float]] | None = None
-        git_revision()  # read now: the checkout may have changed by the end of the run
 
     @property
     def precision(self) -> str:
@@ -102,10 +96,6 @@ class RunState(TrainerBase):
             state: As saved.
         """
 
-    def extra_result(self) -> dict[str, Any]:
-        """Return further entries of ``result.json`` (plain data); none here."""
-        return {}
-
     def begin_epoch(self) -> None:
         """Make the order of images a function of the epoch, so that resuming repeats it."""
         for loader in (self.train_loader_x, self.train_loader_u):
@@ -115,10 +105,14 @@ class RunState(TrainerBase):
 
     def end_epoch(self) -> None:
         """Replace the resume file, every RESUME_FREQ epochs and after the last."""
+        if world_size() > 1 and not getattr(self._parallel, "used", False):
+            raise own_steps(self.cfg)
         every = self.cfg.TRAIN.RESUME_FREQ
         done = self.epoch + 1
         if every > 0 and (done % every == 0 or done == self.max_epoch):
-            write_resume(self.output_dir, self.resume_state(done))
+            state = self.resume_state(done)
+            if is_main():
+                write_resume(self.output_dir, state)
 
     def resume_state(self, epochs_done: int) -> dict[str, Any]:
         """Collect everything that the rest of the run depends on.
@@ -161,8 +155,14 @@ class RunState(TrainerBase):
             self._restore(state, self.output_dir)
         elif self.cfg.RESUME:
             self._resume_from(self.cfg.RESUME)
-        elif self.start_epoch < self.max_epoch:
+        elif self.start_epoch < self.max_epoch and is_main():
             self._set_old_result_aside()
+        starts = gather_objects(self.start_epoch)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"the processes would start after different epochs ({starts}): OUTPUT_DIR "
+                f'"{self.output_dir}" must be on a file system that all machines share'
+            )
 
     def _usable_state(self, directory: str) -> dict[str, Any] | None:
         """Read a resume file; say why, if it cannot be used."""
@@ -245,112 +245,3 @@ class RunState(TrainerBase):
             kept = old.with_name(f"{RESULT_NAME}.old")
             os.replace(old, kept)
             print(f'Training anew; the earlier result was renamed to "{kept}"')
-
-    # ------------------------------------------------------------------ checkpoints and result
-
-    def checkpoint_meta(self) -> dict[str, Any]:
-        """Return what a checkpoint says about its run."""
-        return {
-            "method": self.cfg.TRAINER.NAME,
-            "backbone": self.cfg.MODEL.BACKBONE.NAME,
-            "config_hash": config_hash(self.cfg),
-            "classnames": list(self.dm.lab2cname.values()),
-            "num_classes": int(self.dm.num_classes),
-        }
-
-    def load_model(
-        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
-    ) -> None:
-        """Load the weights of every registered model, see `RegisteredModels.load_model`.
-
-        Args:
-            directory: Run directory; empty or None does nothing.
-            epoch: Number of epochs; None takes the best on the validation images.
-        """
-        super().load_model(directory, epoch)
-        if directory and not self._training:
-            self.loaded_from = (os.fspath(directory), epoch)
-
-    def record_test(self, split: str, results: Mapping[str, float], seconds: float) -> None:
-        """Keep a test's results; outside of training they are the run's, and are written.
-
-        Args:
-            split: test or val.
-            results: From the evaluator.
-            seconds: How long it took.
-        """
-        self.durations["test"] = seconds
-        self._last_test = (split, dict(results))
-        if not self._training and split == self.cfg.TEST.SPLIT:
-            self.write_result(eval_only=not self._trained)
-
-    def write_result(self, eval_only: bool) -> None:
-        """Write ``result.json`` from the last test and remove the resume file.
-
-        Args:
-            eval_only: The run did not train.
-
-        Raises:
-            ValueError: There was no test.
-        """
-        if self._last_test is None:
-            raise ValueError("write_result needs a test before it")
-        split, results = self._last_test
-        per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
-        chance = 100.0 / self.dm.num_classes
-        accuracy = results.get("accuracy")
-        if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
-            self.add_note(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
-        bad = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
-        if bad:
-            self.add_note(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
-        path = write_result(
-            self.output_dir,
-            {
-                **self._identity(),
-                **self.extra_result(),
-                "split": split,
-                "metrics": {name: float(value) for name, value in results.items()},
-                "per_class": per_class,
-                "num_test": sum(row["total"] for row in per_class),
-                "num_classes": int(self.dm.num_classes),
-                "chance": chance,
-                "eval_only": eval_only,
-                "model_dir": self.loaded_from[0],
-                "load_epoch": self.loaded_from[1],
-                "durations": {**self.durations, "total": time.time() - self._created},
-                "peak_memory_mb": peak_memory_mb(self.device),
-                "notes": [*getattr(self.dm.dataset, "notes", []), *self.notes],
-            },
-        )
-        print(f'Result written to "{path}"')
-        if not eval_only:
-            remove_resume(self.output_dir)
-
-    def _stated_precision(self) -> str:
-        """Return what the configuration says of a trainer that sees to its precision itself."""
-        try:
-            return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
-        except ValueError:  # its own word for something
-            return "custom"
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what the run is and what it was made with."""
-        cfg, data = self.cfg, self.dm.dataset
-        params = {id(p): p for m in self._models.values() for p in m.parameters()}
-        return {
-            "trainer": cfg.TRAINER.NAME,
-            "dataset": cfg.DATASET.NAME,
-            "backbone": cfg.MODEL.BACKBONE.NAME,
-            "seed": self.seed,
-            "shots": cfg.DATASET.NUM_SHOTS,
-            "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
-            "config": to_plain(cfg),
-            "config_hash": config_hash(cfg),
-            "split_hash": split_hash(cfg.DATASET.ROOT, data.train_x, data.test),
-            "versions": package_versions(),
-            "git": git_revision(),
-            "device": str(self.device),
-            "precision": self.precision if self._owns_model else self._stated_precision(),
-            "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
-        }

@@ -18,11 +18,19 @@ from dassl.data import DataManager
 from dassl.data.samplers import mix_seed
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import resolve_device
+from dassl.engine.distributed import (
+    broadcast_object,
+    check_world,
+    is_main,
+    main_first,
+    synchronize_statistics,
+    world_size,
+)
 from dassl.engine.models import Names
 from dassl.engine.precision import autocast_context
 from dassl.engine.resume import resolve_seed
-from dassl.engine.run_state import RunState
-from dassl.engine.step import freeze_statistics
+from dassl.engine.run_result import RunResult
+from dassl.engine.step import freeze_statistics, keep_no_activations
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, load_pretrained_weights, set_random_seed
@@ -30,7 +38,7 @@ from dassl.utils import check_availability, load_pretrained_weights, set_random_
 __all__ = ["SimpleTrainer"]
 
 
-class SimpleTrainer(RunState):
+class SimpleTrainer(RunResult):
     """Builds data, model and evaluator from a configuration; trains, tests, saves, resumes.
 
     A method overrides `build_model` to return one module; the engine then moves it to the device
@@ -72,15 +80,17 @@ class SimpleTrainer(RunState):
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
-        self.seed = resolve_seed(cfg)
+        self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
-        self.build_data_loader()
+        with main_first():
+            self.build_data_loader()
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation images, "
                 "and choosing on test images would make the result worthless; set last_step"
             )
-        built: Any = self.build_model()
+        with main_first():
+            built: Any = self.build_model()
         if isinstance(built, nn.Module):
             self._adopt(built)
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -119,14 +129,17 @@ class SimpleTrainer(RunState):
         """Take over the module that `build_model` returned."""
         cfg = self.cfg
         self._owns_model = True
-        self.model = module.to(self.device)
+        self.model = synchronize_statistics(module, self.device).to(self.device)
+        if cfg.TRAIN.GRAD_CHECKPOINTING:
+            keep_no_activations(self.model)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         optim: Any = None
         sched: Any = None
         if any(p.requires_grad for p in self.model.parameters()):
             optim = build_optimizer(self.model, cfg.OPTIM, self.param_groups(self.model))
-            steps = len(self.train_loader_x) if self.train_loader_x is not None else None
+            # A set for tests only has no steps; what was trained elsewhere can still be loaded.
+            steps = len(self.train_loader_x) if self.train_loader_x is not None else 0
             sched = build_lr_scheduler(optim, cfg.OPTIM, steps)
         if self.precision == "amp":
             self.scaler = torch.amp.GradScaler(self.device.type)
@@ -215,9 +228,12 @@ class SimpleTrainer(RunState):
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
-        self.init_writer(str(Path(self.output_dir) / "tensorboard"))
+        if is_main():
+            self.init_writer(str(Path(self.output_dir) / "tensorboard"))
         self.time_start = time.time()
         self.resume()
+        if self.start_epoch < self.max_epoch:
+            check_world(self.cfg, self)
 
     def after_epoch(self) -> None:
         """Evaluate on validation images and save, as the configuration says."""
@@ -271,11 +287,13 @@ class SimpleTrainer(RunState):
         self.set_model_mode("eval")
         self.evaluator.reset()
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(loader, file=sys.stderr, disable=None):
+        for batch in tqdm(loader, file=sys.stderr, disable=None if is_main() else True):
             image, label = self.parse_batch_test(batch)
             with self.autocast() if self._owns_model else nullcontext():
                 output = self.model_inference(image)
             self.evaluator.process(output, label)
+        if world_size() > 1:
+            self.evaluator.gather()
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)

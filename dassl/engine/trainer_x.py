@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
+from dassl.engine.parallel import Part, check_epoch, parallel_step, reduce_means, split_batch
 from dassl.engine.progress import EpochProgress
 from dassl.engine.step import StepOutput, caching_modules
 from dassl.engine.trainer import SimpleTrainer
@@ -25,6 +27,7 @@ class TrainerX(SimpleTrainer):
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
         self.set_model_mode("train")
+        self._parallel = parallel_step(self, self._parallel)
         self._caching = None
         losses = MetricMeter()
         progress = EpochProgress(self)
@@ -35,6 +38,7 @@ class TrainerX(SimpleTrainer):
             progress.loaded()
             losses.update(self.forward_backward(batch))
             progress.trained(losses)
+        check_epoch()
         if self.batch_idx + 1 < self.num_batches:
             # Whole batches of unreadable images were skipped at the end, so no step was the last.
             if self.batch_idx < 0:
@@ -65,9 +69,28 @@ class TrainerX(SimpleTrainer):
             FloatingPointError: The loss is not finite; nothing was updated.
         """
         image, label, *_ = self.parse_batch_train(batch)
-        with self.autocast():
-            out = self.forward_loss(image, label)
-        self.model_backward_and_update(out.loss)
+        parts = split_batch(len(label), self.cfg.OPTIM.ACCUMULATE)
+        self.model_zero_grad()
+        means: dict[str, float] = {}
+        for part in parts:
+            for name, value in self._part_backward(part, image, label).items():
+                means[name] = means.get(name, 0.0) + part.share * value
+        self.model_update()
+        summary = reduce_means(means)
+        per_step = any(getattr(sched, "per_step", False) for sched in self._scheds.values())
+        if per_step or self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def _part_backward(self, part: Part, image: Tensor, label: Tensor) -> dict[str, float]:
+        """Add a part's gradients; return its numbers for the log."""
+        if part.share != 1:
+            image, label = image[part.rows], label[part.rows]
+        step = self._parallel
+        with nullcontext() if step is None else step.synchronized(part.last):
+            with self.autocast():
+                out = (self.forward_loss if step is None else step)(image, label)
+            self.model_backward(out.loss if part.weight == 1 else out.loss * part.weight)
         if self._caching is None:
             self._caching = caching_modules(self.model)
         for module in self._caching:
@@ -75,11 +98,8 @@ class TrainerX(SimpleTrainer):
         summary = {"loss": out.loss.item()}
         if out.logits is not None:
             summary["acc"] = compute_accuracy(out.logits.detach(), label)[0].item()
-        for name, part in out.parts.items():
-            summary[name] = part.item() if isinstance(part, Tensor) else float(part)
-        per_step = any(getattr(sched, "per_step", False) for sched in self._scheds.values())
-        if per_step or self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
+        for name, value in out.parts.items():
+            summary[name] = value.item() if isinstance(value, Tensor) else float(value)
         return summary
 
     def parse_batch_train(self, batch: Any) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl.utils.distributed import gather_objects, is_main
 from dassl.utils.registry import Registry, check_availability
 from dassl.utils.torchtools import atomic_torch_save
 
@@ -43,6 +43,19 @@ class EvaluatorBase:
             gt: Ground truth.
         """
         raise NotImplementedError
+
+    def gather(self) -> None:
+        """Put together what the processes of a run have processed, before `evaluate`.
+
+        Called by the engine where there are several processes; each then has everything.
+
+        Raises:
+            NotImplementedError: The evaluator works in one process only.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot put together the results of several processes; start "
+            "the run without torchrun, or set TEST.EVALUATOR Classification"
+        )
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Return results by name, the main one first."""
@@ -90,6 +103,12 @@ class Classification(EvaluatorBase):
         self._y_true.extend(gt.cpu().tolist())
         self._y_pred.extend(mo.max(dim=1).indices.cpu().tolist())
 
+    def gather(self) -> None:
+        """Put together the labels and predictions of all processes."""
+        gathered = gather_objects((self._y_true, self._y_pred))
+        self._y_true = [label for labels, _ in gathered for label in labels]
+        self._y_pred = [label for _, labels in gathered for label in labels]
+
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return the results.
 
@@ -103,6 +122,8 @@ class Classification(EvaluatorBase):
         total = len(self._y_true)
         if total == 0:
             raise ValueError("nothing to evaluate: no test image was processed")
+        from sklearn.metrics import f1_score  # takes a second, which --help need not wait for
+
         correct = sum(t == p for t, p in zip(self._y_true, self._y_pred, strict=True))
         accuracy = 100.0 * correct / total
         macro_f1 = 100.0 * f1_score(
@@ -121,7 +142,7 @@ class Classification(EvaluatorBase):
         )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._print_per_class()
-        if self.cfg.TEST.COMPUTE_CMAT:
+        if self.cfg.TEST.COMPUTE_CMAT and is_main():
             self._save_confusion_matrix()
         return results
 
@@ -156,6 +177,8 @@ class Classification(EvaluatorBase):
         return mean
 
     def _save_confusion_matrix(self) -> None:
+        from sklearn.metrics import confusion_matrix
+
         matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         atomic_torch_save(torch.from_numpy(matrix), path)

@@ -85,6 +85,39 @@ def test_per_dataset_is_merged_last(tmp_path):
         assert "PER_DATASET" not in cfg
 
 
+def test_per_shots_goes_between_the_file_and_per_dataset(tmp_path):
+    text = """
+        OPTIM: {LR: 1.0, GAMMA: 1.0}
+        PER_SHOTS: {1: {OPTIM: {LR: 2.0, GAMMA: 2.0}}, 16: {OPTIM: {LR: 3.0}}}
+        PER_DATASET: {DTD: {OPTIM: {LR: 4.0}, PER_SHOTS: {2: {OPTIM: {LR: 5.0}}}}}
+    """
+    path = write(tmp_path, text)
+    for dataset, given, named, expected in [
+        ("Food101", 1, 16, (2.0, 2.0)),
+        ("Food101", None, 16, (3.0, 1.0)),
+        ("Food101", 8, 16, (1.0, 1.0)),
+        ("DTD", 1, 16, (4.0, 2.0)),
+        ("DTD", 2, 16, (5.0, 1.0)),
+    ]:
+        cfg = get_cfg_default()
+        cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS = dataset, named
+        merge_file(cfg, path, shots=given)
+        assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("PER_SHOTS: {one: {}}", "PER_SHOTS must map numbers of shots"),
+        ("PER_SHOTS: {4: {OPTIM: {LRR: 1.0}}}", r"PER_SHOTS\.4.*LRR"),
+        ("PER_DATASET: {DTD: {PER_SHOTS: {4: {OPT: 1}}}}", r"PER_DATASET\.DTD, PER_SHOTS\.4.*OPT"),
+    ],
+)
+def test_mistakes_in_per_shots_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        merge_file(get_cfg_default(), write(tmp_path, text))
+
+
 class TestBase:
     """``_BASE_``: a file that builds on another one."""
 

@@ -1,0 +1,273 @@
+"""Several processes train one model: joining them, what they cannot train, features of all.
+
+``torchrun --nproc_per_node N train.py ...`` gives the result of one process, up to the rounding of
+sums: BATCH_SIZE is the number of images per optimiser step, of which each process takes an Nth.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from yacs.config import CfgNode
+
+from dassl.engine.device import resolve_device
+from dassl.utils.distributed import (
+    barrier,
+    broadcast_object,
+    gather_counts,
+    gather_objects,
+    is_main,
+    launched_size,
+    main_first,
+    rank,
+    world_size,
+)
+
+__all__ = [
+    "PeerLostError",
+    "WorldSizeError",
+    "barrier",
+    "broadcast_object",
+    "check_world",
+    "gather_features",
+    "gather_objects",
+    "is_main",
+    "main_first",
+    "own_steps",
+    "process_group",
+    "rank",
+    "synchronize_statistics",
+    "world_size",
+]
+
+# What PyTorch's backends say, as plain RuntimeErrors too, when a peer is gone or late.
+_LOST = re.compile(
+    r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting|Socket"
+)
+
+
+_AGAIN = "The same command, with any number of processes, resumes after the last whole epoch."
+
+
+class WorldSizeError(ValueError):
+    """The run cannot be trained by this number of processes."""
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run has ended, or does not answer."""
+
+
+@contextmanager
+def process_group(cfg: CfgNode) -> Iterator[None]:
+    """Be one of the processes that ``torchrun`` started, inside a block.
+
+    Without ``torchrun``, or with one process, it does nothing. Standard output of all ranks but 0
+    goes nowhere.
+
+    Args:
+        cfg: Configuration; DEVICE decides between NCCL and Gloo, TRAIN.TIMEOUT is how long
+            processes wait for each other.
+
+    Raises:
+        PeerLostError: Another process has ended, or does not answer.
+        WorldSizeError: There is no device for this process, or the timeout cannot be used.
+    """
+    if launched_size() == 1:
+        yield
+        return
+    try:
+        device = resolve_device(cfg)
+    except ValueError as error:
+        raise WorldSizeError(str(error)) from None
+    if cfg.TRAIN.TIMEOUT <= 0:
+        raise WorldSizeError(f"TRAIN.TIMEOUT must be positive (seconds), got {cfg.TRAIN.TIMEOUT}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # objects are exchanged through the current device
+    stdout = sys.stdout
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=cfg.TRAIN.TIMEOUT),
+        )
+        if not is_main():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        with _last_words():
+            yield
+        barrier()  # rank 0 may be writing files still, and hosts what the group meets through
+        dist.destroy_process_group()
+    except Exception as error:  # a lost peer shows as one of many types
+        if not _is_lost_peer(error):
+            raise
+        raise PeerLostError(
+            f"process {os.environ['RANK']} of {launched_size()} stops: another process of this run "
+            f"has ended, or has not answered for {cfg.TRAIN.TIMEOUT} seconds (TRAIN.TIMEOUT); its "
+            f"own message, if there is one, says why. {_AGAIN} ({_first_line(error)})"
+        ) from error
+    finally:
+        if sys.stdout is not stdout and not is_main():
+            sys.stdout.close()
+            sys.stdout = stdout
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Say why, if this process is terminated inside a block, as torchrun does if another one ends.
+
+    A thread says it, woken by the interpreter's own handler: the main thread may be waiting for the
+    lost process in a collective, where Python code would not run until the timeout.
+    """
+    woken, waking = socket.socketpair()
+    waking.setblocking(False)
+
+    def watch() -> None:
+        while received := woken.recv(1):
+            if received[0] == signal.SIGTERM:
+                message = (
+                    f"error: process {os.environ['RANK']} of {launched_size()} was told to stop, "
+                    f"most likely because another one has ended, see its message. {_AGAIN}\n"
+                )
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+                os._exit(128 + signal.SIGTERM)
+
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    descriptor = signal.set_wakeup_fd(waking.fileno())
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, handler)
+        waking.close()
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and _LOST.search(str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ---------------------------------------------------------------------- what cannot be trained
+
+
+def check_world(cfg: CfgNode, trainer: Any) -> None:
+    """Refuse to train what several processes would not train as one does.
+
+    Args:
+        cfg: Configuration.
+        trainer: About to train.
+
+    Raises:
+        ValueError: OPTIM.ACCUMULATE is not positive.
+        WorldSizeError: The number of processes does not divide the batch, there are fewer images
+            than processes, the trainer has a training step of its own, or batch norms train on
+            CPUs.
+    """
+    processes = world_size()
+    if processes == 1:
+        return
+    sections = {"TRAIN_X": trainer.train_loader_x}
+    if not cfg.DATALOADER.TRAIN_U.SAME_AS_X:
+        sections["TRAIN_U"] = trainer.train_loader_u
+    for name, loader in sections.items():
+        if loader is not None:
+            batch = cfg.DATALOADER[name].BATCH_SIZE
+            _check_share(f"DATALOADER.{name}.BATCH_SIZE", batch, len(loader.dataset), processes)
+    if not trainer._owns_model:
+        raise own_steps(cfg)
+    if trainer.device.type != "cuda" and trained_norms(trainer.model):
+        raise WorldSizeError(
+            f"{cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} trains batch norms, whose "
+            f"statistics {processes} processes share on GPUs only; start it without torchrun"
+        )
+
+
+def own_steps(cfg: CfgNode) -> WorldSizeError:
+    """Return the error for a trainer whose steps the engine knows nothing of."""
+    return WorldSizeError(
+        f"{cfg.TRAINER.NAME} does its training steps itself, which {world_size()} processes could "
+        "not share; start it without torchrun (evaluation, --eval-only, can be shared)"
+    )
+
+
+def _check_share(key: str, batch: int, images: int, processes: int) -> None:
+    if batch % processes:
+        fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+        best = min(fitting, key=lambda n: (abs(n - processes), n))
+        sizes = [m for m in (batch - batch % processes, batch + -batch % processes) if m > 0]
+        raise WorldSizeError(
+            f"{processes} processes (torchrun --nproc_per_node) do not divide {key} {batch}, the "
+            f"images of one step; the nearest number that does is {best}, the nearest batch "
+            f"{' or '.join(map(str, sizes))}"
+        )
+    if images < processes:
+        raise WorldSizeError(
+            f"{processes} processes (torchrun --nproc_per_node) cannot share {images} training "
+            f"images; start at most {images}"
+        )
+
+
+def trained_norms(module: nn.Module) -> bool:
+    """Tell whether a batch norm's parameters train.
+
+    Args:
+        module: Module.
+    """
+    return any(
+        isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters(recurse=False))
+        for m in module.modules()
+    )
+
+
+def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module:
+    """Let batch norms that train take their statistics over the batches of all processes.
+
+    Args:
+        module: Module.
+        device: Device of the run; PyTorch's SyncBatchNorm needs CUDA.
+
+    Returns:
+        The module, or what takes its place.
+    """
+    if world_size() > 1 and device.type == "cuda" and trained_norms(module):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return module
+
+
+def gather_features(tensor: Tensor) -> Tensor:
+    """Return the rows of all processes, in the order of the batch, with gradients.
+
+    Each process may compute the loss of the whole batch from them, or of its own rows against all
+    of them: either way DDP's average of the gradients is the gradient of the whole batch's loss.
+
+    Args:
+        tensor: This process's rows, (n, ...); n may differ between processes.
+
+    Returns:
+        (sum of n, ...). With one process, the tensor itself.
+    """
+    if world_size() == 1:
+        return tensor
+    counts = gather_counts(len(tensor))
+    missing = max(counts) - len(tensor)
+    padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing)) if missing else tensor
+    rows = all_gather(padded)
+    return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

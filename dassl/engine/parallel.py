@@ -1,0 +1,208 @@
+"""One optimiser step, in parts and on several processes.
+
+Gradients are averaged by PyTorch's DistributedDataParallel around a module whose forward pass is
+the method's ``forward_loss`` (`TrainingStep`). Methods call parts of their model there, and DDP has
+to see the whole step: its forward pass finds out which parameters the step leaves unused. Reducing
+gradients by hand after the backward pass would need an agreement on unused parameters of its own,
+and would not overlap with the backward pass.
+
+The rest follows from DDP. All but the last part of an accumulated batch run under ``no_sync``, and
+the last one's backward pass averages the sums, of parameters that it does not use itself too. Loss
+scaling sees averaged gradients, so that an overflow on one process makes all of them skip the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dassl.engine.distributed import WorldSizeError
+from dassl.engine.step import StepOutput
+from dassl.utils.distributed import gather_counts, sum_over_ranks, world_size
+
+__all__ = [
+    "ParallelStep",
+    "Part",
+    "TrainingStep",
+    "check_epoch",
+    "parallel_step",
+    "reduce_means",
+    "split_batch",
+]
+
+
+class TrainingStep(nn.Module):
+    """A trainer's ``forward_loss`` as the forward pass of a module, for DDP.
+
+    Args:
+        trainer: Its model's parameters are the module's.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self.trainer = trainer
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Return loss, logits and parts; only the loss keeps its graph.
+
+        DDP waits for the gradient of every parameter that any output depends on.
+
+        Args:
+            image: Images, (B, 3, height, width), or features.
+            label: Labels, (B,).
+        """
+        out = self.trainer.forward_loss(image, label)
+        logits = None if out.logits is None else out.logits.detach()
+        parts = {
+            name: part.detach() if isinstance(part, Tensor) else part
+            for name, part in out.parts.items()
+        }
+        return out.loss, logits, parts
+
+
+class ParallelStep:
+    """A training step whose gradients are averaged over the processes.
+
+    Args:
+        trainer: Owns its model, which is on its device and has the weights to start from.
+
+    Attributes:
+        used: Whether there was a step.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        device = trainer.device
+        self.used = False
+        self._trained = trained_parameters(trainer.model)
+        self._step = DistributedDataParallel(
+            TrainingStep(trainer),
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # none changes, but for statistics that are shared anyway
+            find_unused_parameters=True,
+        )
+
+    def __call__(self, image: Tensor, label: Tensor) -> StepOutput:
+        """Return the outcome of ``forward_loss``."""
+        self.used = True
+        return StepOutput(*self._step(image, label))
+
+    def fits(self, model: nn.Module) -> bool:
+        """Tell whether the gradients that are averaged are those of all parameters that train.
+
+        Args:
+            model: The trainer's.
+        """
+        return self._trained == trained_parameters(model)
+
+    def synchronized(self, last: bool) -> AbstractContextManager[Any]:
+        """Return the context of a part's forward and backward pass.
+
+        Args:
+            last: Average the gradients in its backward pass; else only add to them.
+        """
+        return nullcontext() if last else self._step.no_sync()
+
+
+def parallel_step(trainer: Any, current: ParallelStep | None = None) -> ParallelStep | None:
+    """Return what averages gradients over the processes; None for one process.
+
+    Args:
+        trainer: About to train.
+        current: Kept unless other parameters train now.
+    """
+    if world_size() == 1:
+        return None
+    return current if current is not None and current.fits(trainer.model) else ParallelStep(trainer)
+
+
+def trained_parameters(module: nn.Module) -> set[int]:
+    """Return the identities of the parameters that require a gradient.
+
+    Args:
+        module: Module.
+    """
+    return {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+
+
+class Part(NamedTuple):
+    """A part of this process's share of a batch.
+
+    Attributes:
+        rows: Which of the share's images.
+        share: Their number over that of the whole batch's images, on all processes.
+        weight: Of their mean loss; DDP's average over the processes turns it into the share.
+        last: After it the step is due.
+    """
+
+    rows: slice
+    share: float
+    weight: float
+    last: bool
+
+
+def split_batch(images: int, accumulate: int) -> list[Part]:
+    """Divide this process's share of a batch; the weighted losses add up to the batch's mean.
+
+    Args:
+        images: In this process's share. The shares differ if the only batch is a short one, or
+            images could not be read.
+        accumulate: OPTIM.ACCUMULATE.
+
+    Returns:
+        The same number of parts on all processes, none of them empty.
+
+    Raises:
+        ValueError: OPTIM.ACCUMULATE is not positive.
+        WorldSizeError: A process has come to the end of its images before the others.
+    """
+    if accumulate < 1:
+        raise ValueError(f"OPTIM.ACCUMULATE must be at least 1, got {accumulate}")
+    counts = gather_counts(images)
+    _check_counts(counts)
+    total, parts = sum(counts), min(accumulate, *counts)
+    bounds = [images * number // parts for number in range(parts + 1)]
+    return [
+        Part(
+            slice(start, end),
+            (end - start) / total,
+            len(counts) * (end - start) / total,
+            end == images,
+        )
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def check_epoch() -> None:
+    """Make sure that all processes have come to the end of an epoch.
+
+    Raises:
+        WorldSizeError: Some have batches left.
+    """
+    if world_size() > 1:
+        counts = gather_counts(0)
+        if any(counts):
+            _check_counts(counts)
+
+
+def _check_counts(counts: list[int]) -> None:
+    done = [number for number, count in enumerate(counts) if count == 0]
+    if done:
+        raise WorldSizeError(
+            f"process {', '.join(map(str, done))} of {len(counts)} has run out of images: none of "
+            "its share of some batch could be read (INPUT.ON_BAD_IMAGE skip). Repair or remove "
+            "the files that the log names, or use fewer processes or a larger BATCH_SIZE"
+        )
+
+
+def reduce_means(means: Mapping[str, float]) -> dict[str, float]:
+    """Add up a step's numbers over the processes.
+
+    Args:
+        means: Each process's part of the mean over the batch, by name; the same names everywhere.
+    """
+    return dict(zip(means, sum_over_ranks(list(means.values())), strict=True))

@@ -1,0 +1,151 @@
+"""The result at the end of a run, and what its checkpoints say about it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dassl.config import config_hash, to_plain
+from dassl.engine.precision import requested_precision
+from dassl.engine.result import peak_memory_mb, split_hash, write_result
+from dassl.engine.resume import remove_resume
+from dassl.engine.run_state import RunState
+from dassl.utils import git_revision, package_versions
+from dassl.utils.distributed import gather_objects, is_main, world_size
+
+__all__ = ["RunResult"]
+
+
+class RunResult(RunState):
+    """Writes ``result.json``.
+
+    Attributes:
+        durations: Seconds by phase.
+        loaded_from: Directory and epoch that `load_model` was last called with outside of training.
+    """
+
+    def __init__(self) -> None:
+        """Start without results."""
+        super().__init__()
+        self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
+        self.loaded_from: tuple[str, int | None] = ("", None)
+        self._trained = False
+        self._last_test: tuple[str, Mapping[str, float]] | None = None
+        git_revision()  # read now: the checkout may have changed by the end of the run
+
+    def extra_result(self) -> dict[str, Any]:
+        """Return further entries of ``result.json`` (plain data); none here."""
+        return {}
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run."""
+        return {
+            "method": self.cfg.TRAINER.NAME,
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "config_hash": config_hash(self.cfg),
+            "classnames": list(self.dm.lab2cname.values()),
+            "num_classes": int(self.dm.num_classes),
+        }
+
+    def load_model(
+        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
+    ) -> None:
+        """Load the weights of every registered model, see `RegisteredModels.load_model`.
+
+        Args:
+            directory: Run directory; empty or None does nothing.
+            epoch: Number of epochs; None takes the best on the validation images.
+        """
+        super().load_model(directory, epoch)
+        if directory and not self._training:
+            self.loaded_from = (os.fspath(directory), epoch)
+
+    def record_test(self, split: str, results: Mapping[str, float], seconds: float) -> None:
+        """Keep a test's results; outside of training they are the run's, and are written.
+
+        Args:
+            split: test or val.
+            results: From the evaluator.
+            seconds: How long it took.
+        """
+        self.durations["test"] = seconds
+        self._last_test = (split, dict(results))
+        if not self._training and split == self.cfg.TEST.SPLIT:
+            self.write_result(eval_only=not self._trained)
+
+    def write_result(self, eval_only: bool) -> None:
+        """Write ``result.json`` from the last test and remove the resume file.
+
+        Args:
+            eval_only: The run did not train.
+
+        Raises:
+            ValueError: There was no test.
+        """
+        if self._last_test is None:
+            raise ValueError("write_result needs a test before it")
+        split, results = self._last_test
+        per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
+        chance = 100.0 / self.dm.num_classes
+        accuracy = results.get("accuracy")
+        if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
+            self.add_note(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
+        own = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
+        bad = {path for images in gather_objects(own) for path in images}
+        if bad:
+            self.add_note(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
+        identity = {**self._identity(), **self.extra_result()}
+        if not is_main():
+            return
+        path = write_result(
+            self.output_dir,
+            {
+                **identity,
+                "split": split,
+                "metrics": {name: float(value) for name, value in results.items()},
+                "per_class": per_class,
+                "num_test": sum(row["total"] for row in per_class),
+                "num_classes": int(self.dm.num_classes),
+                "chance": chance,
+                "eval_only": eval_only,
+                "model_dir": self.loaded_from[0],
+                "load_epoch": self.loaded_from[1],
+                "durations": {**self.durations, "total": time.time() - self._created},
+                "peak_memory_mb": peak_memory_mb(self.device),
+                "notes": [*getattr(self.dm.dataset, "notes", []), *self.notes],
+            },
+        )
+        print(f'Result written to "{path}"')
+        if not eval_only:
+            remove_resume(self.output_dir)
+
+    def _stated_precision(self) -> str:
+        """Return what the configuration says of a trainer that sees to its precision itself."""
+        try:
+            return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
+        except ValueError:  # its own word for something
+            return "custom"
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what the run is and what it was made with."""
+        cfg, data = self.cfg, self.dm.dataset
+        params = {id(p): p for m in self._models.values() for p in m.parameters()}
+        return {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": cfg.DATASET.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "seed": self.seed,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "config": to_plain(cfg),
+            "config_hash": config_hash(cfg),
+            "split_hash": split_hash(cfg.DATASET.ROOT, data.train_x, data.test),
+            "versions": package_versions(),
+            "git": git_revision(),
+            "device": str(self.device),
+            **({"processes": world_size()} if world_size() > 1 else {}),
+            "precision": self.precision if self._owns_model else self._stated_precision(),
+            "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
+        }
