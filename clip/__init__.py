@@ -10,6 +10,10 @@ from clip.adapters import (
 from clip.attention import AdaptedAttention, ResidualAttention, attach_residual_attention
 from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
 from clip.bottleneck import MultiModalAdapter, attach_multimodal_adapters
+from clip.context import ClassContextBank, ConditionalPrompts, ContextPrompts, attach_context
+from clip.coupling import CoupledPrompts, attach_coupled_prompts
+from clip.hierarchical import HierarchicalPrompts, StructuredBank, attach_hierarchical_prompts
+from clip.progressive import ProgressivePrompts, attach_progressive_prompts
 from clip.prompting import (
     AppendedPrompts,
     LearnedPrompts,
@@ -26,16 +30,27 @@ __all__ = [
     "Adapter",
     "AppendedPrompts",
     "Backbone",
+    "ClassContextBank",
+    "ConditionalPrompts",
+    "ContextPrompts",
+    "CoupledPrompts",
+    "HierarchicalPrompts",
     "InputSpec",
     "LearnedPrompts",
     "MultiModalAdapter",
+    "ProgressivePrompts",
     "ResidualAttention",
+    "StructuredBank",
     "TextBank",
     "TextPrompts",
     "VisionPrompts",
     "adapter_parameters",
     "adapters_disabled",
+    "attach_context",
+    "attach_coupled_prompts",
+    "attach_hierarchical_prompts",
     "attach_multimodal_adapters",
+    "attach_progressive_prompts",
     "attach_residual_attention",
     "attach_text_prompts",
     "attach_vision_prompts",

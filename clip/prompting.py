@@ -113,13 +113,18 @@ class TextPrompts(LearnedPrompts):
     ) -> None:
         super().__init__(n_ctx, depth, first_slot=1)
         self.words, self.init, self.end = words[:n_ctx], init, end
-        self.vectors = _random_vectors(depth, n_ctx, table)
+        self.vectors = random_vectors(depth, n_ctx, table)
         if self.words:
             self.vectors.data[0] = table.detach()[self.words]
 
     def vectors_of(self, index: int) -> Tensor:
         """See :class:`LearnedPrompts`."""
         return self.vectors[index]
+
+    def slots(self, tokens: Tensor) -> Tensor:
+        """Positions of the prompts in each text: (N, T) -> (N, n)."""
+        first = torch.arange(1, 1 + self.n_ctx, device=tokens.device)
+        return first.expand(len(tokens), -1)
 
     def check_texts(self, tokens: Tensor) -> None:
         """Refuse texts in which the prompts would take the place of anything but their words.
@@ -134,7 +139,7 @@ class TextPrompts(LearnedPrompts):
             ValueError: A text does not start with the words of ``init``; or, without ``init``,
                 texts do not all start with the same n tokens (placeholders).
         """
-        slots = tokens[:, 1 : 1 + self.n_ctx].cpu()
+        slots = tokens.gather(1, self.slots(tokens)).cpu()
         expected = torch.tensor(self.words) if self.words else slots[0]
         wrong = (slots != expected).any(1) | (slots == self.end).any(1)
         if wrong.any():
@@ -164,6 +169,10 @@ class AppendedPrompts(LearnedPrompts):
     def __init__(self, n_ctx: int, depth: int) -> None:
         super().__init__(n_ctx, depth, first_slot=-n_ctx)
 
+    def hook_input(self, visual: Any) -> None:
+        """Let set 0 join the tokens of a vision tower."""
+        visual.ln_pre.register_forward_pre_hook(self._append)
+
     def _append(self, ln_pre: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Hook before ``ln_pre``: (B, L, W) -> (B, L + n, W)."""
         if not self.enabled:
@@ -185,7 +194,7 @@ class VisionPrompts(AppendedPrompts):
 
     def __init__(self, n_ctx: int, depth: int, like: Tensor) -> None:
         super().__init__(n_ctx, depth)
-        self.vectors = _random_vectors(depth, n_ctx, like)
+        self.vectors = random_vectors(depth, n_ctx, like)
 
     def vectors_of(self, index: int) -> Tensor:
         """See :class:`LearnedPrompts`."""
@@ -218,8 +227,8 @@ def attach_text_prompts(
     depth = _checked_depth("text", depth, backbone.text_transformer)
     if depth == 0:
         return None
-    _refuse_second(backbone, "text_prompts")
-    words, end = _words(backbone, init)
+    refuse_second(backbone, "text_prompts")
+    words, end = words_and_end(backbone, init)
     room = backbone.context_length - 2
     if n_ctx > (len(words) if init else room):
         raise ValueError(
@@ -280,13 +289,14 @@ def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None
             "prompts for parts of the image. Only towers that pool their class token can carry "
             "them: ViT-B/16, ViT-B/32, ViT-L/14 or another OpenAI-style ViT."
         )
-    _refuse_second(backbone, "vision_prompts")
-    visual.ln_pre.register_forward_pre_hook(prompts._append)
+    refuse_second(backbone, "vision_prompts")
+    prompts.hook_input(visual)
     prompts.hook_blocks(visual.transformer)
     backbone.vision_prompts = prompts
 
 
-def _random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
+def random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
+    """Vectors to be learned, N(0, 0.02): (depth, n_ctx, W), on the device of ``like`` (..., W)."""
     # Drawn on the host, so that a seed means the same on every device; never in half precision.
     dtype = torch.promote_types(like.dtype, torch.float32)
     vectors = torch.empty(depth, n_ctx, like.shape[-1], dtype=dtype).normal_(std=INIT_STD)
@@ -307,13 +317,18 @@ def _checked_depth(tower: str, depth: int, transformer: Any) -> int:
     return min(depth, len(transformer.resblocks)) if depth else 0
 
 
-def _refuse_second(backbone: Backbone, attribute: str) -> None:
+def refuse_second(backbone: Backbone, attribute: str) -> None:
+    """Raise a ValueError if there are prompts already."""
     if hasattr(backbone, attribute):
         raise ValueError(f"This backbone has learned prompts already, as its {attribute!r}")
 
 
-def _words(backbone: Backbone, text: str) -> tuple[list[int], int]:
-    """The text's token numbers without start and end, and the number of the end token."""
+def words_and_end(backbone: Backbone, text: str) -> tuple[list[int], int]:
+    """The text's token numbers without start and end, and the number of the end token.
+
+    Raises:
+        ValueError: The text tower is not of CLIP's form.
+    """
     find_end = backbone.end_of_text()
     tokens = backbone.tokenize(["", text])
     ends = find_end(tokens).tolist() if find_end else [0, 0]

@@ -83,6 +83,15 @@ def described_prompts(
         FileNotFoundError: There is no such file.
         ValueError: The file is no such JSON, or classes have no sentence; all of them are listed.
     """
+    found = class_descriptions(classnames, path)
+    return [
+        [f"{fill(template, name)} {sentence}" for sentence in sentences]
+        for name, sentences in zip(classnames, found, strict=True)
+    ]
+
+
+def class_descriptions(classnames: Sequence[str], path: str | Path) -> list[list[str]]:
+    """Each class's descriptions alone; arguments and errors as :func:`described_prompts`."""
     descriptions = read_descriptions(path)
     found = {name: find_description(descriptions, name) for name in classnames}
     missing = [name for name in classnames if not found[name]]
@@ -99,9 +108,7 @@ def described_prompts(
             f"{' ...' if len(missing) > 20 else ''}. Add them (scripts/describe.py writes what is "
             "missing), or set DATASET.PROMPT_PATH to '' for templates alone."
         )
-    return [
-        [f"{fill(template, name)} {sentence}" for sentence in found[name]] for name in classnames
-    ]
+    return [found[name] for name in classnames]
 
 
 def find_description(descriptions: Mapping[str, list[str]], classname: str) -> list[str]:

@@ -145,30 +145,48 @@ class TextBank(nn.Module):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Numbers of one prompt per class, drawn uniformly: (K,)."""
-        draw = torch.rand(self.num_classes, generator=generator)
+    def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
+        """Numbers of one prompt per class, drawn uniformly: (K,).
+
+        Args:
+            generator: Draws.
+            together: One draw for all: classes with equally many prompts get the same of theirs.
+        """
+        draw = torch.rand(1 if together else self.num_classes, generator=generator)
         return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
+
+    def cut_tokens(self, index: Tensor) -> Tensor:
+        """Tokens of the prompts numbered ``index`` (n,), up to the longest one's end: (n, L)."""
+        length = max(self.lengths[i] for i in index.tolist())
+        return self.tokens[index.to(self.tokens.device), :length]
+
+    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
+        """Features of the prompts numbered ``index`` (n,), not normalised, in one batch: (n, D)."""
+        tokens = self.cut_tokens(index)
+        return backbone.encode_text(tokens, length=tokens.shape[1])
 
     def encode(self, backbone: Any, index: Tensor) -> Tensor:
         """Unit-norm features of the prompts numbered ``index`` (n,), in one batch: (n, D)."""
-        numbers = index.tolist()
-        length = max(self.lengths[i] for i in numbers)
-        tokens = self.tokens[index.to(self.tokens.device)]
-        return unit_norm(backbone.encode_text(tokens, length=length))
+        return unit_norm(self.raw_features(backbone, index))
 
     @torch.no_grad()
-    def encode_all(self, backbone: Any) -> Tensor:
-        """Unit-norm features of all prompts, (P, D), in batches of similar length."""
+    def encode_all(self, backbone: Any, unit: bool = True) -> Tensor:
+        """Features of all prompts, (P, D), in batches of similar length.
+
+        Args:
+            backbone: Encodes.
+            unit: Scale them to unit norm.
+        """
+        encode = self.encode if unit else self.raw_features
         order = sorted(range(len(self)), key=self.lengths.__getitem__)
         features: list[Tensor] = []
         batch: list[int] = []
         for i in order:  # ascending, so the newcomer is the longest of its batch
             if batch and (len(batch) + 1) * self.lengths[i] > BATCH_TOKENS:
-                features.append(self.encode(backbone, torch.tensor(batch)))
+                features.append(encode(backbone, torch.tensor(batch)))
                 batch = []
             batch.append(i)
-        features.append(self.encode(backbone, torch.tensor(batch)))
+        features.append(encode(backbone, torch.tensor(batch)))
         sorted_features = torch.cat(features)
         out = torch.empty_like(sorted_features)
         out[torch.tensor(order, device=out.device)] = sorted_features

@@ -50,6 +50,47 @@ def describe(texture: str, colour: str, form: str) -> list[str]:
     ]
 
 
+def describe_in_parts(texture: str, colour: str, form: str) -> list[tuple[str, dict[str, list]]]:
+    """Five sentences about a class, each with its structure as :mod:`clip.structures` reads it."""
+    (outline, form_says), (pattern, texture_says) = _FORM_WORDS[form], _TEXTURE_WORDS[texture]
+
+    def parts(things: list[str], inner: list[list[str]], outer: list[list[str]]) -> dict:
+        return {
+            "entities": things,
+            "attributes": [colour, texture],
+            "entity_pairs": inner,
+            "attribute_pairs": outer,
+        }
+
+    whole = [[form, colour], [form, texture]]
+    return [
+        (
+            f"a {texture} {colour} {form} with {outline} and {pattern}.",
+            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
+        ),
+        (
+            f"a {colour} {form}: {form_says} and {texture_says}.",
+            parts([form, "surface"], [[form, "surface"]], [[form, colour], ["surface", texture]]),
+        ),
+        (
+            f"a shape in {colour} with {pattern} that is a {form}.",
+            parts(["shape", pattern], [["shape", pattern]], [["shape", colour]]),
+        ),
+        (
+            f"its surface is {texture}, its colour is {colour} and it is a {form}.",
+            parts(
+                [form, "surface", "colour"],
+                [[form, "surface"], [form, "colour"]],
+                [["surface", texture], ["colour", colour]],
+            ),
+        ),
+        (
+            f"one {form} with {outline}, its main colour is {colour} and it shows {pattern}.",
+            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
+        ),
+    ]
+
+
 def caption(objects: Objects, i: int, templates: Sequence[str], rng: np.random.Generator) -> str:
     """One of the many captions that fit picture ``i``.
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from yacs.config import CfgNode
 
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
@@ -181,8 +182,8 @@ def write_pictures(root: Path, classes: int, train: int, test: int, side: int) -
                 image.save(folder / f"{picture:04}.jpg")
 
 
-def build_run(method: str, root: Path, backbone: str, device: str, *options: object) -> Any:
-    """A trainer as ``train.py`` builds it, on the pictures in ``root``.
+def run_config(method: str, root: Path, backbone: str, device: str, *options: object) -> CfgNode:
+    """A run's config as ``train.py`` makes it, on the pictures in ``root``.
 
     Args:
         method: Registered name; its ``base2novel.yaml`` is used if there is one.
@@ -198,7 +199,12 @@ def build_run(method: str, root: Path, backbone: str, device: str, *options: obj
     if file.is_file():
         words += ["--config-file", file]
     words += ["DATASET.DIR", "pictures", "VERBOSE", False, "TRAIN.PRINT_FREQ", 0, *options]
-    return build_trainer(build_config(argument_parser().parse_args(list(map(str, words)))))
+    return build_config(argument_parser().parse_args(list(map(str, words))))
+
+
+def build_run(method: str, root: Path, backbone: str, device: str, *options: object) -> Any:
+    """A trainer as ``train.py`` builds it, of :func:`run_config`'s arguments."""
+    return build_trainer(run_config(method, root, backbone, device, *options))
 
 
 def begin_training(trainer: Any) -> None:

@@ -103,7 +103,9 @@ def measure(
     options += ["DATALOADER.TEST.BATCH_SIZE", batch]
     trainer = build_run(method, Path(root), backbone, device, *options)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    training = _training(trainer, _batch(trainer, trainer.train_loader_x, kind), steps, parameters)
+    training = _training(
+        trainer, first_batch(trainer, trainer.train_loader_x, kind), steps, parameters
+    )
     if training["peak_mib"] is not None and trainer.device.type != "cuda":
         training["peak_mib"] -= libraries
     return {
@@ -113,12 +115,12 @@ def measure(
         "precision": trainer.precision,
         "parameters": parameters,
         **training,
-        **_evaluation(trainer, _batch(trainer, trainer.test_loader, kind), steps),
+        **_evaluation(trainer, first_batch(trainer, trainer.test_loader, kind), steps),
     }
 
 
 @torch.no_grad()
-def _batch(trainer: Any, loader: Any, kind: str) -> dict[str, Any]:
+def first_batch(trainer: Any, loader: Any, kind: str) -> dict[str, Any]:
     """The first batch of a loader, on the device, as pictures or as features."""
     batch = next(iter(loader))
     for key in ("img", "label", "domain"):
@@ -163,15 +165,22 @@ def _evaluation(trainer: Any, batch: dict[str, Any], steps: int) -> dict[str, An
     return {"test_speed": size / seconds, "test_gflop": count_gflops(predict) / size}
 
 
-def measure_apart(task: dict[str, Any], threads: int) -> dict[str, Any]:
-    """:func:`measure` in a process of its own.
+def measure_apart(
+    task: dict[str, Any], threads: int, command: str = "efficiency"
+) -> dict[str, Any]:
+    """:func:`measure`, or that of another sub-command, in a process of its own.
+
+    Args:
+        task: Its arguments.
+        threads: Of PyTorch.
+        command: Sub-command of ``bench.py`` that takes the task as ``--worker``.
 
     Returns:
         Its result; if it fails, the task with the reason as ``error``.
     """
-    command = [sys.executable, str(Path(__file__).with_name("bench.py")), "efficiency"]
-    command += ["--worker", json.dumps(task), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = [sys.executable, str(Path(__file__).with_name("bench.py")), command]
+    words += ["--worker", json.dumps(task), "--threads", str(threads)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     reason = [line for line in done.stderr.splitlines() if line.strip()][-1:]
@@ -183,18 +192,18 @@ def measure_apart(task: dict[str, Any], threads: int) -> dict[str, Any]:
     }
 
 
-def render(found: Sequence[dict[str, Any]]) -> str:
-    """The table of results, and below it why a method has none."""
+def render(found: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str]] = COLUMNS) -> str:
+    """The table of results by ``columns``, and below it why a method has none."""
     rows = []
     for one in found:
         cells = []
-        for key, (_, form) in COLUMNS.items():
+        for key, (_, form) in columns.items():
             value = one.get(key)
             cells.append("-" if value is None else format(value, form))
         rows.append(cells)
     texts = ("method", "input", "precision")
-    align = ["left" if key in texts else "right" for key in COLUMNS]
-    heads = [heading for heading, _ in COLUMNS.values()]
+    align = ["left" if key in texts else "right" for key in columns]
+    heads = [heading for heading, _ in columns.values()]
     table = tabulate(rows, heads, colalign=align, disable_numparse=True)
     errors = [
         f"{one['method']} ({one['input']}, batch {one['batch']}): {one['error']}"

@@ -128,7 +128,8 @@ def checkout(tmp_path) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    replace(root / "trainers/__init__.py", "from trainers import ", r"\g<0>linear_residual, ")
+    imports = r"from trainers import \(\n"
+    replace(root / "trainers/__init__.py", imports, r"\g<0>    linear_residual,\n")
     replace(root / "datasets/table.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
     return root
 

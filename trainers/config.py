@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -59,6 +60,19 @@ def argument_parser() -> argparse.ArgumentParser:
         default=None,
         help="compute the features of a frozen image encoder once and keep them",
     )
+    predict = parser.add_argument_group("predict", "classify pictures instead; trains nothing")
+    predict.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="IMAGES",
+        help="files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE "
+        "pairs need -- or another flag before them",
+    )
+    predict.add_argument(
+        "--classnames", help="file of class names, one a line or a JSON list; else the run's own"
+    )
+    predict.add_argument("--top-k", type=int, default=5, help="classes per picture (5)")
+    predict.add_argument("--predict-output", help="file to write, .csv or .json")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
@@ -72,7 +86,13 @@ def default_config() -> CfgNode:
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
     cfg.ALPHA, cfg.TEMP = 1.5, 1.0  # RAda's, at the top level as in its released files
     # Features of a frozen encoder, kept in DIR; VIEWS augmentations of each training image.
-    cfg.FEATURE_CACHE = CfgNode({"ENABLED": False, "DIR": DEFAULT_DIR, "VIEWS": 4})
+    # REQUIRED False: a method whose image features change goes without.
+    cfg.FEATURE_CACHE = CfgNode(
+        {"ENABLED": False, "REQUIRED": True, "DIR": DEFAULT_DIR, "VIEWS": 4}
+    )
+    # What a two-stage method starts from: a run's directory, and after which epoch, 0 for the last.
+    # CONFIG, such as RAdaFFT/fft, is how scripts/run.py makes that run; train.py does not.
+    cfg.FIRST_STAGE = CfgNode({"CONFIG": "", "DIR": "", "EPOCH": 0})
     datasets.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
@@ -81,12 +101,18 @@ def default_config() -> CfgNode:
     return cfg
 
 
-def build_config(args: argparse.Namespace) -> CfgNode:
+def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = None) -> CfgNode:
     """The config of a run, frozen.
 
-    Precedence: defaults < dataset file < method file (with its PER_DATASET section) < flags that
-    were given < trailing options. A file's ``_BASE_`` goes before the file itself. Size, mean and
-    deviation of the pictures are the backbone's own unless one of these sets them.
+    Precedence: defaults < ``below`` < dataset file < method file (with its PER_DATASET section) <
+    flags that were given < trailing options. A file's ``_BASE_`` goes before the file itself, and
+    its PER_SHOTS section before PER_DATASET. Size, mean and deviation of the pictures are the
+    backbone's own unless one of these sets them.
+
+    Args:
+        args: Of the command line.
+        below: Sections of another run's config. What it says of the pictures stays with its
+            backbone.
 
     Raises:
         FileNotFoundError: A config file does not exist.
@@ -94,15 +120,19 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = default_config()
     explicit: set[str] = set()
+    if below:
+        merge_options(cfg, [item for pair in below.items() for item in pair])
+        explicit |= set() if args.backbone else set(below.get("INPUT", {}))
+    options = [option for option in args.opts if option != "--"]
+    shots = _given_shots(cfg, options)
     for flag, path in (
         ("--dataset-config-file", args.dataset_config_file),
         ("--config-file", args.config_file),
     ):
         if path:
             explicit |= _input_keys(path, flag)
-            merge_file(cfg, path)
+            merge_file(cfg, path, shots=shots)
     _merge_flags(cfg, args)
-    options = [option for option in args.opts if option != "--"]
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
     _require_names(cfg)
@@ -115,6 +145,16 @@ def resolve(path: str) -> Path:
     """A file named in a config: as given, else relative to the repository."""
     given = Path(path).expanduser()
     return given if given.exists() or given.is_absolute() else REPOSITORY / given
+
+
+def _given_shots(cfg: CfgNode, options: Sequence[str]) -> int | None:
+    """The trailing option DATASET.NUM_SHOTS, on which PER_SHOTS sections of the files depend."""
+    given = dict(zip(options[::2], options[1::2], strict=False))
+    if "DATASET.NUM_SHOTS" not in given:
+        return None
+    probe = cfg.clone()
+    merge_options(probe, ["DATASET.NUM_SHOTS", given["DATASET.NUM_SHOTS"]])
+    return probe.DATASET.NUM_SHOTS
 
 
 def _require_names(cfg: CfgNode) -> None:

@@ -45,7 +45,8 @@ def check_features(cfg: CfgNode, method: str, frozen: bool) -> None:
         raise ValueError(
             f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {method} changes what the image "
             "encoder computes: its features differ after every step and cannot be kept. Set it to "
-            "False; methods with frozen features, such as ZeroshotCLIP, can use it"
+            "False, or FEATURE_CACHE.REQUIRED to False; methods with frozen features, such as "
+            "ZeroshotCLIP, can use it"
         )
     if cfg.FEATURE_CACHE.VIEWS < 1:
         raise ValueError(f"FEATURE_CACHE.VIEWS must be at least 1, got {cfg.FEATURE_CACHE.VIEWS}")
@@ -235,7 +236,7 @@ class FeatureLoader:
 
     def draw(self, view: int) -> list[list[int]]:
         """Batches of extraction: the sampler's pass of an epoch, then what that leaves out."""
-        sampler = copy.copy(self.loader.sampler)
+        sampler = copy.copy(whole_sampler(self.loader))
         sampler.set_epoch(view)
         order = list(sampler)
         order += sorted(set(range(len(self.dataset))).difference(order))
@@ -261,7 +262,7 @@ class FeatureLoader:
 
     def _key(self, view: int, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
         """All that the features depend on."""
-        cfg, sampler = self.encoder.trainer.cfg, self.loader.sampler
+        cfg, sampler = self.encoder.trainer.cfg, whole_sampler(self.loader)
         self._images = self._images or hash_files(self._paths, cfg.DATASET.ROOT)
         key = {
             "dataset": cfg.DATASET.NAME,
@@ -286,6 +287,15 @@ class FeatureLoader:
                 f"feature cache: {self.views} augmentations of each training image take turns in "
                 f"{trainer.max_epoch} epochs (FEATURE_CACHE.VIEWS)"
             )
+
+
+def whole_sampler(loader: Any) -> Any:
+    """Return a loader's sampler; of one that is shared with other processes, the common one.
+
+    Args:
+        loader: An ImageLoader.
+    """
+    return getattr(loader.sampler, "whole", loader.sampler)
 
 
 def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:

@@ -38,12 +38,6 @@ class LightRACLIP(PromptedCLIP):
                 self.teacher_text = self.bank.encode_all(self.backbone)
         return self.teacher_text
 
-    @torch.no_grad()
-    def frozen_image(self, image: Tensor) -> Tensor:
-        """``f0``: the pre-trained model's image features, (B, D)."""
-        with adapters_disabled(self.backbone):
-            return self.image_features(image)
-
 
 def lightra_loss(
     f: Tensor, h: Tensor, f0: Tensor, h0: Tensor, label: Tensor, scale: Tensor, c: float, w: float

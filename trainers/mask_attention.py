@@ -34,7 +34,7 @@ def mask_attention(
         rows: Projections of the rational matrix, (B, K, 2 or 3, H, Dh): its queries (if there are
             three), keys, values. Queries of all sets are scaled already.
         image: Queries of the images, (B, H, Dh).
-        text: Queries of the classes, (K, H, Dh).
+        text: Queries of the classes, (K, H, Dh); (B, K, H, Dh) if they differ from image to image.
         joint: One softmax over all K * K entries of a head's scores, times K (released code),
             instead of one per row.
 
@@ -62,7 +62,9 @@ def _chunks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
 
 def _queries(rows: Tensor, text: Tensor | None, b: slice, h: slice) -> list[Tensor]:
     """Query sets with one query per class: each (b or 1, h, K, Dh)."""
-    found = [] if text is None else [text[None, :, h].transpose(1, 2)]
+    found = []
+    if text is not None:
+        found.append((text[None, :, h] if text.ndim == 3 else text[b, :, h]).transpose(1, 2))
     if rows.shape[2] == 3:
         found.append(rows[b, :, 0, h].transpose(1, 2))
     return found
@@ -123,8 +125,10 @@ class _MaskAttention(torch.autograd.Function):
                 grad_scores = _softmax_backward(matrix, grad_matrix, ctx.joint)
                 grad_query = grad_scores @ key
                 grad_key = grad_key + grad_scores.transpose(-1, -2) @ query
-                if grad_text is not None and i == 0:
+                if grad_text is not None and i == 0 and grad_text.ndim == 3:
                     grad_text[:, h] += grad_query.sum(0).transpose(0, 1)
+                elif grad_text is not None and i == 0:
+                    grad_text[b, :, h] = grad_query.transpose(1, 2)
                 else:
                     grad_rows[b, :, 0, h] = grad_query.transpose(1, 2)
             if image is not None and grad_image is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from clip import attach_text_prompts, attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base import CLIPTrainer
+from trainers.ivlp import ivlp_clip
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 
@@ -21,8 +21,8 @@ class RAdaPrompt(CLIPTrainer):
 
     Config, ``TRAINER.RAdaPrompt``: N_CTX learned tokens in each tower; PROMPT_DEPTH layers that
     have tokens of their own (IVLP's count: 1 is the input alone); CTX_INIT, words before the class
-    name, the first N_CTX of which the text tokens start from; and the mask's keys, see
-    :class:`trainers.rada.RAda`.
+    name, the first N_CTX of which the text tokens start from ("" for random ones); and the mask's
+    keys, see :class:`trainers.rada.RAda`.
     """
 
     needs_transformers = True
@@ -31,22 +31,14 @@ class RAdaPrompt(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and the mask."""
         options = self.options
-        if not options.CTX_INIT:
-            raise ValueError(
-                "TRAINER.RAdaPrompt.CTX_INIT is empty: the learned tokens take the place of its "
-                "first words; the paper's are 'a photo of a'"
-            )
-        backbone = self.load_backbone()
-        attach_vision_prompts(backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH)
-        prompts = attach_text_prompts(
-            backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, init=options.CTX_INIT
+        prompts = (options.N_CTX, options.PROMPT_DEPTH)
+        return ivlp_clip(
+            self,
+            text=prompts,
+            vision=prompts,
+            words=options.CTX_INIT,
+            head=lambda width: rational_head(self.cfg, options, width),
         )
-        freeze_except(backbone)
-        head = rational_head(self.cfg, options, backbone.embed_dim)
-        model = PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True, head=head)
-        if prompts is not None:
-            prompts.check_texts(model.bank.tokens)
-        return model
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""

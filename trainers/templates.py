@@ -17,3 +17,17 @@ HAND_MADE = {
 def hand_made(dataset: str) -> str:
     """The template of a dataset (its registered name); "a photo of a {}." if CoOp has no other."""
     return HAND_MADE.get(dataset, DEFAULT)
+
+
+# KgCoOp's reference prompts (arXiv:2303.13283) differ in one dataset.
+KGCOOP = {**HAND_MADE, "DescribableTextures": "a photo of a {}, a type of texture."}
+
+# ProGrad's and ProVP's (arXiv:2205.14865) have what the classes are in front.
+HINT_FIRST = {
+    **HAND_MADE,
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
+}

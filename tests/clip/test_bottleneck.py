@@ -43,8 +43,10 @@ def attach(backbone, **options):
     return adapters
 
 
-def plain_features(backbone, adapters, scale):
+def plain_features(backbone, adapters, scale, images=None, tokens=None):
     """Both towers written out without hooks; blocks are paired from the end."""
+    images = pictures() if images is None else images
+    tokens = backbone.tokenize(TEXTS) if tokens is None else tokens
 
     def run(blocks, x, tower, mask=None):
         for i, block in enumerate(blocks):
@@ -59,9 +61,8 @@ def plain_features(backbone, adapters, scale):
             x = block(x, attn_mask=mask) + extra
         return x
 
-    model, tokens = backbone.model, backbone.tokenize(TEXTS)
-    visual = model.visual
-    patches = visual.conv1(pictures().to(visual.conv1.weight)).flatten(2).transpose(1, 2)
+    model, visual = backbone.model, backbone.model.visual
+    patches = visual.conv1(images.to(visual.conv1.weight)).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches], 1)
     x = visual.ln_pre(x + visual.positional_embedding)
     image = visual.ln_post(run(visual.transformer.resblocks, x, "vision")[:, 0]) @ visual.proj

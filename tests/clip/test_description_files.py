@@ -41,7 +41,7 @@ def content(config: str) -> dict[str, list[str]]:
 
 def test_every_file_is_used():
     used = {dataset_section(config)["PROMPT_PATH"] for config in CLASSES}
-    assert used == {f"prompts/{path.name}" for path in (REPOSITORY / "prompts").iterdir()}
+    assert used == {f"prompts/{path.name}" for path in (REPOSITORY / "prompts").glob("*.json")}
 
 
 @pytest.mark.parametrize(("config", "number"), [("shapes", 40), ("eurosat", 10), ("dtd", 47)])

@@ -93,7 +93,12 @@ def logits_of(trainer, split="test"):
 
 def test_config_and_flag(make_config, tmp_path):
     cfg = make_config("ZeroshotCLIP/base2novel")
-    assert cfg.FEATURE_CACHE == {"ENABLED": False, "DIR": "./feature_cache", "VIEWS": 4}
+    assert cfg.FEATURE_CACHE == {
+        "ENABLED": False,
+        "REQUIRED": True,
+        "DIR": "./feature_cache",
+        "VIEWS": 4,
+    }
     on = make_config("ZeroshotCLIP/base2novel", flags=("--feature-cache",))
     assert on.FEATURE_CACHE.ENABLED is True
     elsewhere = make_config("ZeroshotCLIP/base2novel", "FEATURE_CACHE.DIR", str(tmp_path))
@@ -337,6 +342,15 @@ def test_refused_where_features_change(make_config):
     cfg = make_config("LightRA/base2novel", flags=("--feature-cache",))
     with pytest.raises(ValueError, match="FEATURE_CACHE.ENABLED.*LightRA changes"):
         build_trainer(cfg)
+
+
+@pytest.mark.parametrize(("method", "cached"), [("LightRA", False), ("RAda", True)])
+def test_where_it_is_not_required_methods_go_without(make_config, method, cached):
+    options = ("FEATURE_CACHE.REQUIRED", "False")
+    cfg = make_config(f"{method}/base2novel", *options, flags=("--feature-cache",))
+    trainer = build_trainer(cfg)
+    assert isinstance(trainer.train_loader_x, FeatureLoader) == cached
+    assert any("no feature cache" in note for note in trainer.notes) != cached
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,10 @@ def test_refuses_a_feature_cache(build):
         build("RAdaPrompt", "FEATURE_CACHE.ENABLED", "True")
 
 
-def test_refuses_prompts_without_words(build):
-    with pytest.raises(ValueError, match="CTX_INIT is empty"):
-        build("RAdaPrompt", "TRAINER.RAdaPrompt.CTX_INIT", "")
+def test_prompts_without_words_start_at_random_before_placeholders(build):
+    backbone = build("RAdaPrompt", "TRAINER.RAdaPrompt.CTX_INIT", "").model.backbone
+    assert not backbone.text_prompts.words
+    assert 0.01 < backbone.text_prompts.vectors[0].std() < 0.03
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,254 @@
+"""CoOp's context: learned words around the class name, for all classes, each class or each image.
+
+Notation: N texts, K classes, L tokens, W transformer width, D embedding width, n context vectors.
+A text is ``[start][context][name][.][end]``, or has the name in the middle or in front of the
+context; the full stop stays at its end. Only the context is learned (CoOp, arXiv:2109.01134).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from clip.backbones import Backbone
+from clip.prompting import TextPrompts, random_vectors, refuse_second, words_and_end
+from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower
+
+POSITIONS = ("end", "middle", "front")  # of the class name
+PLACEHOLDER = "X"
+# Tokens of a training step whose activations are kept: 850 classes of 77, as releases keep them.
+KEPT_TOKENS = 65_536
+
+
+class ContextPrompts(TextPrompts):
+    """Learned vectors in place of n words of each text, which may stand on both sides of the name.
+
+    Attributes:
+        vectors: (1, n, W), or (K, n, W) if every class has a context of its own.
+        template: What texts must look like, with ``{}`` for the class name.
+        per_class: Whether every class has a context of its own.
+
+    Args:
+        words: Token numbers of the texts' words in the context's places.
+        init: The words they came from, for messages.
+        end: Number of the end-of-text token.
+        table: The frozen token embeddings, (vocabulary, W).
+        n_ctx: n.
+        before: How many of the n stand before the class name.
+        template: See the attribute.
+        random: How many contexts to learn from random vectors, one or K; 0 for one that starts
+            from the words.
+    """
+
+    def __init__(
+        self,
+        words: list[int],
+        init: str,
+        end: int,
+        table: Tensor,
+        *,
+        n_ctx: int,
+        before: int,
+        template: str,
+        random: int = 0,
+    ) -> None:
+        super().__init__(words, init, end, table, n_ctx=n_ctx, depth=1)
+        self.before, self.template, self.per_class = before, template, random > 1
+        if random:
+            self.vectors = random_vectors(random, n_ctx, table)
+
+    def slots(self, tokens: Tensor) -> Tensor:
+        """Positions of the context in each text, (N, L) -> (N, n): from the start and the end."""
+        number = torch.arange(self.n_ctx, device=tokens.device)
+        stop = (tokens == self.end).int().argmax(-1, keepdim=True) - 1  # (N, 1)
+        return torch.where(number < self.before, 1 + number, stop - self.n_ctx + number)
+
+    def placed(self, embeddings: Tensor, tokens: Tensor, vectors: Tensor) -> Tensor:
+        """Put context vectors in their places.
+
+        Args:
+            embeddings: Of the texts' tokens, (N, L, W).
+            tokens: (N, L).
+            vectors: (n, W) for all texts, or (N, n, W).
+
+        Raises:
+            ValueError: The texts are too short to hold the context.
+        """
+        if tokens.shape[1] < self.n_ctx + 2:
+            raise ValueError(
+                f"A context of {self.n_ctx} does not fit in {tokens.shape[1]} tokens: texts need "
+                f"the form {self.template!r}"
+            )
+        slots = self.slots(tokens)[..., None].expand(-1, -1, embeddings.shape[-1])  # (N, n, W)
+        return embeddings.scatter(1, slots, vectors.to(embeddings).expand(len(tokens), -1, -1))
+
+    def encode(self, backbone: Backbone, tokens: Tensor, vectors: Tensor) -> Tensor:
+        """Features of texts that have each a context of their own, not normalised, (N, D).
+
+        Args:
+            backbone: What this is attached to.
+            tokens: (N, L), behind the longest text's end nothing is needed.
+            vectors: (N, n, W).
+        """
+        table = text_tower(backbone.model).token_embedding.weight
+        end = (tokens == self.end).int().argmax(-1)
+        placed = self.placed(F.embedding(tokens, table), tokens, vectors)
+        return encode_embeddings(backbone.model, placed, end)
+
+    def _embed(self, table: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor | None:
+        if not self.enabled:
+            return None
+        if self.per_class:
+            raise ValueError(
+                "Every class has a context of its own here, and these texts do not say whose they "
+                "are: encode them by a ClassContextBank, or with the adapters disabled"
+            )
+        return self.placed(embeddings, args[0], self.vectors[0])
+
+
+class ConditionalPrompts(ContextPrompts):
+    """A context that a small network shifts for each image (CoCoOp, arXiv:2203.05557).
+
+    The context for image i is ``vectors + meta(f_i)``: one shift for all n vectors and all classes.
+    A text without an image gets the context itself.
+
+    Args:
+        words, init, end, table, options: See :class:`ContextPrompts`.
+        image_width: D, of which the network's hidden layer has a sixteenth.
+    """
+
+    def __init__(
+        self,
+        words: list[int],
+        init: str,
+        end: int,
+        table: Tensor,
+        *,
+        image_width: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(words, init, end, table, **options)
+        hidden = image_width // 16
+        self.meta_net = nn.Sequential()
+        self.meta_net.add_module("linear1", nn.Linear(image_width, hidden))
+        self.meta_net.add_module("relu", nn.ReLU())
+        self.meta_net.add_module("linear2", nn.Linear(hidden, table.shape[1]))
+        self.meta_net.to(table.device)
+
+    def contexts(self, image: Tensor) -> Tensor:
+        """The context of each image, of its unit-norm features: (B, D) -> (B, n, W)."""
+        return self.vectors + self.meta_net(image)[:, None]
+
+    def encode_pairs(self, backbone: Backbone, tokens: Tensor, image: Tensor) -> Tensor:
+        """Features of every text with every image's context, not normalised: (B, K, D).
+
+        B x K passes, in chunks. Without gradients a chunk's activations are let go of; with them
+        they are kept while they are few, and else computed again in the backward pass.
+
+        Args:
+            backbone: What this is attached to.
+            tokens: (K, L).
+            image: Unit-norm features, (B, D).
+        """
+        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)
+        contexts = self.contexts(image)
+
+        def encode(pair: Tensor) -> Tensor:
+            return self.encode(backbone, tokens[pair % len(tokens)], contexts[pair // len(tokens)])
+
+        limit = KEPT_TOKENS if torch.is_grad_enabled() else BATCH_TOKENS
+        chunks = pairs.split(max(1, limit // tokens.shape[1]))
+        again = torch.is_grad_enabled() and len(chunks) > 1
+        encoded = [
+            checkpoint(encode, c, use_reentrant=False) if again else encode(c) for c in chunks
+        ]
+        return torch.cat(encoded).unflatten(0, (len(image), len(tokens)))
+
+
+class ClassContextBank(TextBank):
+    """A bank whose texts are encoded with the context of their class."""
+
+    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
+        """See :meth:`clip.text.TextBank.raw_features`."""
+        prompts = backbone.text_prompts
+        if not prompts.enabled:
+            return super().raw_features(backbone, index)
+        index = index.to(self.owner.device)
+        return prompts.encode(backbone, self.cut_tokens(index), prompts.vectors[self.owner[index]])
+
+
+def attach_context(
+    backbone: Backbone,
+    *,
+    n_ctx: int,
+    init: str = "",
+    position: str = "end",
+    num_classes: int = 0,
+    conditional: bool = False,
+) -> ContextPrompts:
+    """Learn a context around class names, as ``text_prompts`` of the backbone.
+
+    The i-th context vector starts from the i-th token of ``init``. As in CoOp, n counts *words*:
+    a phrase with a comma or a rare word has more tokens, and those left over stay frozen between
+    context and name. With fewer words than n the free places on the left start from zero vectors
+    (ProGrad, arXiv:2205.14865).
+
+    Args:
+        backbone: With a text tower of CLIP's form.
+        n_ctx: n.
+        init: Words to start from; '' for N(0, 0.02).
+        position: Where the name stands: end, middle (behind the first n // 2) or front.
+        num_classes: K for a context per class, 0 for one; with ``init`` there is one.
+        conditional: Let a small network shift the context for each image, see
+            :class:`ConditionalPrompts`.
+
+    Returns:
+        The adapter; its ``template`` is what texts must look like.
+
+    Raises:
+        ValueError: An unknown position, n less than 1 or less than the words of ``init`` or more
+            than a text has room for, words left over with another position than end, a text tower
+            of another form, or prompts are attached already.
+    """
+    if position not in POSITIONS:
+        raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
+    refuse_second(backbone, "text_prompts")
+    phrase = init.split()
+    room = backbone.context_length - 3  # a start, a full stop, an end; names take the rest
+    if not max(1, len(phrase)) <= n_ctx <= room:
+        raise ValueError(
+            f"n_ctx must be from {max(1, len(phrase))} ("
+            + (f"the words of {init!r}" if phrase else "one vector")
+            + f") to {room} (the room of a text), got {n_ctx}"
+        )
+    free = n_ctx - len(phrase)
+    phrase = [PLACEHOLDER] * free + phrase
+    words, end = words_and_end(backbone, " ".join(phrase))
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    if len(words) > n_ctx and position != "end":
+        raise ValueError(
+            f"{init!r} has {len(words) - free} tokens for {n_ctx - free} words, and only behind "
+            "the context is there a place for those left over: use position 'end', or other words"
+        )
+    embedding = text_tower(backbone.model).token_embedding
+    width = {"image_width": backbone.embed_dim} if conditional else {}
+    prompts = (ConditionalPrompts if conditional else ContextPrompts)(
+        words,
+        " ".join(phrase),
+        end,
+        embedding.weight,
+        n_ctx=n_ctx,
+        before=before,
+        template=" ".join([*phrase[:before], "{}", *phrase[before:]]) + ".",
+        random=0 if init else max(1, num_classes),
+        **width,
+    )
+    if init:
+        prompts.vectors.data[:, :free] = 0
+    embedding.register_forward_hook(prompts._embed)
+    backbone.text_prompts = prompts
+    return prompts

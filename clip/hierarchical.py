@@ -1,0 +1,264 @@
+"""HPT's hierarchical prompts of the text tower: learned, class-wise, and ties between tokens.
+
+"Learning Hierarchical Prompt with Structured Linguistic Knowledge for Vision-Language Models",
+AAAI 2024, arXiv:2312.06323.
+
+Notation: N texts, K classes, S descriptions per class, L tokens, W transformer width, H heads, J
+blocks, g general prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip.adapters import Adapter, adapters_disabled
+from clip.backbones import Backbone
+from clip.prompting import INIT_STD
+from clip.structures import Structure, related_positions
+from clip.text import BATCH_TOKENS, TextBank, text_tower
+
+PLACEHOLDER = "X"  # stands in texts where prompts go
+
+
+class Ties(NamedTuple):
+    """How often two tokens of a text belong to related phrases, (N, L, L) each, symmetric."""
+
+    entities: Tensor
+    attributes: Tensor
+
+
+class HierarchicalPrompts(Adapter):
+    """Prompts at positions 1 .. g + S of all texts, and a learned weight of their tokens' ties.
+
+    At the input they are ``input``. At blocks l = 1 .. J-1 the first g are ``general`` (global
+    level) and the S others ``z + G(z)`` (high level), z the unit-norm states of the class's S
+    descriptions behind the frozen block l-1 at their end token, G one linear map for all blocks.
+    In every block, ``e_l E + a_l A`` is added to the attention's scaled scores before the causal
+    mask, alike for all heads (low level).
+
+    Outside of :meth:`serving`, texts are encoded as by the pre-trained model: nothing here knows
+    which class a text is about.
+
+    Args:
+        width: W.
+        blocks: J.
+        general: g.
+        descriptions: S.
+    """
+
+    _served: tuple[Tensor, Ties | None] | None = None
+
+    def __init__(self, width: int, blocks: int, *, general: int, descriptions: int) -> None:
+        super().__init__()
+        if general < 1 or descriptions < 1:
+            raise ValueError(
+                "HPT needs at least 1 general prompt and 1 description per class, got "
+                f"{general} and {descriptions}"
+            )
+        self.n_ctx = general + descriptions
+        self.descriptions = descriptions
+        self.input = nn.Parameter(torch.empty(self.n_ctx, width).normal_(std=INIT_STD))
+        self.general = nn.Parameter(torch.empty(blocks - 1, general, width).normal_(std=INIT_STD))
+        self.projector = nn.Linear(width, width)
+        self.entity_scale = nn.Parameter(torch.zeros(blocks))
+        self.attribute_scale = nn.Parameter(torch.zeros(blocks))
+
+    @contextmanager
+    def serving(self, states: Tensor, ties: Ties | None) -> Iterator[None]:
+        """Encode texts of known classes.
+
+        Args:
+            states: z of each text's class, (N, J-1, S, W).
+            ties: Of each text's tokens; None if no token is tied.
+        """
+        if self.enabled:
+            self._served = states + self.projector(states), ties
+        try:
+            yield
+        finally:
+            self._served = None
+
+    def hook(self, tower: Any) -> None:
+        """Put the prompts among the tokens of a text tower, and the ties into its attention."""
+        transformer = tower.transformer
+        tower.token_embedding.register_forward_hook(self._embed)
+        for index, block in enumerate(transformer.resblocks):
+            before = partial(self._before_block, index, transformer.batch_first)
+            block.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _embed(self, table: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
+        if not self.enabled or self._served is None:
+            return None
+        return self._placed(embedded, self.input.expand(len(embedded), -1, -1))
+
+    def _before_block(
+        self, index: int, batch_first: bool, block: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[tuple[Any, ...], Any] | None:
+        if not self.enabled or self._served is None:
+            return None
+        high, ties = self._served
+        x = args[0]
+        if index > 0:
+            x = x if batch_first else x.transpose(0, 1)  # (N, L, W)
+            general = self.general[index - 1].expand(len(x), -1, -1)
+            x = self._placed(x, torch.cat([general, high[:, index - 1]], 1))
+            x = x if batch_first else x.transpose(0, 1)
+        if ties is not None:
+            scores = self.entity_scale[index] * ties.entities
+            scores = scores + self.attribute_scale[index] * ties.attributes
+            mask = kwargs["attn_mask"] + scores.to(x)  # (N, L, L)
+            # PyTorch takes a mask of its own for each text and head only in this form.
+            kwargs = {**kwargs, "attn_mask": mask.repeat_interleave(block.attn.num_heads, 0)}
+        return (x, *args[1:]), kwargs
+
+    def _placed(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """``x`` (N, L, W) with ``prompts`` (N, g + S, W) at positions 1 .. g + S."""
+        return torch.cat([x[:, :1], prompts.to(x), x[:, 1 + self.n_ctx :]], 1)
+
+
+def attach_hierarchical_prompts(
+    backbone: Backbone, *, general: int = 2, descriptions: int = 5
+) -> HierarchicalPrompts:
+    """Give the text tower hierarchical prompts, as ``hierarchical_prompts`` of the backbone.
+
+    Args:
+        backbone: With a text tower of CLIP's form.
+        general: g.
+        descriptions: S.
+
+    Raises:
+        ValueError: A text tower of another form, prompts are attached already, or a number is
+            less than 1.
+    """
+    transformer = backbone.text_transformer
+    if transformer is None or backbone.end_of_text() is None:
+        raise ValueError(
+            "The text tower of this backbone is not of CLIP's form (causal, its end token pooled), "
+            "so hierarchical prompts cannot be attached to it. OpenAI's models work, and most of "
+            "OpenCLIP's."
+        )
+    if hasattr(backbone, "hierarchical_prompts"):
+        raise ValueError("This backbone has hierarchical prompts already")
+    prompts = HierarchicalPrompts(
+        transformer.width, len(transformer.resblocks), general=general, descriptions=descriptions
+    ).to(backbone.logit_scale.device)
+    prompts.hook(text_tower(backbone.model))
+    backbone.hierarchical_prompts = prompts
+    return prompts
+
+
+@torch.no_grad()
+def end_states(backbone: Backbone, bank: TextBank) -> Tensor:
+    """Unit-norm states of texts at their end token behind the frozen blocks 0 .. J-2.
+
+    Args:
+        backbone: Its adapters stay out of it.
+        bank: P texts.
+
+    Returns:
+        (P, J-1, W), in single precision at least.
+    """
+    transformer = backbone.text_transformer
+    order = sorted(range(len(bank)), key=bank.lengths.__getitem__)
+    size = max(1, BATCH_TOKENS // backbone.context_length)
+    found: dict[int, Tensor] = {}
+    collected: list[Tensor] = []
+    end = torch.zeros(0, dtype=torch.long)
+
+    def collect(block: nn.Module, args: tuple[Any, ...], x: Tensor) -> None:
+        x = x if transformer.batch_first else x.transpose(0, 1)
+        state = x[torch.arange(len(x)), end]
+        state = state.to(torch.promote_types(state.dtype, torch.float32))
+        collected.append(F.normalize(state, dim=-1))
+
+    hooks = [block.register_forward_hook(collect) for block in transformer.resblocks[:-1]]
+    try:
+        with adapters_disabled(backbone):
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                end = torch.tensor([bank.lengths[i] - 1 for i in rows])
+                collected.clear()
+                backbone.encode_text(bank.tokens[rows], length=int(end.max()) + 1)
+                found.update(zip(rows, torch.stack(collected, 1), strict=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([found[i] for i in range(len(order))])
+
+
+class StructuredBank(TextBank):
+    """HPT's texts, one per class and structure, encoded with their class's prompts.
+
+    Args:
+        backbone: With hierarchical prompts attached.
+        texts: Each class's texts behind the placeholders.
+        structures: Of these texts, for their ties; or None.
+        states: Each class's z, (K, J-1, S, W).
+    """
+
+    states: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        texts: Sequence[Sequence[str]],
+        structures: Sequence[Sequence[Structure]] | None,
+        states: Tensor,
+    ) -> None:
+        hierarchy: Any = backbone.hierarchical_prompts
+        places = " ".join([PLACEHOLDER] * hierarchy.n_ctx)
+        prompts = [[f"{places} {text}" for text in of_class] for of_class in texts]
+        super().__init__(prompts, backbone.tokenize, backbone.end_of_text())
+        self.register_buffer("states", states, persistent=False)
+        self._ties: list[tuple[Tensor, Tensor]] = []
+        if structures is not None:
+            flat = [structure for of_class in structures for structure in of_class]
+            self._ties = _tied_positions(backbone, self.tokens, self.lengths, flat)
+
+    def encode(self, backbone: Any, index: Tensor) -> Tensor:
+        """See :meth:`clip.text.TextBank.encode`."""
+        states = self.states[self.owner[index.to(self.owner.device)]]
+        with backbone.hierarchical_prompts.serving(states, self.ties(index)):
+            return super().encode(backbone, index)
+
+    def ties(self, index: Tensor) -> Ties | None:
+        """Of the texts numbered ``index`` (n,): (n, L, L), L the longest one's length."""
+        if not self._ties:
+            return None
+        numbers = index.tolist()
+        length = max(self.lengths[i] for i in numbers)
+        # Made anew for each batch: kept for all texts they would be the largest thing here.
+        counts = torch.zeros(2, len(numbers), length, length)
+        for row, number in enumerate(numbers):
+            for kind, positions in enumerate(self._ties[number]):
+                one = torch.ones(positions.shape[1])
+                counts[kind, row].index_put_(tuple(positions), one, accumulate=True)
+        return Ties(*counts.to(self.states.device))
+
+
+def _tied_positions(
+    backbone: Backbone, tokens: Tensor, lengths: list[int], structures: Sequence[Structure]
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each text the positions tied by entity and by attribute pairs, (2, number of) each."""
+    kinds = [(s.entity_pairs, s.attribute_pairs) for s in structures]
+    phrases = sorted({word for pairs in kinds for kind in pairs for pair in kind for word in pair})
+    words: dict[str, list[int]] = {}
+    find_end = backbone.end_of_text()
+    if phrases and find_end is not None:
+        numbers = backbone.tokenize(phrases)
+        ends = find_end(numbers).tolist()
+        words = {p: numbers[i, 1 : ends[i]].tolist() for i, p in enumerate(phrases)}
+
+    def positions(text: list[int], pairs: Sequence[tuple[str, str]]) -> Tensor:
+        found = related_positions(text, [(words[a], words[b]) for a, b in pairs])
+        return torch.tensor(found, dtype=torch.long).reshape(-1, 2).T
+
+    texts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+    return [(positions(t, e), positions(t, a)) for t, (e, a) in zip(texts, kinds, strict=True)]

@@ -1,0 +1,90 @@
+"""ProVP's prompts: behind the vision tower's first norm, mixed with what became of the last ones.
+
+Notation: B images, L tokens, W transformer width, n prompts, J sets of them, as in
+:mod:`clip.prompting`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from clip.backbones import Backbone
+from clip.prompting import VisionPrompts, _checked_depth, install_vision_prompts
+
+# As in the release, whatever the tower's patches are: 0.0665 for ViT-B/16 instead of 0.0625.
+INIT_PATCH = 14
+
+
+class ProgressivePrompts(VisionPrompts):
+    """Vision prompts that carry over a share of the previous block's output in their slots.
+
+    ProVP (arXiv:2304.08386): set 0 enters behind ``ln_pre``; at block l the slots become
+    ``(1 - alpha) P_l + alpha * slots``. They stand at the end rather than behind the class token,
+    which without positions and mask is the same. Sets start uniform in +-sqrt(6 / (3 * 14^2 + W)).
+
+    Args:
+        n_ctx: n.
+        depth: J.
+        like: A tensor of the tower, (..., W).
+        alpha: Share of the output; 0 replaces the slots, as deep prompts do.
+
+    Raises:
+        ValueError: ``alpha`` is not in [0, 1), or ``n_ctx`` less than 1.
+    """
+
+    def __init__(self, n_ctx: int, depth: int, like: Tensor, alpha: float) -> None:
+        super().__init__(n_ctx, depth, like)
+        if not 0 <= alpha < 1:
+            raise ValueError(
+                f"alpha is the share of the previous prompts and must be in [0, 1), got {alpha}"
+            )
+        self.alpha = alpha
+        bound = math.sqrt(6 / (3 * INIT_PATCH**2 + like.shape[-1]))
+        nn.init.uniform_(self.vectors, -bound, bound)
+
+    def hook_input(self, visual: Any) -> None:
+        """Let set 0 join the tokens behind the first norm."""
+        visual.ln_pre.register_forward_hook(self._append_behind)
+
+    def _append_behind(
+        self, ln_pre: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        appended = self._append(ln_pre, (output,))
+        return None if appended is None else appended[0]
+
+    def _expanded(self, x: Tensor, index: int, dim: int) -> Tensor:
+        prompts = super()._expanded(x, index, dim)
+        if index == 0:
+            return prompts
+        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)
+        return (1 - self.alpha) * prompts + self.alpha * slots
+
+
+def attach_progressive_prompts(
+    backbone: Backbone, *, n_ctx: int, depth: int, alpha: float = 0.01
+) -> ProgressivePrompts:
+    """Learn ``n_ctx`` tokens behind the patches of all images, as ``vision_prompts``.
+
+    Args:
+        backbone: As for :func:`clip.attach_vision_prompts`.
+        n_ctx: Learned tokens, n.
+        depth: Sets, J, at least 1; more than the tower has blocks means all of them.
+        alpha: See :class:`ProgressivePrompts`.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ValueError: As :func:`clip.attach_vision_prompts` and :class:`ProgressivePrompts`, or
+            ``depth`` is less than 1.
+    """
+    if depth < 1:
+        raise ValueError(f"Progressive prompts need a depth of 1 or more blocks, got {depth}")
+    depth = _checked_depth("vision", depth, backbone.vision_transformer)
+    like = backbone.model.visual.class_embedding
+    prompts = ProgressivePrompts(n_ctx, depth, like, alpha)
+    install_vision_prompts(backbone, prompts)
+    return prompts

@@ -1,0 +1,105 @@
+"""What tests of the baselines share: small runs on Shapes, plain towers, released files, counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clip.backbones import OPENAI_INPUT, Backbone
+from dassl.optim import build_lr_scheduler
+
+SMALL = (
+    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
+)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def uncut_text(model, embeddings: Tensor, end: Tensor) -> Tensor:
+    """An open_clip text tower over all 77 positions, from embeddings: not normalised, (N, D)."""
+    x = model.transformer(embeddings + model.positional_embedding, attn_mask=model.attn_mask)
+    return model.ln_final(x)[range(len(x)), end] @ model.text_projection
+
+
+def around_names(model, names: list[str], n_ctx: int, context: Tensor, position="end") -> Tensor:
+    """CoOp's prompts put together piece by piece, as in its release: text features (K, D).
+
+    Args:
+        model: open_clip's, without learned prompts.
+        names: K class names.
+        n_ctx: n.
+        context: (n, W), or (K, n, W).
+        position: Of the name.
+    """
+    encode = open_clip.tokenizer._tokenizer.encode
+    tokens = open_clip.tokenize([" ".join(["X"] * n_ctx) + f" {name}." for name in names])
+    embedded = F.embedding(tokens, model.token_embedding.weight)
+    rows = []
+    for i, name in enumerate(names):
+        ctx = context if context.ndim == 2 else context[i]
+        start, rest = embedded[i, :1], embedded[i, 1 + n_ctx :]
+        length = len(encode(name))
+        if position == "end":
+            pieces = [start, ctx, rest]
+        elif position == "middle":
+            half = n_ctx // 2
+            pieces = [start, ctx[:half], rest[:length], ctx[half:], rest[length:]]
+        else:
+            pieces = [start, rest[:length], ctx, rest[length:]]
+        rows.append(torch.cat(pieces))
+    return uncut_text(model, torch.stack(rows), tokens.argmax(-1))
+
+
+def write_released(folder: Path, name: str, state: dict[str, Tensor], epoch: int) -> str:
+    """A checkpoint as Dassl writes it, half precision and with a live scheduler object."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2e-3)
+    content = {
+        "state_dict": {key: value.half() for key, value in state.items()},
+        "epoch": epoch,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {"successor": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)},
+        "val_result": None,
+    }
+    torch.save(content, folder / name / f"model.pth.tar-{epoch}")
+    return str(folder)
+
+
+def vit_b16() -> Backbone:
+    """A backbone with the shapes of ViT-B/16 and no weights."""
+    with torch.device("meta"):
+        vision_cfg = open_clip.model.CLIPVisionCfg(layers=12, width=768, patch_size=16)
+        text_cfg = open_clip.model.CLIPTextCfg(width=512, heads=8, layers=12)
+        model = open_clip.model.CLIP(512, vision_cfg, text_cfg)
+    return Backbone(model, "shapes of ViT-B/16", OPENAI_INPUT).requires_grad_(False)
+
+
+def trainable(module: torch.nn.Module) -> dict[str, int]:
+    """Name -> number of values of every parameter that trains."""
+    return {n: p.numel() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def epoch_rates(cfg) -> list[float]:
+    """Learning rate in every epoch of a config."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], cfg.OPTIM.LR)
+    schedule = build_lr_scheduler(optimizer, cfg.OPTIM)
+    rates = []
+    for _ in range(cfg.OPTIM.MAX_EPOCH):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def assert_sgd(cfg) -> None:
+    """The optimiser of the Dassl family."""
+    optim = cfg.OPTIM
+    assert (optim.NAME, optim.MOMENTUM, optim.WEIGHT_DECAY) == ("sgd", 0.9, 5e-4)
+    assert (optim.SGD_NESTEROV, optim.SGD_DAMPNING) == (False, 0)

@@ -1,0 +1,106 @@
+"""CLIP-Adapter: a bottleneck on the frozen image feature.
+
+"CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024, arXiv:2110.04544.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import clip
+from clip import Adapter, freeze_except
+from clip.prompts import template_prompts
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.templates import hand_made
+
+_RELEASED = {"fc.0.weight": "adapter.down.weight", "fc.2.weight": "adapter.up.weight"}
+
+
+class FeatureAdapter(Adapter):
+    """``v' = ratio A(v) + (1 - ratio) v`` of features v (CLIP-Adapter, arXiv:2110.04544).
+
+    A is a bottleneck without biases, with a ReLU behind each of its two layers, so that it can only
+    add to a feature's entries. Its weights start as PyTorch's default: v' is near v, not equal.
+    Disabled, v' is v.
+
+    Args:
+        embed_dim: D.
+        reduction: D over the inner width.
+        ratio: Share of the adapter in the result.
+
+    Raises:
+        ValueError: The inner width would be less than 1, or the ratio is not between 0 and 1.
+    """
+
+    def __init__(self, embed_dim: int, reduction: int = 4, ratio: float = 0.2) -> None:
+        super().__init__()
+        if not 1 <= reduction <= embed_dim:
+            raise ValueError(f"REDUCTION must be from 1 to D = {embed_dim}, got {reduction}")
+        if not 0 < ratio <= 1:
+            raise ValueError(
+                f"RATIO, the adapter's share, must be above 0 and at most 1, got {ratio}"
+            )
+        self.down = nn.Linear(embed_dim, embed_dim // reduction, bias=False)
+        self.up = nn.Linear(embed_dim // reduction, embed_dim, bias=False)
+        self.ratio = ratio
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Adapted features, not normalised: (B, D) -> (B, D)."""
+        if not self.enabled:
+            return features
+        adapted = F.relu(self.up(F.relu(self.down(features))))
+        return self.ratio * adapted + (1 - self.ratio) * features
+
+
+class AdaptedFeatureCLIP(FrozenTextCLIP):
+    """CLIP whose image feature goes through an adapter before it is normalised."""
+
+    def __init__(
+        self, backbone: clip.Backbone, prompts: list[list[str]], adapter: FeatureAdapter
+    ) -> None:
+        super().__init__(backbone, prompts, renormalize=True)
+        self.adapter = adapter
+
+    def raw_image_features(self, image: Tensor) -> Tensor:
+        """Adapted image features, not normalised: pictures or cached features -> (B, D)."""
+        features = super().raw_image_features(image)
+        # The adapter is in single precision, whatever the encoder's weights are.
+        return self.adapter(features.to(torch.promote_types(features.dtype, torch.float32)))
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapter(CLIPTrainer):
+    """The image-side adapter of the released code; CE(s f h^T, y), both encoders frozen.
+
+    h are the features of the dataset's hand-made template, encoded once (the release encodes them
+    at every step); features can be kept (``--feature-cache``).
+
+    Config, ``TRAINER.CLIPAdapter``: REDUCTION, D over the inner width; RATIO, the adapter's share:
+    0.2 as released, where the paper searches it per dataset; PREC, fp32 by default as released.
+    """
+
+    frozen_image_encoder = True
+    model_name = "clip_adapter"  # the released checkpoints' folder
+    defaults = {"REDUCTION": 4, "RATIO": 0.2}
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone and the adapter, the only part that trains."""
+        backbone = self.load_backbone()
+        freeze_except(backbone)
+        prompts = template_prompts(self.dm.dataset.classnames, hand_made(self.cfg.DATASET.NAME))
+        adapter = FeatureAdapter(backbone.embed_dim, self.options.REDUCTION, self.options.RATIO)
+        return AdaptedFeatureCLIP(backbone, prompts, adapter)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        logits = self.model(image)
+        return StepOutput(F.cross_entropy(logits, label), logits)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout, the two matrices alone."""
+        return super().convert_state_dict(
+            {_RELEASED.get(name, name): tensor for name, tensor in state_dict.items()}
+        )

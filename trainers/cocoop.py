@@ -1,0 +1,63 @@
+"""CoCoOp: a context that depends on the image.
+
+"Conditional Prompt Learning for Vision-Language Models", CVPR 2022, arXiv:2203.05557.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from clip.text import unit_norm
+from dassl.engine import TRAINER_REGISTRY
+from trainers.base import CLIPTrainer
+from trainers.coop import ContextCLIP, CoOp, context_backbone, first_words
+
+
+class ConditionalCLIP(ContextCLIP):
+    """CLIP whose class weights are each image's own."""
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features f' (B, D) and text features h' (B, K, D) given them, not normalised."""
+        f = self.raw_image_features(image)
+        tokens = self.bank.cut_tokens(torch.arange(len(self.bank)))
+        context: Any = self.backbone.text_prompts
+        return f, context.encode_pairs(self.backbone, tokens, unit_norm(f))
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Logits s f_i . h_ik of features (B, D) and (B, K, D): (B, K)."""
+        return self.scale * torch.einsum("bd,bkd->bk", unit_norm(image), unit_norm(text))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
+        context: Any = self.backbone.text_prompts
+        if not context.enabled:
+            return super().forward(image)
+        return self.similarity(*self.features(image))
+
+
+def cocoop_clip(trainer: CLIPTrainer, options: CfgNode) -> ConditionalCLIP:
+    """What the ``options`` of :class:`CoCoOp` describe."""
+    backbone = context_backbone(trainer, **first_words(options), conditional=True)
+    return ConditionalCLIP(backbone, trainer.dm.dataset.classnames)
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(CoOp):
+    """CoCoOp: cross entropy on s f_i . h_ik, where h_ik is of ``[context + meta(f_i)] name_k.``.
+
+    The meta network is Linear(D, D / 16), ReLU, Linear(D / 16, W) on the unit-norm image feature.
+    It starts at PyTorch's random values, not at zero, so that training does not start from CLIP.
+    Batches of one image are part of the recipe: larger ones mean fewer updates per epoch.
+
+    Config, ``TRAINER.CoCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; PREC.
+    """
+
+    defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "PREC": "amp"}
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with a conditional context, and the class names behind it."""
+        return cocoop_clip(self, self.options)

@@ -1,0 +1,212 @@
+"""DePT: a classifier of the trained classes beside a host's prompts, on channels of its own.
+
+"DePT: Decoupled Prompt Tuning", CVPR 2024, arXiv:2309.07439.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+import clip
+from clip.adapters import Adapter
+from clip.prompts import match_key
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.cocoop import cocoop_clip
+from trainers.coop import coop_clip
+from trainers.heads import choose
+from trainers.kgcoop import kgcoop_clip, knowledge_distance
+from trainers.maple import maple_clip
+
+
+class Host(NamedTuple):
+    """A method that DePT can be added to.
+
+    Attributes:
+        build: (trainer, the host's options) -> its model.
+        penalty: (model, text features h', its options) -> what its loss adds to the cross entropy.
+        frozen_image: Whether it leaves the image encoder alone.
+    """
+
+    build: Callable[[CLIPTrainer, CfgNode], PromptedCLIP]
+    penalty: Callable[[Any, Tensor, CfgNode], Tensor] | None = None
+    frozen_image: bool = True
+
+
+HOSTS = {
+    "CoOp": Host(coop_clip),
+    "CoCoOp": Host(cocoop_clip),
+    "MaPLe": Host(maple_clip, frozen_image=False),
+    "KgCoOp": Host(kgcoop_clip, lambda model, h, options: options.W * knowledge_distance(model, h)),
+}
+
+
+def fingerprints(classnames: Sequence[str]) -> Tensor:
+    """A number for each class name, by which a classifier's rows are known again: (K,)."""
+    digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
+    return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
+
+
+class Probe(Adapter):
+    """A linear classifier of un-normalised features, each kind scaled and shifted by channel.
+
+    Attributes:
+        classes: Fingerprints of the K classes that the rows are for; saved with the weights.
+
+    Args:
+        classnames: K names.
+        width: D.
+    """
+
+    classes: Tensor
+    current: Tensor
+
+    def __init__(self, classnames: Sequence[str], width: int) -> None:
+        super().__init__()
+        plain = nn.Linear(width, len(classnames))
+        self.weight, self.bias = plain.weight, plain.bias
+        self.image_scale, self.text_scale = (nn.Parameter(torch.ones(width)) for _ in range(2))
+        self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(width)) for _ in range(2))
+        self.register_buffer("classes", fingerprints(classnames))
+        self.register_buffer("current", self.classes.clone(), persistent=False)
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """Logits of image features f', (B, D) -> (B, K)."""
+        return F.linear(self.image_scale * image + self.image_shift, self.weight, self.bias)
+
+    def of_text(self, text: Tensor) -> Tensor:
+        """Logits of text features h', (B, D) -> (B, K)."""
+        return F.linear(self.text_scale * text + self.text_shift, self.weight, self.bias)
+
+    def knows_classes(self) -> bool:
+        """Whether the classes of the run are those that the rows were trained on."""
+        return torch.equal(self.classes, self.current)
+
+
+class DecoupledCLIP(nn.Module):
+    """A host's model and the probe.
+
+    Args:
+        host: With one prompt per class.
+        classnames: K names.
+        weight: t.
+    """
+
+    def __init__(self, host: PromptedCLIP, classnames: Sequence[str], weight: float) -> None:
+        super().__init__()
+        self.host = host
+        self.probe = Probe(classnames, host.backbone.embed_dim)
+        self.weight = weight
+
+    @property
+    def backbone(self) -> clip.Backbone:
+        """The host's."""
+        return self.host.backbone
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
+        f = self.host.raw_image_features(image)
+        logits = self.host(f)
+        if not self.probe.enabled or not self.probe.knows_classes():
+            return logits
+        return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)
+
+
+@TRAINER_REGISTRY.register()
+class DePT(CLIPTrainer):
+    """DePT: (1 - t) CE(host's logits, y) + t CE(probe's logits, y) + the host's penalty, if any.
+
+    The probe reads h'[y] and f', not normalised; its mean is over the B texts and the B images.
+    Evaluation on the classes that were trained mixes both logits; on any others the host's count
+    alone. The release goes by the protocol instead (base classes, or ImageNet and its variants),
+    which is the same there, but leaves the probe out where it tests all classes of another dataset
+    it trained on, as few-shot runs do.
+
+    Config, ``TRAINER.DePT``: HOST, a name of ``HOSTS``, with its options in its own section; WEIGHT
+    t; LR_FACTOR, learning rate of the probe as a multiple of the host's; PREC.
+    """
+
+    defaults = {"HOST": "CoOp", "WEIGHT": 0.7, "LR_FACTOR": 6.5, "PREC": "amp"}
+
+    @property
+    def host_options(self) -> CfgNode:
+        """The host's section of the config."""
+        return self.cfg.TRAINER[self.options.HOST]
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse an unknown host."""
+        choose("TRAINER.DePT.HOST", cfg.TRAINER.DePT.HOST, tuple(HOSTS))
+        super().check_cfg(cfg)
+
+    def keeps_features(self, cfg: CfgNode) -> bool:
+        """Whether the host leaves the image encoder alone."""
+        return HOSTS[cfg.TRAINER.DePT.HOST].frozen_image
+
+    def build_model(self) -> nn.Module:
+        """The host's model with a probe."""
+        print(f"DePT on {self.options.HOST}")
+        host = HOSTS[self.options.HOST].build(self, self.host_options)
+        return DecoupledCLIP(host, self.dm.dataset.classnames, self.options.WEIGHT)
+
+    def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The host's parameters, and the probe's at their own rate."""
+        model: Any = module
+        rate = self.cfg.OPTIM.LR * self.options.LR_FACTOR
+        return [
+            {"params": model.host.parameters()},
+            {"params": model.probe.parameters(), "lr": rate},
+        ]
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        host, probe, t = self.model.host, self.model.probe, self.options.WEIGHT
+        f, h = host.features(image)
+        logits = host.similarity(f, h)
+        own = h[label] if h.ndim == 2 else h[torch.arange(len(label), device=h.device), label]
+        ce = F.cross_entropy(logits, label)
+        rows = torch.cat([probe.of_text(own), probe.of_image(f)])  # (2B, K)
+        probe_ce = F.cross_entropy(rows, label.repeat(2))
+        loss, parts = (1 - t) * ce + t * probe_ce, {"ce": ce, "probe_ce": probe_ce}
+        penalty = HOSTS[self.options.HOST].penalty
+        if penalty is not None:
+            parts["penalty"] = penalty(host, h, self.host_options)
+            loss = loss + parts["penalty"]
+        return StepOutput(loss, logits, parts)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take the rows of the run's classes; where there are none, the probe will stay unused."""
+        classes = state_dict.get("probe.classes")
+        probe = self.model.probe
+        if classes is None or torch.equal(classes, probe.current.cpu()):
+            return state_dict
+        rows = self._rows(classes)
+        if rows is None and classes.shape == probe.current.shape:
+            return state_dict  # of as many other classes; the fingerprints tell
+        state = dict(state_dict)
+        if rows is not None:
+            for name in ("weight", "bias", "classes"):
+                state[f"probe.{name}"] = state[f"probe.{name}"][rows]
+            state["probe.classes"] = probe.current.cpu()
+        else:
+            state["probe.weight"], state["probe.bias"] = probe.weight.data, probe.bias.data
+            state["probe.classes"] = torch.full_like(probe.current, -1).cpu()
+        return state
+
+    def _rows(self, classes: Tensor) -> list[int] | None:
+        """Where the run's classes are among a probe's; None if one is not."""
+        places = {int(number): row for row, number in reversed(list(enumerate(classes)))}
+        current = self.model.probe.current.tolist()
+        if any(number not in places for number in current):
+            return None
+        dataset = self.dm.dataset
+        columns = dataset.imagenet_labels or []
+        if len(classes) == len(dataset.imagenet_names) and all(len(c) == 1 for c in columns):
+            return [c[0] for c in columns]  # two pairs of ImageNet's classes share a name
+        return [places[number] for number in current]

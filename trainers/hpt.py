@@ -1,0 +1,211 @@
+"""HPT: hierarchical prompts from class descriptions and their structure.
+
+"Learning Hierarchical Prompt with Structured Linguistic Knowledge for Vision-Language Models",
+AAAI 2024, arXiv:2312.06323.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import clip
+from clip import TextBank, attach_vision_prompts, freeze_except
+from clip.hierarchical import StructuredBank, attach_hierarchical_prompts, end_states
+from clip.prompts import find_description, match_key, read_descriptions, readable
+from clip.structures import Structure, read_structures
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.config import resolve
+from trainers.heads import cosine_logits
+
+# Test sets of another one's classes read its files.
+FILES_OF = {
+    **dict.fromkeys(("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"),
+    **dict.fromkeys(("ShapesV2", "ShapesSketch", "ShapesA", "ShapesR"), "Shapes"),
+}
+_TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
+        "p_ins_projector.bias": "projector.bias"}  # fmt: skip
+_SCALES = {"e2e_scal": "entity_scale", "e2a_scal": "attribute_scale"}
+_NEW = re.compile(r"(?:^|\.)(prompt_learner|vision_prompt_learner|topo_prompt_learner)\.(.+)$")
+
+
+class HPTCLIP(FrozenTextCLIP):
+    """CLIP with prompts in both towers, each of which faces the other frozen tower.
+
+    Its own bank holds the descriptions; their frozen features are h0. ``structured`` holds what h
+    is made of.
+    """
+
+    def __init__(
+        self,
+        backbone: clip.Backbone,
+        descriptions: list[list[str]],
+        structured: StructuredBank,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(backbone, descriptions, renormalize=True)
+        self.structured = structured
+        self.generator = generator
+
+    def drawn_text(self) -> Tensor:
+        """Unit-norm features h of one text per class, drawn anew, (K, D)."""
+        return self.structured.encode(self.backbone, self.structured.sample(self.generator))
+
+    def both_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The image tower's logits s f h0^T and the text tower's s f0 h^T, (B, K) each.
+
+        Args:
+            image: (B, 3, S, S).
+            text: h, unit norm, (K, D).
+        """
+        by_image = cosine_logits(self.image_features(image), self.class_weights(), self.scale)
+        return by_image, cosine_logits(self.frozen_image(image), text, self.scale)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits for evaluation, their mean, with all texts of each class: -> (B, K)."""
+        text = F.normalize(self.structured.class_features(self.backbone), dim=-1)
+        by_image, by_text = self.both_logits(image, text)
+        return (by_image + by_text) / 2
+
+
+@TRAINER_REGISTRY.register()
+class HPT(CLIPTrainer):
+    """Learned, class-wise and structural knowledge in the text tower, deep prompts in the other.
+
+    See :class:`clip.hierarchical.HierarchicalPrompts`. With f, h of the prompted towers and f0, h0
+    of the frozen ones (h0 the normalised mean over the class's descriptions):
+    logits_i = s f h0^T, logits_t = s f0 h^T, logits = their mean, and the loss is
+    CE(logits) + CE(logits_i) + CE(logits_t); f and h never meet. Each step draws one text per
+    class, evaluation encodes all of them once (the release for every batch).
+
+    Config, ``TRAINER.HPT``: N_SET descriptions and texts per class; N_TPRO general prompts in the
+    text tower; N_VPRO prompts in all layers of the vision tower; PREC. DESCRIPTIONS and STRUCTURES,
+    files per dataset, ``{}`` being its name: ``{class: [sentence, ...]}`` and what
+    :mod:`clip.structures` describes. ImageNet's serve its variants. A class with another number
+    than N_SET repeats its own or leaves some out.
+
+    Not in the release: without a file of descriptions the dataset's own prompts are described with
+    (``DATASET.PROMPT_SOURCE``); without structures a text is the class name and a description, and
+    nothing is tied. The log names the files that were read.
+    """
+
+    needs_transformers = True
+    protocols = ("base2novel", "cross_dataset")
+    model_name = "Model"  # the released checkpoints' folder
+    defaults = {
+        "N_SET": 5,
+        "N_TPRO": 2,
+        "N_VPRO": 2,
+        "DESCRIPTIONS": "prompts/hpt/descriptions/{}.json",
+        "STRUCTURES": "prompts/hpt/structures/{}.json",
+        "PREC": "amp",
+    }
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with prompts in both towers, and two banks of texts."""
+        options = self.options
+        descriptions = self.read_descriptions()
+        structures = self.read_structures()
+        backbone = self.load_backbone()
+        prompts = attach_hierarchical_prompts(
+            backbone, general=options.N_TPRO, descriptions=options.N_SET
+        )
+        blocks = len(backbone.vision_transformer.resblocks)
+        attach_vision_prompts(backbone, n_ctx=options.N_VPRO, depth=blocks)
+        freeze_except(backbone)
+        names = self.dm.dataset.classnames
+        bank = TextBank(descriptions, backbone.tokenize, backbone.end_of_text())
+        states = end_states(backbone, bank).unflatten(0, (len(names), prompts.descriptions))
+        texts = [
+            [one.text(name) for one in structures[k]]
+            if structures
+            else [f"{readable(name)}. {sentence}" for sentence in descriptions[k]]
+            for k, name in enumerate(names)
+        ]
+        structured = StructuredBank(backbone, texts, structures, states.transpose(1, 2))
+        return HPTCLIP(backbone, descriptions, structured, self.register_generator("structures"))
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        by_image, by_text = self.model.both_logits(image, self.model.drawn_text())
+        logits = (by_image + by_text) / 2
+        both, image_term, text_term = (
+            F.cross_entropy(one, label) for one in (logits, by_image, by_text)
+        )
+        parts = {"ce": both, "image": image_term, "text": text_term}
+        return StepOutput(both + image_term + text_term, logits, parts)
+
+    def read_descriptions(self) -> list[list[str]]:
+        """N_SET sentences of each class."""
+        path = self._file("DESCRIPTIONS")
+        if path is None:
+            print("HPT: no descriptions of its own (TRAINER.HPT.DESCRIPTIONS)")
+            return [self._chosen(texts) for texts in self.prompts()]
+        print(f"HPT: descriptions of {path}")
+        return self._of_classes(read_descriptions(path), path)
+
+    def read_structures(self) -> list[list[Structure]] | None:
+        """N_SET structures of each class, or None without a file."""
+        path = self._file("STRUCTURES")
+        if path is None:
+            print("HPT: no structures (TRAINER.HPT.STRUCTURES); texts are names and descriptions")
+            return None
+        print(f"HPT: structures of {path}")
+        return self._of_classes(read_structures(path), path)
+
+    def _file(self, key: str) -> Path | None:
+        name = self.cfg.DATASET.NAME
+        path = resolve(self.options[key].replace("{}", FILES_OF.get(name, name)))
+        if path.is_file():
+            return path
+        if self.options[key] and "{}" not in self.options[key]:
+            raise FileNotFoundError(f"TRAINER.HPT.{key}: no file {path}; '' does without it")
+        return None
+
+    def _of_classes(self, content: Mapping[str, list], path: Path) -> list[list]:
+        names = self.dm.dataset.classnames
+        found = [find_description(content, name) for name in names]
+        missing = [match_key(n) for n, ones in zip(names, found, strict=True) if not ones]
+        if missing:
+            raise ValueError(
+                f"{path} has nothing for {len(missing)} of {len(names)} classes, such as "
+                f"{missing[:5]}. Add them, or set TRAINER.HPT.DESCRIPTIONS and "
+                "TRAINER.HPT.STRUCTURES to '' to use the dataset's own prompts"
+            )
+        return [self._chosen(ones) for ones in found]
+
+    def _chosen(self, ones: Sequence) -> list:
+        return list(islice(cycle(ones), self.options.N_SET))
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout: the prompts, among several whole CLIPs."""
+        new = {m.groups(): t for name, t in state_dict.items() if (m := _NEW.search(name))}
+        text = {key: t for (part, key), t in new.items() if part == "prompt_learner"}
+        vision = {key: t for (part, key), t in new.items() if part == "vision_prompt_learner"}
+        if "p_input" not in text or "p_input" not in vision:
+            return super().convert_state_dict(state_dict)
+        own = "backbone.hierarchical_prompts."
+        converted = {own + ours: text[key] for key, ours in _TOP.items() if key in text}
+        converted[own + "general"] = _stacked(text, "p_uni")
+        for (part, key), tensor in new.items():
+            if part == "topo_prompt_learner" and key in _SCALES:
+                converted[own + _SCALES[key]] = tensor.flatten()
+        converted["backbone.vision_prompts.vectors"] = torch.cat(
+            [vision["p_input"][None], _stacked(vision, "p_visual")]
+        )
+        return converted
+
+
+def _stacked(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """``name.0``, ``name.1``, ... as one tensor with them along the first dimension."""
+    keys = sorted(
+        (k for k in state if k.startswith(f"{name}.")), key=lambda k: int(k.split(".")[1])
+    )
+    return torch.stack([state[key] for key in keys]) if keys else torch.empty(0)

@@ -1,0 +1,105 @@
+"""KgCoOp: a context whose class weights stay near those of hand-made prompts.
+
+"Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023,
+arXiv:2303.13283.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from clip import Backbone, TextBank, adapters_disabled
+from clip.prompts import template_prompts
+from clip.text import unit_norm
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer
+from trainers.coop import ContextCLIP, CoOp, context_backbone, first_words, released_context
+from trainers.losses import cosine_distance
+from trainers.templates import DEFAULT, KGCOOP
+
+_UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+
+
+class TaughtCLIP(ContextCLIP):
+    """CLIP with a learned context, and the frozen class weights of a template.
+
+    Args:
+        backbone: With a context attached.
+        classnames: K names.
+        template: With ``{}`` for the name.
+    """
+
+    _teacher: Tensor | None = None
+
+    def __init__(self, backbone: Backbone, classnames: list[str], template: str) -> None:
+        super().__init__(backbone, classnames)
+        prompts = template_prompts(classnames, template)
+        self.teacher_bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+
+    @torch.no_grad()
+    def teacher_weights(self) -> Tensor:
+        """h0: the pre-trained model's unit-norm features of the template, (K, D); made once."""
+        if self._teacher is None:
+            with adapters_disabled(self.backbone):
+                self._teacher = self.teacher_bank.encode_all(self.backbone)
+        return self._teacher
+
+
+def taught_clip(trainer: CLIPTrainer, templates: Mapping[str, str], **context: Any) -> TaughtCLIP:
+    """A backbone with a context, and its teacher.
+
+    Args:
+        trainer: Knows backbone, dataset and classes.
+        templates: The teacher's, by dataset; "a photo of a {}." for others.
+        context: Arguments of :func:`clip.attach_context`.
+    """
+    template = templates.get(trainer.cfg.DATASET.NAME, DEFAULT)
+    backbone = context_backbone(trainer, **context)
+    return TaughtCLIP(backbone, trainer.dm.dataset.classnames, template)
+
+
+def kgcoop_clip(trainer: CLIPTrainer, options: CfgNode) -> TaughtCLIP:
+    """What the ``options`` of :class:`KgCoOp` describe."""
+    return taught_clip(trainer, KGCOOP, **first_words(options))
+
+
+def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
+    """1 - mean cos(h, h0) of a step's text features h' (K, D)."""
+    return cosine_distance(unit_norm(text), model.teacher_weights())
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(CoOp):
+    """KgCoOp: CE(s f h^T, y) + W (1 - mean cos(h, h0)), h of the context, h0 of CoOp's templates.
+
+    Only the describable textures have another template, "a photo of a {}, a type of texture.".
+
+    Config, ``TRAINER.KgCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; W (8 in the
+    released scripts, 1 in the code); PREC. Until August 2023 the release stepped two schedulers on
+    one optimiser, which squares the cosine; the schedule here is its present one. There the
+    reference features always come from a CLIP in fp16, here from one of the run's precision.
+    """
+
+    defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "W": 8.0, "PREC": "amp"}
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with a context, and the reference."""
+        return kgcoop_clip(self, self.options)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        f, h = self.model.features(image)
+        logits = self.model.similarity(f, h)
+        ce = F.cross_entropy(logits, label)
+        distance = knowledge_distance(self.model, h)
+        return StepOutput(ce + self.options.W * distance, logits, {"ce": ce, "knowledge": distance})
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout, which has weights that were never used."""
+        return released_context(state_dict, self.model, type(self).__name__, ignored=_UNUSED)

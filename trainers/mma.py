@@ -1,0 +1,108 @@
+"""MMA: multi-modal adapters beside the last blocks of both towers.
+
+"MMA: Multi-Modal Adapter for Vision-Language Models" (Yang et al., CVPR 2024); facts that the paper
+leaves open are those of its released code, VLM-MultiModalAdapter.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip import attach_multimodal_adapters, freeze_except
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, PromptedCLIP
+
+BLOCKS = 12  # of the towers that ADAPTER_START counts in, ViT-B/16's
+_RELEASED = re.compile(r"(text|visual|shared)_adapter\.(\d+)\.(down\.0|up|0)\.(weight|bias)$")
+_PARTS = {
+    ("text", "down.0"): "down_text",
+    ("text", "up"): "up_text",
+    ("visual", "down.0"): "down_vision",
+    ("visual", "up"): "up_vision",
+    ("shared", "0"): "shared",
+}
+_OF_THE_RUN = ("token_embedding", "tokenized_prompts")  # belong to the class names, not to MMA
+
+
+@TRAINER_REGISTRY.register()
+class MMA(CLIPTrainer):
+    """Bottlenecks whose middle map both towers share (:class:`clip.MultiModalAdapter`).
+
+    The loss is CE(s f h^T, y); both features are the adapted towers'.
+
+    Config, ``TRAINER.MMA``: ADAPTER_START, the first adapted block, counted from 1 in towers of 12
+    (5: the last 8); towers are paired from the end, and one with fewer blocks has all of them
+    adapted. ADAPTER_DIM, inner width; ADAPTER_SCALE a; CTX_INIT, words before the class name,
+    frozen; PREC. RESCALE_GRADIENT leaves the factor a out of the gradient of the adapters' own
+    parameters, as the released code does and the paper does not say: without it they hardly move.
+
+    The defaults are the released configs' values; the released code's own (start 4, scale 0.1) made
+    no published number.
+    """
+
+    needs_transformers = True
+    protocols = ("base2novel", "cross_dataset")
+    model_name = "adapter_learner"  # the released checkpoints' folder
+    defaults = {
+        "ADAPTER_START": 5,
+        "ADAPTER_DIM": 32,
+        "ADAPTER_SCALE": 0.001,
+        "RESCALE_GRADIENT": True,
+        "CTX_INIT": "a photo of a",
+        "PREC": "amp",
+    }
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with adapters in both towers."""
+        options = self.options
+        start, scale, rescale = (
+            options.ADAPTER_START, options.ADAPTER_SCALE, options.RESCALE_GRADIENT,
+        )  # fmt: skip
+        if not 1 <= start <= BLOCKS:
+            raise ValueError(
+                f"TRAINER.MMA.ADAPTER_START is the first adapted block, 1 to {BLOCKS}, got {start}"
+            )
+        what = f"divided by the scale {scale}, as released" if rescale else "true, as in the paper"
+        print(f"MMA: gradients of the adapters are {what} (TRAINER.MMA.RESCALE_GRADIENT)")
+        backbone = self.load_backbone()
+        attach_multimodal_adapters(
+            backbone,
+            layers=BLOCKS + 1 - start,
+            bottleneck=options.ADAPTER_DIM,
+            scale=scale,
+            rescale_gradient=rescale,
+        )
+        freeze_except(backbone)
+        return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        logits = self.model.training_output(image).logits
+        return StepOutput(F.cross_entropy(logits, label), logits)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout: blocks by number, what is shared apart from the towers."""
+        found = {name: match for name in state_dict if (match := _RELEASED.search(name))}
+        if not found:
+            return super().convert_state_dict(state_dict)
+        first = min(int(match[2]) for match in found.values())
+        count = max(int(match[2]) for match in found.values()) - first + 1
+        own = len(self.model.backbone.multimodal_adapters)
+        if count != own:
+            raise ValueError(
+                f"The weights have adapters in {count} blocks from number {first} on, the model in "
+                f"{own}; set TRAINER.MMA.ADAPTER_START (now {self.options.ADAPTER_START}) to "
+                f"{first}, and --backbone to the one they were trained with"
+            )
+        converted: dict[str, Tensor] = {}
+        for name, tensor in state_dict.items():
+            if name in found:
+                tower, number, part, kind = found[name].groups()
+                adapter = f"backbone.multimodal_adapters.{int(number) - first}"
+                converted[f"{adapter}.{_PARTS[tower, part]}.{kind}"] = tensor
+            elif name not in _OF_THE_RUN:
+                converted[name] = tensor
+        return converted

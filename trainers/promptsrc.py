@@ -1,0 +1,182 @@
+"""PromptSRC: prompts in both towers, held to the frozen model and averaged over training.
+
+"Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023,
+arXiv:2307.06948.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from clip import TextBank, adapters_disabled
+from clip.prompts import readable
+from clip.text import unit_norm
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine.checkpoint import trainable_state
+from dassl.engine.step import drop_caches
+from trainers.base import PromptedCLIP
+from trainers.heads import choose, cosine_logits
+from trainers.ivlp import IVLP
+
+# The release's list is this one with "a photo of a {}." in front; only their mean matters.
+TEACHER_TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
+
+
+def promptsrc_loss(
+    f: Tensor, h: Tensor, f0: Tensor, h0: Tensor, label: Tensor, scale: Tensor,
+    *, text_weight: float, image_weight: float, kl_mean: str = "entries",
+) -> StepOutput:  # fmt: skip
+    """Cross entropy and the distances of features and predictions to the frozen model's.
+
+    CE(s f h^T, y) + text_weight mean|h - h0| + image_weight mean|f - f0| + KL(p0 || p)
+
+    Args:
+        f: Image features, unit norm, (B, D).
+        h: Text features, unit norm, (K, D).
+        f0: Image features of the frozen model; p0 is the softmax of s f0 h0^T.
+        h0: Text features of the frozen model.
+        label: (B,).
+        scale: s.
+        text_weight: TEXT_LOSS_WEIGHT.
+        image_weight: IMAGE_LOSS_WEIGHT.
+        kl_mean: ``entries`` divides the sum of the divergence by B K, ``batch`` by B.
+    """
+    logits, logits0 = cosine_logits(f, h, scale), cosine_logits(f0, h0, scale)
+    log_p, log_p0 = logits.log_softmax(-1), logits0.log_softmax(-1)
+    divergence = F.kl_div(log_p, log_p0, reduction="sum", log_target=True)
+    parts = {
+        "ce": F.cross_entropy(logits, label),
+        "text": text_weight * F.l1_loss(h, h0),
+        "image": image_weight * F.l1_loss(f, f0),
+        "kl": divergence / (logits.numel() if kl_mean == "entries" else len(logits)),
+    }
+    return StepOutput(torch.stack(list(parts.values())).sum(), logits, parts)
+
+
+def gaussian_weights(epochs: int, mean: float, std: float, first: int = 0) -> Tensor:
+    """Weights of the prompts at the ends of epochs, proportional to a Gaussian, sum 1: (E,).
+
+    Args:
+        epochs: E.
+        mean: mu, counted from 1 for the first epoch.
+        std: sigma, in epochs.
+        first: Epochs to leave out, at the beginning.
+    """
+    epoch = torch.arange(1, epochs + 1, dtype=torch.double)
+    exponent = -((epoch - mean) ** 2) / (2 * std**2)
+    # A softmax of the exponents cannot underflow where the mean lies far outside of the training.
+    return torch.softmax(exponent.masked_fill(epoch <= first, -torch.inf), 0)
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(IVLP):
+    """IVLP's prompts with three regularisers (:func:`promptsrc_loss`) and a Gaussian average.
+
+    The teacher is the same CLIP without prompts: f0 are its features of the same augmented images,
+    h0 the mean of its features of 60 templates, normalised after the mean only. After the last
+    epoch the prompts become the sum of those at the end of all epochs, in the weights of
+    :func:`gaussian_weights`. The release averages the frozen weights too, in half precision, which
+    only adds rounding noise to them; here the prompts alone are averaged, and a resumed run goes on
+    with its sum, which the release loses.
+
+    Config, ``TRAINER.PromptSRC``, released keys: those of :class:`trainers.ivlp.IVLP`;
+    TEXT_LOSS_WEIGHT, IMAGE_LOSS_WEIGHT; GPA_MEAN, GPA_STD, mu and sigma of the average, in epochs.
+    Ours: KL_MEAN ``entries`` (release: the sum of the divergence over B K) or ``batch`` (over B,
+    the usual mean, K times as much).
+    """
+
+    protocols = ("base2novel", "few_shot", "cross_dataset")
+    defaults = {
+        **IVLP.defaults,
+        "TEXT_LOSS_WEIGHT": 25.0,
+        "IMAGE_LOSS_WEIGHT": 10.0,
+        "GPA_MEAN": 15.0,
+        "GPA_STD": 1.0,
+        "KL_MEAN": "entries",
+    }
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse averages and means that are none."""
+        super().check_cfg(cfg)
+        options = cfg.TRAINER.PromptSRC
+        choose("TRAINER.PromptSRC.KL_MEAN", options.KL_MEAN, ("entries", "batch"))
+        if options.GPA_STD <= 0:
+            raise ValueError(
+                "TRAINER.PromptSRC.GPA_STD is the deviation, in epochs, of the weights that the "
+                f"prompts are averaged with, and must be positive, got {options.GPA_STD}"
+            )
+
+    def build_model(self) -> nn.Module:
+        """IVLP's model; the teacher is the same, switched off."""
+        self.average: dict[str, Tensor] = {}  # sum of weights times prompts so far
+        self.average_start = 0  # epochs that are not in it
+        self._teacher_text: Tensor | None = None
+        if self.options.KL_MEAN == "entries":
+            print("PromptSRC: the divergence is divided by B K, as released (KL_MEAN entries)")
+        return super().build_model()
+
+    @property
+    @torch.no_grad()
+    def teacher_text(self) -> Tensor:
+        """``h0``: the frozen model's features of the classes in 60 templates, (K, D)."""
+        if self._teacher_text is None:
+            self._teacher_text = template_means(self.model, self.dm.dataset.classnames)
+        return self._teacher_text
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        model, options = self.model, self.options
+        h0, f0 = self.teacher_text, model.frozen_image(image)
+        f, h = model.image_features(image), model.training_weights()
+        return promptsrc_loss(
+            f, h, f0, h0, label, model.scale,
+            text_weight=options.TEXT_LOSS_WEIGHT, image_weight=options.IMAGE_LOSS_WEIGHT,
+            kl_mean=options.KL_MEAN,
+        )  # fmt: skip
+
+    def after_epoch(self) -> None:
+        """Add the prompts to the average; after the last epoch put it in their place."""
+        options = self.options
+        if not self.average and self.epoch > 0:  # resumed from a checkpoint, which has no average
+            self.average_start = self.epoch
+            self.add_note(f"prompts are averaged from epoch {self.epoch + 1} on")
+        weight = gaussian_weights(
+            self.max_epoch, options.GPA_MEAN, options.GPA_STD, self.average_start
+        )[self.epoch]
+        for name, value in trainable_state(self.model).items():
+            self.average[name] = self.average.get(name, 0) + weight * value.detach().cpu().double()
+        if self.epoch + 1 == self.max_epoch:
+            print(f"PromptSRC: prompts averaged over {self.max_epoch} epochs")
+            self.model.load_state_dict(self.average, strict=False)
+            drop_caches(self.model)
+        super().after_epoch()
+
+    def extra_state(self) -> dict[str, Any]:
+        """The average so far, for a resumed run."""
+        state = {"average": self.average, "average_start": self.average_start}
+        return {**super().extra_state(), **state}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+        super().load_extra_state(state)
+        self.average, self.average_start = state["average"], state["average_start"]
+
+
+def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:
+    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D).
+
+    Args:
+        model: Its adapters are switched off for this.
+        classnames: K names.
+    """
+    backbone = model.backbone
+    prompts = [[template(readable(name)) for template in TEACHER_TEMPLATES] for name in classnames]
+    bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text()).to(model.bank.tokens.device)
+    with adapters_disabled(model):
+        return unit_norm(bank.class_means(bank.encode_all(backbone, unit=False)))

@@ -1,0 +1,81 @@
+"""ProVP-Ref: progressive vision prompts, with reformation of the image features.
+
+"Progressive Visual Prompt Learning with Contrastive Feature Re-formation", IJCV 2024,
+arXiv:2304.08386.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip import attach_progressive_prompts, freeze_except
+from clip.prompts import template_prompts
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.prompted import check_sets
+from trainers.templates import DEFAULT, HINT_FIRST
+
+_RELEASED = "prompt_embeddings"
+
+
+@TRAINER_REGISTRY.register()
+class ProVP(CLIPTrainer):
+    """Progressive prompts (:class:`clip.ProgressivePrompts`) and a contrast with frozen features.
+
+    CE(s f h^T, y) + REF_WEIGHT CE(f f0^T, (1, .., B)), where f0 are the frozen features of the same
+    images. As in the released code the second term is of plain cosines, without s or a temperature,
+    and in one direction. h are frozen features of one template per dataset.
+
+    Config, ``TRAINER.ProVP``: N_CTX prompts; PROMPT_DEPTH blocks with prompts of their own; ALPHA,
+    the share of the previous ones; REF_WEIGHT; PREC. The release changes nothing but patches with
+    4 prompts or fewer, by an error; here any number works.
+
+    The release tests after every epoch and reports the best, so that its published numbers are
+    chosen on the test set. Here the last epoch counts, as everywhere.
+    """
+
+    needs_transformers = True
+    model_name = "Prompt_learner"  # the released checkpoints' folder
+    protocols = ("base2novel", "few_shot")
+    defaults = {
+        "N_CTX": 16,
+        "PROMPT_DEPTH": 12,
+        "ALPHA": 0.01,
+        "REF_WEIGHT": 1.0,
+        "PREC": "amp",
+    }
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with vision prompts, and the frozen class weights."""
+        options, dataset = self.options, self.dm.dataset
+        print("ProVP: the last epoch is tested; published numbers are the best of all epochs")
+        backbone = self.load_backbone()
+        attach_progressive_prompts(
+            backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, alpha=options.ALPHA
+        )
+        freeze_except(backbone)
+        template = HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT)
+        prompts = template_prompts(dataset.classnames, template)
+        return FrozenTextCLIP(backbone, prompts, renormalize=True)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        model = self.model
+        f, f0 = model.image_features(image), model.frozen_image(image)
+        output = model.head(f, model.training_weights(), model.scale)
+        same = torch.arange(len(f), device=f.device)
+        parts = {
+            "ce": F.cross_entropy(output.logits, label),
+            "ref": self.options.REF_WEIGHT * F.cross_entropy(f @ f0.T, same),
+        }
+        return StepOutput(parts["ce"] + parts["ref"], output.logits, parts)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout, one tensor (J, n, W)."""
+        if _RELEASED not in state_dict:
+            return super().convert_state_dict(state_dict)
+        sets, own = state_dict[_RELEASED], self.model.backbone.vision_prompts.vectors
+        check_sets("vision", sets, own, "TRAINER.ProVP.PROMPT_DEPTH and N_CTX")
+        return {"backbone.vision_prompts.vectors": sets}

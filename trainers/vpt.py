@@ -1,0 +1,59 @@
+"""VPT: learned prompts in the vision tower alone.
+
+"Visual Prompt Tuning", ECCV 2022, arXiv:2203.12119, as the baseline for CLIP of "MaPLe:
+Multi-modal Prompt Learning", CVPR 2023, arXiv:2210.03117.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clip import attach_vision_prompts, freeze_except
+from dassl.engine import TRAINER_REGISTRY, StepOutput
+from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.prompted import check_sets, classification_loss, stacked_sets
+
+
+@TRAINER_REGISTRY.register()
+class VPT(CLIPTrainer):
+    """Deep vision prompts; the loss is the cross entropy of s f h^T with the frozen text features.
+
+    Config, ``TRAINER.VPT``, released keys: N_CTX_VISION prompts (8, though the released file's
+    name says 4); PROMPT_DEPTH_VISION layers with prompts of their own (1 is the input alone);
+    CTX_INIT, the words before the class name, which the released code does not read but has
+    written into it; PREC.
+    """
+
+    needs_transformers = True
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    protocols = ("base2novel",)
+    defaults = {
+        "N_CTX_VISION": 8,
+        "PROMPT_DEPTH_VISION": 12,
+        "CTX_INIT": "a photo of a",
+        "PREC": "amp",
+    }
+
+    def build_model(self) -> nn.Module:
+        """The frozen backbone with vision prompts, and the frozen class weights."""
+        options = self.options
+        backbone = self.load_backbone()
+        attach_vision_prompts(
+            backbone, n_ctx=options.N_CTX_VISION, depth=options.PROMPT_DEPTH_VISION
+        )
+        freeze_except(backbone)
+        return FrozenTextCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S), labels (B,)."""
+        return classification_loss(self.model.training_output(image), label)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout: prompts by layer, among a whole CLIP's weights."""
+        deeper = "image_encoder.transformer.resblocks.{}.VPT_shallow"
+        sets = stacked_sets(state_dict, "image_encoder.VPT", deeper)
+        if sets is None:
+            return super().convert_state_dict(state_dict)
+        own = self.model.backbone.vision_prompts.vectors
+        check_sets("vision", sets, own, "TRAINER.VPT.PROMPT_DEPTH_VISION and N_CTX_VISION")
+        return {"backbone.vision_prompts.vectors": sets}
