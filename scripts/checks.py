@@ -25,6 +25,7 @@ IGNORED_KEYS = {
     "USE_CUDA",
     "DATASET.ROOT",
     "FEATURE_CACHE.DIR",
+    "FIRST_STAGE.DIR",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -62,7 +63,7 @@ def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
     protocol = PROTOCOLS[selection.protocol]
     stages = [stage for stage in (protocol.train_stage, protocol.test_stage) if stage]
     places = {(cell.dataset, cell.stage, cell.shots) for cell in cells}
-    if protocol.name != "cross_dataset":
+    if not protocol.crosses:
         places |= {(name, stage, shots) for name, _, shots in places for stage in stages}
     seeds = set(selection.seeds) | {seed for cell in cells.values() for seed in cell}
     for series in dict.fromkeys(cell.series for cell in cells):

@@ -8,8 +8,8 @@ A directory that exists proves nothing. A job is done when all of these hold:
   spelling of the YAML, which of the files a key stands in and the ``PER_DATASET`` entries of other
   datasets do not count), of the text files they name (class descriptions, class names), of the
   trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
-* for an evaluation, the training run it evaluates is done and is still the very run it evaluated
-  (``job.json`` keeps the hash of that run's ``result.json``).
+* for an evaluation or a second stage, the training run it needs is done and is still the very run
+  it was made from (``job.json`` keeps the hash of that run's ``result.json``).
 
 The device, the data directory and the revision of the code are not part of it. ``train.py`` makes
 its own, finer decision from the merged config when it resumes an unfinished run.
@@ -22,7 +22,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from scripts.result_files import read_json_object, read_result, write_atomic
 
 RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"
+FIRST_STAGE = "train"  # directory of first stages where a protocol has no training of its own
 
 # Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
 # driver's back would file a run under a directory that lies about it.
@@ -41,6 +42,8 @@ RESERVED = {
     "DATASET.ROOT": "--root",
     "DATASET.SUBSAMPLE_CLASSES": "--protocol",
     "DEVICE": "--devices",
+    "FIRST_STAGE.CONFIG": "a config file of the trainer (--cfg)",
+    "FIRST_STAGE.DIR": "FIRST_STAGE.CONFIG in a config file of the trainer",
     "OUTPUT_DIR": "--output",
     "RESUME": "the run directory",
     "SEED": "--seeds",
@@ -107,7 +110,7 @@ class Job:
         flags: Program and flags, without the device's.
         options: Trailing options, the protocol's last.
         fingerprint: Hash of everything that decides the result (module docstring).
-        parent: Training job that this one evaluates, or None.
+        parent: Training job that this one evaluates or starts from, or None.
     """
 
     key: RunKey
@@ -177,16 +180,22 @@ class Job:
 
 @dataclass
 class Planner:
-    """Expands settings into jobs, training jobs before the evaluations that need them."""
+    """Expands settings into jobs, each after the training job that it needs.
+
+    A trainer whose config file has FIRST_STAGE.CONFIG, as ``LP/fft``, starts from a run of that
+    trainer with that file: on the same dataset, shots and seed, a training job like any other, and
+    the same one where it is also asked for by itself.
+    """
 
     settings: Settings
     _layers: dict[Path, list[Layer]] = field(default_factory=dict)
+    _training: dict[RunKey, Job] = field(default_factory=dict)
 
     def jobs(self) -> list[Job]:
         """Return all jobs of the protocol in the order they should start.
 
         Raises:
-            FileNotFoundError: A config file names a base that does not exist.
+            FileNotFoundError: A config file names a base or a first stage that does not exist.
             ValueError: A config file cannot be read.
         """
         return list(self._expand())
@@ -197,20 +206,48 @@ class Planner:
             settings.datasets, settings.trainers, settings.cfgs, settings.shots, settings.seeds
         )
         for dataset, trainer, cfg, shots, seed in runs:
-            stage = protocol.train_stage
-            train = self._job(RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed))
-            yield train
-            yield from self._evaluations(train)
+            stage = protocol.train_stage or FIRST_STAGE
+            key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed)
+            known = len(self._training)
+            trained = self._train(key) if protocol.train_stage else self._first_stage(key)
+            yield from list(self._training.values())[known:]
+            yield from self._evaluations(key, trained)
 
-    def _evaluations(self, train: Job) -> Iterator[Job]:
-        protocol, key = self.settings.protocol, train.key
+    def _train(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job:
+        """Return a training job; it and those before it are in ``_training``, in their order."""
+        if key in chain:
+            file = self.settings.shown(self.settings.trainer_file(key.trainer, key.cfg))
+            raise ValueError(f"{file}: by FIRST_STAGE.CONFIG, it is its own first stage.")
+        if key not in self._training:
+            first = self._first_stage(key, (*chain, key))
+            self._training[key] = self._job(key, first)
+        return self._training[key]
+
+    def _first_stage(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job | None:
+        """Return the training job that a run starts from, if there is one."""
+        file = self.settings.trainer_file(key.trainer, key.cfg)
+        section = self._content(file).get("FIRST_STAGE")
+        config = str(section.get("CONFIG") or "") if isinstance(section, dict) else ""
+        if not config:
+            return None
+        trainer, _, cfg = config.partition("/")
+        if not self.settings.trainer_file(trainer, cfg).is_file():
+            raise FileNotFoundError(
+                f"{self.settings.shown(file)}: FIRST_STAGE.CONFIG is {config!r}, but there is no "
+                f"{self.settings.shown(self.settings.trainer_file(trainer, cfg))}."
+            )
+        return self._train(replace(key, trainer=trainer, cfg=cfg), chain)
+
+    def _evaluations(self, key: RunKey, trained: Job | None) -> Iterator[Job]:
+        protocol = self.settings.protocol
         if not protocol.test_stage:
             return
         for target in self.settings.targets or (key.dataset,):
             rest = (key.shots, key.trainer, key.cfg, key.seed)
-            yield self._job(RunKey(key.protocol, protocol.test_stage, target, *rest), train)
+            test = RunKey(key.protocol, protocol.test_stage, target, *rest)
+            yield self._job(test, trained, evaluates=True)
 
-    def _job(self, key: RunKey, parent: Job | None = None) -> Job:
+    def _job(self, key: RunKey, parent: Job | None = None, *, evaluates: bool = False) -> Job:
         settings = self.settings
         directory = key.directory(settings.output)
         flags = {
@@ -222,14 +259,18 @@ class Planner:
             "--output-dir": settings.shown(directory),
         }
         words = [*settings.train_command, *(word for pair in flags.items() for word in pair)]
-        if parent is not None:
-            words += ["--model-dir", settings.shown(parent.directory), "--eval-only"]
+        if evaluates and parent is not None:
+            words += ["--model-dir", settings.shown(parent.directory)]
+        words += ["--eval-only"] * evaluates
         options = list(settings.options)
         # A target has no shots of its own: its training images play no part.
-        if parent is None or key.dataset == parent.key.dataset:
+        if not evaluates or key.dataset in settings.datasets:
             options += ["DATASET.NUM_SHOTS", str(key.shots)]
         options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
         fingerprint = self._fingerprint(key, options, parent)
+        if parent is not None and not evaluates:
+            # Where the first stage lies is no part of the fingerprint; what it is, is.
+            options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
         return Job(key, directory, tuple(words), tuple(options), fingerprint, parent)
 
     def _fingerprint(self, key: RunKey, options: list[str], parent: Job | None) -> str:

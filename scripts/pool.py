@@ -32,31 +32,46 @@ class Device:
         name: As given on the command line.
         flags: Flags of ``train.py`` that choose it.
         environment: Variables set for its jobs.
+        processes: Processes of a job, one for each of its GPUs.
     """
 
     name: str
     flags: tuple[str, ...]
     environment: dict[str, str]
+    processes: int = 1
+
+    def command(self, job: Job) -> list[str]:
+        """Return the command line that runs a job here."""
+        python, *rest = job.command(self.flags)
+        if self.processes == 1:
+            return [python, *rest]
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        return [python, *torchrun, f"--nproc_per_node={self.processes}", *rest]
 
 
 def parse_devices(words: Sequence[str], jobs_per_device: int) -> list[Device]:
     """Read ``--devices``.
 
     Args:
-        words: GPU numbers as nvidia-smi counts them (or its GPU-... names), ``cpu``, ``mps``, or
-            ``auto`` for one job at a time where ``train.py`` sees fit.
+        words: GPU numbers as nvidia-smi counts them (or its GPU-... names), several joined by ``+``
+            for one job on all of them; ``cpu``, ``mps``, or ``auto`` for one job at a time where
+            ``train.py`` sees fit.
         jobs_per_device: Jobs that share a device.
 
     Raises:
         ValueError: Something else, or a device given twice.
     """
     devices: list[Device] = []
+    names = [part.removeprefix("cuda:") for word in words for part in word.split("+")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--devices: {twice} is given twice; see --jobs-per-device.")
     for word in words:
-        name = word.removeprefix("cuda:")
-        if name in {device.name for device in devices}:
-            raise ValueError(f"--devices: {name} is given twice; see --jobs-per-device.")
-        if name.isdecimal() or name.startswith(("GPU-", "MIG-")):
-            device = Device(name, ("--device", "cuda"), {"CUDA_VISIBLE_DEVICES": name})
+        gpus = [part.removeprefix("cuda:") for part in word.split("+")]
+        name = ",".join(gpus)
+        if all(gpu.isdecimal() or gpu.startswith(("GPU-", "MIG-")) for gpu in gpus):
+            visible = {"CUDA_VISIBLE_DEVICES": name}
+            device = Device(name, ("--device", "cuda"), visible, len(gpus))
         elif name == "cpu":
             device = Device(name, ("--device", "cpu"), {"CUDA_VISIBLE_DEVICES": ""})
         elif name == "mps":
@@ -65,7 +80,8 @@ def parse_devices(words: Sequence[str], jobs_per_device: int) -> list[Device]:
             device = Device(name, (), {})
         else:
             raise ValueError(
-                f"--devices: {word!r} is no device; give GPU numbers (0 1), cpu, mps or auto."
+                f"--devices: {word!r} is no device; give GPU numbers (0 1, or 0+1 for one job on "
+                "both), cpu, mps or auto."
             )
         if name == "cpu" and jobs_per_device > 1 and "OMP_NUM_THREADS" not in os.environ:
             # One job takes all cores by itself; several that all do so only hinder each other.
@@ -204,7 +220,7 @@ class JobPool:
         bar.set_postfix(running=len(self.running), refresh=True)
 
     def _launch(self, job: Job, device: Device, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command = job.command(device.flags)
+        command = device.command(job)
         job.begin(command)
         variables = [f"{name}={shlex.quote(value)}" for name, value in device.environment.items()]
         line = " ".join([*variables, shlex.join(command)])

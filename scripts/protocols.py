@@ -9,6 +9,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 ALL_SHOTS = (1, 2, 4, 8, 16)
+ALL_IMAGES = -1  # in the place of a number of shots
 
 # Order of the field's tables. ImageNet first, as in every paper of the CoOp family.
 FEW_SHOT_DATASETS = (
@@ -32,6 +33,13 @@ SUITE_TARGETS = ("shapes_colours", "shapes_textures", "shapes_forms", "shapes_co
 SUITE_SHIFTS = ("shapes_v2", "shapes_sketch", "shapes_r", "shapes_a")
 SUITE = (SUITE_SOURCE, *SUITE_TARGETS, *SUITE_SHIFTS)
 SHIFTS = (*IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE_SHIFTS)
+# What models of a source are evaluated on by default; a protocol names its groups.
+TARGET_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    name: {"targets": tuple(other for other in FEW_SHOT_DATASETS if other != name)}
+    for name in FEW_SHOT_DATASETS
+}
+TARGET_GROUPS["imagenet"] |= {"shifts": IMAGENET_SHIFTS, "extra": EXTRA_SHIFTS}
+TARGET_GROUPS[SUITE_SOURCE] = {"targets": SUITE_TARGETS, "shifts": SUITE_SHIFTS}
 DATASET_ORDER = (*FEW_SHOT_DATASETS, *IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE)
 
 
@@ -41,12 +49,15 @@ class Protocol:
 
     Attributes:
         name: Name on the command line and of the directory under the output.
-        train_stage: Directory of the training runs.
+        train_stage: Directory of the training runs; empty when the protocol trains nothing, and
+            evaluates the pre-trained model or what a method's first stage made of it.
         train_classes: ``DATASET.SUBSAMPLE_CLASSES`` while training.
         test_stage: Directory of the evaluation runs; empty when training's own test is all.
         test_classes: ``DATASET.SUBSAMPLE_CLASSES`` of the evaluation runs.
         shots: Default images per class.
         trainer: Default method.
+        targets: Groups of ``TARGET_GROUPS`` that the model of one source is evaluated on; none
+            where evaluations are on the dataset of the training.
     """
 
     name: str
@@ -56,6 +67,7 @@ class Protocol:
     test_classes: str
     shots: tuple[int, ...]
     trainer: str = "LightRA"
+    targets: tuple[str, ...] = ()
 
     def classes_of(self, stage: str) -> str:
         """Return the class half (all, base or new) that runs of a stage are tested on."""
@@ -65,6 +77,16 @@ class Protocol:
     def stages(self) -> tuple[str, ...]:
         """Directories of its stages, training first."""
         return tuple(filter(None, (self.train_stage, self.test_stage)))
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it trains on one source and evaluates on other datasets."""
+        return bool(self.targets)
+
+    def targets_of(self, source: str) -> list[str]:
+        """Return what a source's model is evaluated on by default; empty for an unknown source."""
+        groups = TARGET_GROUPS.get(source, {})
+        return [name for group in self.targets for name in groups.get(group, ())]
 
     @property
     def base_to_novel(self) -> bool:
@@ -79,9 +101,20 @@ PROTOCOLS = {
     for row in (
         Protocol("base2novel", "train_base", "base", "test_new", "new", (16,)),
         Protocol("few_shot", "train", "all", "", "", ALL_SHOTS),
-        Protocol("cross_dataset", "train", "all", "test", "all", (16,)),
+        Protocol(
+            "cross_dataset", "train", "all", "test", "all", (16,), targets=("targets", "shifts")
+        ),
         # RAda's efficient fine-tuning (arXiv:2507.15480): base-to-novel on frozen encoders.
         Protocol("eft", "train_base", "base", "test_new", "new", (16,), trainer="RAda"),
+        # Its full fine-tuning, on all images, and its test-time training, on shifts only.
+        Protocol(
+            "fft",
+            *("train", "all", "test", "all"),
+            (ALL_IMAGES,),
+            trainer="RAdaFT",
+            targets=("shifts", "extra"),
+        ),
+        Protocol("ttt", "", "all", "test", "all", (16,), trainer="RAdaTTT", targets=("shifts",)),
     )
 }
 
@@ -100,7 +133,8 @@ class RunKey:
 
     def directory(self, output: Path) -> Path:
         """Return the run's directory under ``output``."""
-        parts = (self.protocol, self.stage, self.dataset, f"shots_{self.shots}")
+        shots = "all" if self.shots == ALL_IMAGES else self.shots
+        parts = (self.protocol, self.stage, self.dataset, f"shots_{shots}")
         return output.joinpath(*parts, self.trainer, self.cfg, f"seed{self.seed}")
 
     @classmethod
@@ -111,9 +145,18 @@ class RunKey:
             return None
         protocol, stage, dataset, shots, trainer, cfg, seed = parts
         shots, seed = shots.removeprefix("shots_"), seed.removeprefix("seed")
-        if not (shots.isdecimal() and seed.isdecimal()):
+        if not ((shots.isdecimal() or shots == "all") and seed.isdecimal()):
             return None
-        return cls(protocol, stage, dataset, int(shots), trainer, cfg, int(seed))
+        count = ALL_IMAGES if shots == "all" else int(shots)
+        return cls(protocol, stage, dataset, count, trainer, cfg, int(seed))
+
+
+def source_of(shift: str) -> str:
+    """Return the dataset whose shifted sibling this is; empty if it is none."""
+    for source, groups in TARGET_GROUPS.items():
+        if shift in (*groups.get("shifts", ()), *groups.get("extra", ())):
+            return source
+    return ""
 
 
 def dataset_rank(dataset: str) -> tuple[int, str]:
@@ -149,6 +192,20 @@ def split_words(words: Sequence[str] | None) -> list[str]:
     """Split list values at spaces and commas: ``--devices "0 1"`` is ``--devices 0 1``."""
     split = [part for word in words or () for part in word.replace(",", " ").split()]
     return list(dict.fromkeys(split))
+
+
+def read_shots(words: Sequence[str]) -> tuple[int, ...]:
+    """Read ``--shots``: numbers of images per class, or ``all``.
+
+    Raises:
+        ValueError: A value is neither.
+    """
+    numbers = [word for word in split_words(words) if word != "all"]
+    try:
+        shots = read_integers("--shots", numbers, least=1)
+    except ValueError as error:
+        raise ValueError(f"{str(error).removesuffix('.')}, nor all.") from None
+    return (*shots, *[ALL_IMAGES] * (len(numbers) < len(split_words(words))))
 
 
 def read_integers(flag: str, words: Sequence[str], least: int) -> tuple[int, ...]:

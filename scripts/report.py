@@ -29,6 +29,7 @@ from scripts.protocols import (
     REPO,
     check_name,
     read_integers,
+    read_shots,
     split_words,
 )
 from scripts.result_files import write_atomic
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trainers=tuple(split_words(args.trainer)),
             datasets=tuple(split_words(args.datasets)),
             cfg=tuple(split_words(args.cfg)),
-            shots=read_integers("--shots", args.shots, least=1),
+            shots=read_shots(args.shots),
             seeds=read_integers("--seeds", args.seeds, least=0),
         )
         report = build(selection)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.protocols import PROTOCOLS, RunKey, check_name, dataset_rank
+from scripts.protocols import (
+    ALL_IMAGES,
+    PROTOCOLS,
+    RunKey,
+    check_name,
+    dataset_rank,
+    source_of,
+)
 from scripts.result_files import read_result
 
 
@@ -88,10 +95,16 @@ class Run:
 
     @property
     def source(self) -> str:
-        """Dataset the evaluated model was trained on; its own for a training run."""
-        if self.key.stage == PROTOCOLS[self.key.protocol].train_stage:
+        """Dataset the evaluated model was trained on; its own for a training run.
+
+        Where nothing was trained, it is the one whose shifted sibling was evaluated.
+        """
+        protocol = PROTOCOLS[self.key.protocol]
+        if self.key.stage == protocol.train_stage:
             return self.key.dataset
         trained = RunKey.parse(str(self.result.get("model_dir") or ""))
+        if trained is None and not protocol.train_stage:
+            return source_of(self.key.dataset)
         return trained.dataset if trained else ""
 
 
@@ -122,6 +135,8 @@ def collect(selection: Selection) -> list[Run]:
         result = read_result(file.parent) if key else None
         if key is None or result is None:
             continue
+        if key.stage not in PROTOCOLS[key.protocol].stages:
+            continue  # the first stage of another run
         found.add((key.trainer, key.cfg))
         if selection.accepts(key):
             runs.append(Run(key, file.parent, result))
@@ -219,6 +234,6 @@ def series_names(series: Iterable[Series], protocol: str) -> dict[Series, str]:
         if {other.cfg for other in same} != {protocol}:
             extra.append(one.cfg)
         if len({other.shots for other in ordered}) > 1:
-            extra.append(f"{one.shots} shots")
+            extra.append("all images" if one.shots == ALL_IMAGES else f"{one.shots} shots")
         names[one] = f"{one.trainer} ({', '.join(extra)})" if extra else one.trainer
     return names

@@ -5,12 +5,15 @@
     python scripts/run.py --protocol few_shot --datasets shapes --shots 1 4 16 --devices cpu
     python scripts/run.py --protocol cross_dataset --devices 0 1 --seeds 1 -- OPTIM.LR 0.002
     python scripts/run.py --protocol eft --cfg eft table4_mlp --datasets shapes
+    python scripts/run.py --protocol fft --trainer FT LPFT RAdaFT --source shapes
 
 ``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
 ``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
 trains on one source and evaluates on other datasets and on the source's shifted siblings. ``eft``
-is ``base2novel`` for RAda's efficient fine-tuning. Several trainers, or several of their config
-files, run side by side and share a table.
+is ``base2novel`` for RAda's efficient fine-tuning. ``fft`` is full fine-tuning: training on all
+images of one source, evaluation on its shifted siblings; what a method starts from is made first.
+``ttt`` evaluates test-time training on a source's shifted siblings. Several trainers, or several of
+their config files, run side by side and share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
 goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs.py`` says what counts as
@@ -36,10 +39,14 @@ from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices
 from scripts.protocols import (
     PROTOCOLS,
     REPO,
+    Protocol,
     check_name,
     read_integers,
+    read_shots,
     split_words,
 )
+
+_CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,9 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
     )
     add("--datasets", help="default: every real dataset there is a config of", **several)
-    add("--source", metavar="NAME", help="cross_dataset: dataset to train on; default: imagenet")
-    add("--targets", help="cross_dataset: datasets to evaluate on; default: by source", **several)
-    add("--shots", nargs="+", metavar="K", help="images per class; default: by protocol")
+    add("--source", metavar="NAME", help=f"{_CROSSING}: dataset to train on; default: imagenet")
+    add("--targets", help=f"{_CROSSING}: datasets to evaluate on; default: by source", **several)
+    add("--shots", nargs="+", metavar="K", help="images per class, or all; default: by protocol")
     add("--seeds", nargs="+", default=["1 2 3"], metavar="N", help="default: 1 2 3")
     add("--root", type=Path, help="data directory; default: data in the repository")
     add("--output", type=Path, help="default: output in the repository")
@@ -73,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["auto"],
         metavar="D",
-        help="GPU numbers, cpu or mps: one job each at a time; default: one job, where it likes",
+        help="GPU numbers, cpu or mps: one job each at a time, 0+1 one job on two GPUs (torchrun); "
+        "default: one job, where it likes",
     )
     add("--jobs-per-device", type=int, default=1, metavar="N", help="default: 1")
     add("--dry-run", action="store_true", help="print the commands and touch nothing")
@@ -86,19 +94,15 @@ def config_stems(directory: Path) -> list[str]:
     return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
 
 
-def default_targets(source: str, existing: Sequence[str]) -> list[str]:
+def default_targets(source: str, existing: Sequence[str], protocol: Protocol) -> list[str]:
     """Return the datasets that a source's model is evaluated on when none are named.
 
     Raises:
-        ValueError: The source is a dataset of the user's own, whose targets only they know.
+        ValueError: The source is a dataset of the user's own, whose targets only they know, or has
+            no shifted siblings.
     """
-    if source == protocols.SUITE_SOURCE:
-        candidates = [*protocols.SUITE_TARGETS, *protocols.SUITE_SHIFTS]
-    elif source in protocols.FEW_SHOT_DATASETS:
-        candidates = [name for name in protocols.FEW_SHOT_DATASETS if name != source]
-        if source == "imagenet":
-            candidates += protocols.IMAGENET_SHIFTS
-    else:
+    candidates = protocol.targets_of(source)
+    if not candidates:
         raise ValueError(f"--targets: name the datasets to evaluate a model of {source!r} on.")
     return [name for name in candidates if name in existing]
 
@@ -113,15 +117,16 @@ def choose_datasets(
     """
     named = split_words(args.datasets)
     targets = split_words(args.targets)
-    if args.protocol == "cross_dataset":
+    protocol = PROTOCOLS[args.protocol]
+    if protocol.crosses:
         if args.source and named and named != [args.source]:
             raise ValueError("--datasets and --source name different sources; give one of them.")
         if len(named) > 1:
-            raise ValueError("--datasets: cross_dataset trains on one source; see --targets.")
+            raise ValueError(f"--datasets: {protocol.name} trains on one source; see --targets.")
         datasets = [args.source] if args.source else named or ["imagenet"]
     elif args.source or targets:
         flag = "--source" if args.source else "--targets"
-        raise ValueError(f"{flag} is for --protocol cross_dataset, not {args.protocol}.")
+        raise ValueError(f"{flag} is for --protocol {_CROSSING}, not {args.protocol}.")
     else:
         datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
     # Without either flag the name is the default of --source.
@@ -130,9 +135,9 @@ def choose_datasets(
         check_name(flag, name, existing, " (configs/datasets)")
     for name in targets:
         check_name("--targets", name, existing, " (configs/datasets)")
-    if args.protocol == "cross_dataset" and not targets:
-        targets = default_targets(datasets[0], existing)
-    if not datasets or (args.protocol == "cross_dataset" and not targets):
+    if protocol.crosses and not targets:
+        targets = default_targets(datasets[0], existing, protocol)
+    if not datasets or (protocol.crosses and not targets):
         raise ValueError("configs/datasets has none of the default datasets; name some.")
     return tuple(datasets), tuple(targets)
 
@@ -157,7 +162,7 @@ def read_settings(
         for cfg in cfgs:
             check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
-    shots = args.shots or [str(count) for count in protocol.shots]
+    shots = read_shots(args.shots) if args.shots else protocol.shots
     relative = Path.cwd() == repo
     train = "train.py" if relative else str(repo / "train.py")
     if not relative:
@@ -169,7 +174,7 @@ def read_settings(
         cfgs=cfgs,
         datasets=datasets,
         targets=targets,
-        shots=read_integers("--shots", shots, least=1),
+        shots=shots,
         seeds=read_integers("--seeds", args.seeds, least=0),
         root=(args.root or repo / "data").absolute(),
         output=(args.output or repo / "output").absolute(),
@@ -188,7 +193,7 @@ def print_commands(jobs: Sequence[Job], devices: Sequence[Device]) -> None:
     variables = device.environment if len(devices) == 1 else {}
     prefix = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     for job in to_do:
-        print(" ".join([*prefix, shlex.join(job.command(device.flags))]))
+        print(" ".join([*prefix, shlex.join(device.command(job))]))
     print(f"{len(to_do)} of {len(jobs)} jobs to run", file=sys.stderr)
 
 

@@ -46,7 +46,8 @@ def scores(protocol: str, cells: Cells, source: str = "") -> list[Score]:
     Args:
         protocol: Protocol name.
         cells: Finished runs.
-        source: Training dataset of cross_dataset, which counts neither as target nor as shift.
+        source: Training dataset of a protocol that crosses over to others; it counts neither as
+            target nor as shift.
     """
     found: list[Score] = []
     for series in dict.fromkeys(cell.series for cell in cells):
@@ -55,7 +56,7 @@ def scores(protocol: str, cells: Cells, source: str = "") -> list[Score]:
             found += _base2novel(PROTOCOLS[protocol], series, own)
         elif protocol == "few_shot":
             found += _few_shot(series, own)
-        elif protocol == "cross_dataset":
+        elif PROTOCOLS[protocol].crosses:
             found += _cross_dataset(series, own, source)
         else:
             found += _by_classes(PROTOCOLS[protocol], series, own)

@@ -56,7 +56,7 @@ class Section:
     Attributes:
         title: Heading.
         protocol: Protocol name.
-        source: Training dataset of a cross-dataset section, else empty.
+        source: Training dataset of a section on what crosses over to others, else empty.
         suite: Whether it holds numbers of the bundled suite.
         names: Label of each series.
         scores: Numbers.
@@ -132,26 +132,37 @@ def format_stat(stat: Stat) -> str:
 def build_sections(runs: Sequence[Run], selection: Selection) -> list[Section]:
     """Build the sections of a protocol from its finished runs.
 
-    The bundled suite never shares a mean with other datasets: it has a section of its own. A
-    cross-dataset section holds what was trained on one source.
+    The bundled suite never shares a mean with other datasets: it has a section of its own. Where
+    models are evaluated on other datasets, a section holds what was trained on one source.
     """
+    protocol = protocols.PROTOCOLS[selection.protocol]
+    crosses = protocol.crosses
     parts: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in _without_first_stages(runs, selection) if crosses else runs:
         in_suite = "suite" if run.key.dataset in protocols.SUITE else ""
-        cross = selection.protocol == "cross_dataset"
-        parts.setdefault(run.source if cross else in_suite, []).append(run)
+        parts.setdefault(run.source if crosses else in_suite, []).append(run)
     sections = []
     for name in sorted(parts, key=dataset_rank):
-        source = name if selection.protocol == "cross_dataset" else ""
+        source = name if crosses else ""
         sections.append(_section(group(parts[name]), selection, source))
     return sections
+
+
+def _without_first_stages(runs: Sequence[Run], selection: Selection) -> list[Run]:
+    """Leave out what only another run started from: its row would be empty but for the source."""
+    stage = protocols.PROTOCOLS[selection.protocol].test_stage
+    shown = {(run.key.trainer, run.key.cfg) for run in runs if run.key.stage == stage}
+    own = (selection.protocol, *selection.cfg)
+    return [run for run in runs if run.key.cfg in own or (run.key.trainer, run.key.cfg) in shown]
 
 
 def _section(cells: Cells, selection: Selection, source: str) -> Section:
     protocol = selection.protocol
     base_to_novel = protocols.PROTOCOLS[protocol].base_to_novel
     suite = any(cell.dataset in protocols.SUITE for cell in cells)
-    subject = f", trained on {source or 'an unknown source'}" if protocol == "cross_dataset" else ""
+    row = protocols.PROTOCOLS[protocol]
+    how = "trained on" if row.train_stage else "shifts of"
+    subject = f", {how} {source or 'an unknown source'}" if row.crosses else ""
     ordered = sorted((cell.series for cell in cells), key=lambda one: not untrained(cells, one))
     names = series_names(ordered, protocol)
     section = Section(
@@ -166,9 +177,8 @@ def _section(cells: Cells, selection: Selection, source: str) -> Section:
         notes=list(run_notes(cells)),
         comparable=[] if suite else [one for one in names if _vit_b16(cells, one)],
     )
-    make = {"few_shot": _few_shot, "cross_dataset": _cross_dataset}
-    other = _base2novel if base_to_novel else _by_classes
-    section.tables = make.get(protocol, other)(section)
+    make = _base2novel if base_to_novel else _cross_dataset if row.crosses else _by_classes
+    section.tables = (_few_shot if protocol == "few_shot" else make)(section)
     if suite:
         section.captions.append(SUITE_LINE)
     elif any(cell.endswith(" *") for table in section.tables for row in table.rows for cell in row):
@@ -237,13 +247,16 @@ def _cross_dataset(section: Section) -> list[Table]:
     """Source, targets and their mean; source, shifts and theirs."""
     shifts = [name for name in section.datasets() if name in protocols.SHIFTS]
     targets = [name for name in section.datasets() if name not in (*shifts, section.source)]
-    others = [name for name in protocols.FEW_SHOT_DATASETS if name != "imagenet"]
-    own = [section.source] if section.source else []
+    protocol = protocols.PROTOCOLS[section.protocol]
+    default = protocol.targets_of("imagenet")
+    own = [section.source] if section.source and protocol.train_stage else []
+    heading = "mean" if "targets" in protocol.targets else "OOD mean"
     tables = []
-    for title, mean, datasets, rest, papers in (
-        ("targets", MEAN_TARGETS, targets, shifts, others),
-        ("shifts", MEAN_SHIFTS, shifts, targets, protocols.IMAGENET_SHIFTS),
+    for title, mean, datasets, rest in (
+        ("targets", MEAN_TARGETS, targets, shifts),
+        ("shifts", MEAN_SHIFTS, shifts, targets),
     ):
+        papers = [name for name in default if (name in protocols.SHIFTS) == (title == "shifts")]
         if not datasets:
             continue
         columns = [*own, *datasets, mean]
@@ -252,10 +265,10 @@ def _cross_dataset(section: Section) -> list[Table]:
             for one, name in section.names.items()
         ]
         # Either mean is the papers' only if it is over exactly what theirs is.
-        covered = section.covers("accuracy", papers, 16, aside=[*own, *rest])
+        covered = section.covers("accuracy", papers, protocol.shots[0], aside=[*own, *rest])
         if section.source == "imagenet" and covered:
-            rows += _published("cross_dataset", [*own, *datasets, title])
-        tables.append(Table(title, ["trainer", *own, *datasets, "mean"], rows))
+            rows += _published(section.protocol, [*own, *datasets, title])
+        tables.append(Table(title, ["trainer", *own, *datasets, heading], rows))
     return tables
 
 

@@ -88,7 +88,7 @@ def test_a_config_that_one_of_the_trainers_lacks_is_an_error(repo, capsys):
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert "--cfg: unknown name 'table4_mlp'." in message
-    assert "Known for LightRA: base2novel, cross_dataset, eft, few_shot." in message
+    assert "Known for LightRA: base2novel, cross_dataset, eft, few_shot, fft, ttt." in message
 
 
 def test_few_shot_defaults_to_all_shots_datasets_and_three_seeds(repo, capsys):
@@ -203,10 +203,12 @@ def test_paths_are_absolute_when_called_from_elsewhere(repo, capsys, tmp_path, m
         (["--protocol", "few_shot", "--source", "dtd"], "--source is for"),
         (["--protocol", "few_shot", "--targets", "dtd"], "--targets is for"),
         (["--protocol", "few_shot", "--shots", "0"], "--shots: '0'"),
-        (["--protocol", "few_shot", "--shots", "all"], "--shots: 'all'"),
+        (["--protocol", "few_shot", "--shots", "many"], "--shots: 'many'"),
         (["--protocol", "few_shot", "--seeds", "-1"], "--seeds"),
         (["--protocol", "few_shot", "--devices", "gpu"], "'gpu' is no device"),
         (["--protocol", "few_shot", "--devices", "0 cuda:0"], "given twice"),
+        (["--protocol", "few_shot", "--devices", "0+1 1"], "1 is given twice"),
+        (["--protocol", "few_shot", "--devices", "0+cpu"], "'0+cpu' is no device"),
         (["--protocol", "few_shot", "--jobs-per-device", "0"], "--jobs-per-device"),
         (["--protocol", "few_shot", "--", "OPTIM.LR"], "'OPTIM.LR' after -- has no value"),
         (["--protocol", "few_shot", "--", "--dry-run", "1"], "'--dry-run' is no key"),
@@ -250,7 +252,9 @@ def test_config_that_cannot_be_put_together_is_named(repo, capsys, text, message
 def test_device_settings(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    gpu, mps, auto = parse_devices(["cuda:2", "mps", "auto"], 1)
+    both, gpu, mps, auto = parse_devices(["0+cuda:1", "cuda:2", "mps", "auto"], 1)
+    assert both.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert (both.processes, gpu.processes) == (2, 1)
     assert (gpu.flags, gpu.environment) == (("--device", "cuda"), {"CUDA_VISIBLE_DEVICES": "2"})
     assert (mps.flags, mps.environment) == (("--device", "mps"), {})
     assert (auto.flags, auto.environment) == ((), {})

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from scripts.pool import last_lines
+from scripts.jobs import Job
+from scripts.pool import last_lines, parse_devices
+from scripts.protocols import RunKey
 from scripts.run import main
 
 ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
@@ -116,6 +118,24 @@ def test_one_job_per_device_at_a_time(repo):
         assert all(a["end"] <= b["start"] for a, b in zip(own, own[1:], strict=False))
     first, second = (own[0] for own in by_device.values())
     assert max(first["start"], second["start"]) < min(first["end"], second["end"])
+
+
+def test_a_job_on_two_gpus_is_two_processes_under_torchrun(tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import os, sys\n"
+        "seen = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')]\n"
+        "open(sys.argv[-1] + seen[0], 'w').write(' '.join([*seen, *sys.argv[1:-1]]))\n"
+    )
+    key = RunKey("few_shot", "train", "dtd", 1, "LightRA", "few_shot", 1)
+    flags = (sys.executable, str(program), "--seed", "1")
+    job = Job(key, tmp_path, flags, (str(tmp_path / "rank"),), "")
+    (device,) = parse_devices(["0+3"], 1)
+    environment = {**os.environ, **device.environment}
+    subprocess.run(device.command(job), check=True, env=environment, timeout=120)
+    for rank in range(2):
+        seen = (tmp_path / f"rank{rank}").read_text()
+        assert seen == f"{rank} 2 0,3 --seed 1 --device cuda"
 
 
 def test_cpu_runs_one_job_at_a_time_with_all_threads(repo):

@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""Accuracy over the weights between two models: the pre-trained and a fine-tuned one, or two runs.
+
+    python scripts/wise_ft.py --model-dir output/fft/train/shapes/shots_all/FT/fft/seed1
+    python scripts/wise_ft.py --model-dir .../FT/fft/seed1 --start .../FT/fft/seed2
+    python scripts/wise_ft.py --model-dir .../RAdaFT/fft/seed1 --targets shapes_v2 --alphas 0 0.5 1
+
+WiSE-FT (Wortsman et al., CVPR 2022, arXiv:2109.01903): weights (1 - alpha) start + alpha end,
+tested on the run's own data set and on others. Works with any trained run, whatever trained in it.
+Writes wise_ft.csv and wise_ft.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dassl.config import merge_file
+from dassl.engine import build_trainer, drop_caches, trainable_state
+from dassl.engine.result import RESULT_NAME
+from dassl.utils import set_random_seed
+from datasets import table
+from scripts import protocols
+from scripts.drawing.trained_run import config_of, read_run
+from scripts.protocols import REPO, check_name, dataset_rank, split_words
+from scripts.result_files import write_atomic
+from trainers.config import default_config
+from trainers.finetuning import FineTuner
+from trainers.finetuning_wise import interpolate
+
+ALPHAS = [number / 10 for number in range(11)]
+OOD = "OOD mean"
+# By alpha: accuracy by data set.
+Curve = dict[float, dict[str, float]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model-dir", type=Path, required=True, help="directory of the run at alpha 1")
+    add("--start", type=Path, metavar="DIR", help="run at alpha 0; default: the pre-trained model")
+    add("--targets", nargs="+", default=[], metavar="NAME", help="default: the set's shifts")
+    add("--alphas", nargs="+", type=float, default=ALPHAS, metavar="A", help="default: 0 0.1 .. 1")
+    add("--output", type=Path, metavar="DIR", help="default: wise_ft in the run's directory")
+    add("--root", default="", help="folder of all datasets; default: where the run found it")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    return parser
+
+
+def choose_targets(source: str, named: Sequence[str]) -> list[str]:
+    """Return the data sets to test on besides the run's own, by the names of their config files.
+
+    Args:
+        source: ``DATASET.NAME`` of the run.
+        named: Those that were asked for.
+
+    Raises:
+        ValueError: A name is unknown, or none was given and the run's data set has no shifts.
+    """
+    existing = sorted(
+        (p.stem for p in (REPO / "configs/datasets").glob("*.yaml")), key=dataset_rank
+    )
+    if named:
+        return [check_name("--targets", name, existing, " (configs/datasets)") for name in named]
+    known = {row.name: row.config for row in table.ROWS}
+    found = protocols.PROTOCOLS["fft"].targets_of(known.get(source, ""))
+    if not found:
+        raise ValueError(
+            f"--targets: name data sets to test on; {source} has no shifts known here."
+        )
+    return [name for name in found if name in existing]
+
+
+@contextmanager
+def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
+    """The trainer of the run, on a target ("" for the run's own data), without its weights."""
+    result = read_run(args.model_dir)
+    cfg = config_of(result, args.model_dir / RESULT_NAME)
+    root = args.root or cfg.DATASET.ROOT
+    if target:
+        cfg.DATASET = default_config().DATASET  # nothing of the run's own data set
+        merge_file(cfg, REPO / f"configs/datasets/{target}.yaml")
+        cfg.MODEL.BACKBONE.NAME = result["backbone"]
+    cfg.DATASET.ROOT, cfg.SEED, cfg.DEVICE = root, result["seed"], args.device
+    cfg.VERBOSE = cfg.FEATURE_CACHE.ENABLED = False
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg.OUTPUT_DIR = scratch  # a test writes its result
+        cfg.freeze()
+        set_random_seed(cfg.SEED)
+        yield build_trainer(cfg)
+
+
+def copied(trainer: Any) -> dict[str, Tensor]:
+    """A trainer's weights that train, as they are now."""
+    return {name: value.detach().clone() for name, value in trainable_state(trainer.model).items()}
+
+
+def both_ends(
+    trainer: Any, end: Path, start: Path | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights at alpha 0 and at alpha 1.
+
+    Args:
+        trainer: Just built.
+        end: Directory of a run.
+        start: Of another one; None for the pre-trained model.
+    """
+    first = copied(trainer)
+    trainer.load_model(str(start or end))
+    if start is not None:
+        first = copied(trainer)
+        trainer.load_model(str(end))
+    elif "classifier" in first and isinstance(trainer, FineTuner):
+        # Made now, since those of a target's classes may be fewer than the run's.
+        first["classifier"] = trainer.ensemble_weights(trainer.model.backbone)
+    return first, copied(trainer)
+
+
+def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
+    """Accuracy on a target by alpha."""
+    found = {}
+    with redirect_stdout(io.StringIO()), open_trainer(args, target) as trainer:
+        if not trainable_state(trainer.model):
+            raise ValueError(f"--model-dir: {args.model_dir} trained nothing")
+        start, end = both_ends(trainer, args.model_dir, args.start)
+        for alpha in args.alphas:
+            trainer.model.load_state_dict(interpolate(start, end, alpha), strict=False)
+            drop_caches(trainer.model)
+            found[alpha] = trainer.test()
+    return found
+
+
+def measure(args: argparse.Namespace) -> tuple[str, Curve]:
+    """Test on the run's own data set and on all targets; return the former's name, and everything.
+
+    Raises:
+        FileNotFoundError: A run, its weights or data are missing.
+        ValueError: Something in the arguments or the runs cannot be used.
+    """
+    source = str(read_run(args.model_dir)["dataset"])
+    targets = choose_targets(source, split_words(args.targets))
+    curve: Curve = {alpha: {} for alpha in args.alphas}
+    for target in ["", *targets]:
+        for alpha, accuracy in accuracies(args, target).items():
+            curve[alpha][target or source] = accuracy
+        print(f"tested on {target or source}", file=sys.stderr)
+    for row in curve.values():
+        row[OOD] = sum(row[target] for target in targets) / len(targets)
+    return source, curve
+
+
+def save_csv(path: Path, curve: Curve) -> None:
+    """One line per alpha, one column per data set, at full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = list(next(iter(curve.values())))
+    writer.writerow(["alpha", *names])
+    writer.writerows([alpha, *(row[name] for name in names)] for alpha, row in curve.items())
+    write_atomic(path, buffer.getvalue().encode())
+
+
+def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:
+    """Accuracy over alpha, and the mean over shifts against the run's own data set."""
+    from matplotlib.figure import Figure  # takes longer than everything before
+
+    from scripts.drawing.pictures import save_png
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    alphas = list(curve)
+    for name in next(iter(curve.values())):
+        style = {"linewidth": 2.5} if name in (source, OOD) else {"linestyle": "--"}
+        left.plot(alphas, [row[name] for row in curve.values()], marker=".", label=name, **style)
+    left.set(xlabel="alpha", ylabel="accuracy (%)")
+    left.legend(fontsize="small")
+    own, shifted = ([row[name] for row in curve.values()] for name in (source, OOD))
+    right.plot(own, shifted, marker="o", markersize=4)
+    for alpha, x, y in zip(alphas, own, shifted, strict=True):
+        offset = (4, -9)
+        right.annotate(f"{alpha:g}", (x, y), xytext=offset, textcoords="offset points", fontsize=7)
+    right.set(xlabel=f"{source} (%)", ylabel=f"{OOD} (%)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    save_png(figure, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 with a message."""
+    args = build_parser().parse_args(argv)
+    args.alphas = sorted(set(args.alphas))
+    output = args.output or args.model_dir / "wise_ft"
+    try:
+        source, curve = measure(args)
+        save_csv(output / "wise_ft.csv", curve)
+        start = args.start or "the pre-trained model"
+        title = f"{args.model_dir.parents[1].name}: weights from {start} (0) to the run (1)"
+        save_picture(output / "wise_ft.png", curve, source, title)
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print((output / "wise_ft.csv").read_text(), end="")
+    print(f'Drawn: "{output / "wise_ft.png"}"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

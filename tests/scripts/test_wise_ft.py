@@ -1,0 +1,81 @@
+"""The curve between two models."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dassl.engine import build_trainer, read_result
+from scripts.wise_ft import OOD, choose_targets, main
+
+SMALL = (
+    *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
+    *("OPTIM.WARMUP_STEP", "1"),
+)
+
+
+@pytest.fixture
+def finished(make_config):
+    """(method, output, trailing options) -> directory of a finished run, and its accuracy."""
+
+    def train(method, output="run", *options) -> tuple[Path, float]:
+        cfg = make_config(f"{method}/fft", *SMALL, *options, output=output)
+        build_trainer(cfg).train()
+        return Path(cfg.OUTPUT_DIR), read_result(cfg.OUTPUT_DIR)["metrics"]["accuracy"]
+
+    return train
+
+
+def rows(directory: Path) -> list[dict[str, float]]:
+    with (directory / "wise_ft.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("method", ["FT", "FLYP", "RAdaFFT"])
+def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
+    directory, accuracy = finished(method)
+    words = ["--model-dir", str(directory), "--alphas", "1", "0", "0.5", "--device", "cpu"]
+    assert main([*words, "--targets", "shapes_v2", "shapes_a"]) == 0
+    found = rows(directory / "wise_ft")
+    assert [row["alpha"] for row in found] == [0, 0.5, 1]
+    zero = build_trainer(make_config("ZeroshotCLIP2/fft", output="zero"))
+    assert found[0]["Shapes"] == zero.test()
+    assert found[2]["Shapes"] == accuracy
+    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", output="v2", dataset="shapes_v2"))
+    assert found[0]["shapes_v2"] == v2.test()
+    for row in found:
+        assert row[OOD] == pytest.approx((row["shapes_v2"] + row["shapes_a"]) / 2)
+    assert (directory / "wise_ft/wise_ft.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_between_two_runs(finished, tmp_path):
+    (one, first), (two, second) = finished("LP", "one"), finished("LP", "two", "OPTIM.LR", "0.01")
+    words = ["--model-dir", str(two), "--start", str(one), "--alphas", "0", "1"]
+    words += ["--targets", "shapes_r", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 0
+    assert [row["Shapes"] for row in rows(tmp_path / "out")] == [first, second]
+
+
+def test_targets_are_the_shifts_unless_named():
+    assert choose_targets("Shapes", []) == ["shapes_v2", "shapes_sketch", "shapes_r", "shapes_a"]
+    assert choose_targets("ImageNet", [])[-1] == "objectnet"
+    assert choose_targets("Shapes", ["dtd"]) == ["dtd"]
+    with pytest.raises(ValueError, match="DescribableTextures has no shifts"):
+        choose_targets("DescribableTextures", [])
+    with pytest.raises(ValueError, match="--targets: unknown name 'shape_r'. Did you mean"):
+        choose_targets("Shapes", ["shape_r"])
+
+
+def test_what_cannot_be_interpolated_is_said(finished, tmp_path, capsys):
+    assert main(["--model-dir", str(tmp_path / "none")]) == 1
+    assert "--model-dir: no directory" in capsys.readouterr().err
+    zero, _ = finished("ZeroshotCLIP2", "zero")
+    assert main(["--model-dir", str(zero), "--targets", "shapes_r", "--device", "cpu"]) == 1
+    assert "trained nothing" in capsys.readouterr().err
+    lp, _ = finished("LP", "lp")
+    ft, _ = finished("FT", "ft")
+    words = ["--model-dir", str(lp), "--start", str(ft), "--targets", "shapes_r"]
+    assert main([*words, "--device", "cpu"]) == 1
+    assert "No checkpoint" in capsys.readouterr().err

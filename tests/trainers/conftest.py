@@ -1,0 +1,31 @@
+"""Fixtures of the trainers' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from dassl.engine import build_trainer
+from tests.trainers.finetuning_runs import SMALL
+
+
+@pytest.fixture
+def build_fft(make_config):
+    """(method, trailing options, output, dataset) -> trainer on the bundled suite."""
+
+    def make(method, *options, output="run", dataset="shapes"):
+        method = method if "/" in method else f"{method}/fft"
+        return build_trainer(make_config(method, *SMALL, *options, output=output, dataset=dataset))
+
+    return make
+
+
+@pytest.fixture
+def train_fft(build_fft):
+    """As ``build_fft``; trains, and returns the run's directory."""
+
+    def run(method, *options, output):
+        trainer = build_fft(method, *options, output=output)
+        trainer.train()
+        return trainer.output_dir
+
+    return run

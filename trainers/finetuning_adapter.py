@@ -1,0 +1,36 @@
+"""CLIP-Adapter, fully fine-tuned: its bottleneck first, then everything."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+from trainers.clip_adapter import FeatureAdapter
+from trainers.finetuning import FineTuner
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapterFFT(FineTuner):
+    """Stage 1: a bottleneck on the image feature trains; encoder and W do not.
+
+    Config, ``TRAINER.CLIPAdapterFFT``: REDUCTION and RATIO, see :class:`FeatureAdapter`; TEMPLATES.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "REDUCTION": 4, "RATIO": 0.2}
+    trains: ClassVar[tuple[str, ...]] = ("adapter",)
+    frozen_image_encoder = True
+
+    def build_adapter(self, embed_dim: int) -> nn.Module:
+        """The bottleneck."""
+        return FeatureAdapter(embed_dim, self.options.REDUCTION, self.options.RATIO)
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapterFT(CLIPAdapterFFT):
+    """Stage 2: encoder, W and bottleneck train, from a run of :class:`CLIPAdapterFFT`."""
+
+    trains = ("encoder", "classifier", "adapter")
+    first_stages = ("CLIPAdapterFFT",)
+    frozen_image_encoder = False
