@@ -3,7 +3,9 @@
     python scripts/bench.py                  # all cases, about a quarter of an hour on two cores
     python scripts/bench.py --cases ten --rounds 1
     python scripts/bench.py efficiency       # speed, memory, operations of all methods
+    python scripts/bench.py baselines        # a training step of the methods compared with
     python scripts/bench.py loading          # pictures a second
+    python scripts/bench.py ttt              # test-time training, images side by side
 
 The models have ViT-B/16's shape and random weights; fp32 on the CPU. Every measurement runs in a
 process of its own, plain and fast in turn, so that both meet the same machine and the peak memory
@@ -20,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,8 +30,21 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scripts import bench_lightra, bench_loading, bench_rada, efficiency
+from scripts import (
+    bench_baselines,
+    bench_lightra,
+    bench_loading,
+    bench_rada,
+    bench_ttt,
+    efficiency,
+)
 
+COMMANDS: dict[str, Any] = {
+    "efficiency": efficiency,
+    "baselines": bench_baselines,
+    "loading": bench_loading,
+    "ttt": bench_ttt,
+}
 CASES = {**bench_lightra.CASES, **bench_rada.CASES}
 HEADERS = ["case", "plain s", "fast s", "times faster", "plain MiB", "fast MiB", "memory ratio"]
 FORMATS = ("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")
@@ -78,9 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases and print a table, or one measurement with ``--worker``."""
     words = sys.argv[1:] if argv is None else list(argv)
-    for name, module in (("efficiency", efficiency), ("loading", bench_loading)):
-        if words[:1] == [name]:
-            return module.main(words[1:])
+    if words[:1] and words[0] in COMMANDS:
+        return COMMANDS[words[0]].main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
     for name in ("rounds", "steps", "threads"):

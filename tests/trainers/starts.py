@@ -1,0 +1,72 @@
+"""Runs whose prompts are a start of test-time training, made without training."""
+
+from __future__ import annotations
+
+import torch
+
+from dassl.engine import build_trainer
+
+VIEWS = ("VIEWS", "4", "SELECT", "0.5")  # 2 of 4 views are kept
+
+
+def views_options(name: str) -> list[str]:
+    """Options of a method for few views."""
+    return [f"TRAINER.{name}.{w}" if w.isupper() else w for w in VIEWS]
+
+
+def make_run(make_config, method: str, *options: str, seed: int = 3, output: str | None = None):
+    """A finished run of a method with prompts that are not where they started."""
+    # No images of the source are needed, but their draw is.
+    cfg = make_config(
+        f"{method}/cross_dataset", "DATASET.NUM_SHOTS", "1", *options, output=output or method
+    )
+    trainer = build_trainer(cfg)
+    torch.manual_seed(seed)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    trainer.save_model(0, trainer.output_dir)
+    trainer.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
+    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    return trainer
+
+
+def record_gradients(monkeypatch) -> list[list[torch.Tensor]]:
+    """Gradients of every step of AdamW from now on, in the order of the parameters."""
+    found: list[list[torch.Tensor]] = []
+
+    class Recording(torch.optim.AdamW):
+        def step(self, closure=None):
+            found.append([p.grad.clone() for g in self.param_groups for p in g["params"]])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    return found
+
+
+def entropy_of_mean(logits: torch.Tensor) -> torch.Tensor:
+    """(S, K) -> a scalar."""
+    p = logits.softmax(-1).mean(0)
+    return -(p * p.log()).sum()
+
+
+def least_entropy(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of the ``count`` surest rows."""
+    p = logits.softmax(-1)
+    return (-(p * p.log()).sum(-1)).argsort()[:count]
+
+
+def steps_by_hand(values: list[torch.Tensor], loss, *, steps: int, lr: float) -> list:
+    """AdamW as the paper has it, on leaves; returns the gradients of each step."""
+    found = []
+    moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in values]
+    for t in range(1, steps + 1):
+        grads = torch.autograd.grad(loss(values), values)
+        found.append(list(grads))
+        with torch.no_grad():
+            for value, grad, (m, v) in zip(values, grads, moments, strict=True):
+                m.mul_(0.9).add_(0.1 * grad)
+                v.mul_(0.999).add_(0.001 * grad**2)
+                value.mul_(1 - lr * 0.01)
+                value -= lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    return found

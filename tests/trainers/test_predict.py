@@ -1,0 +1,256 @@
+"""``train.py --predict``, end to end: tables read back, classes, unreadable pictures, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from dassl.engine import build_trainer, read_result
+from trainers.predict_files import find_images, read_names
+
+CLASSES = ("solid_blue_square", "dotted_red_square", "striped_pink_star")
+
+
+@pytest.fixture
+def pictures(shapes_root, tmp_path) -> Path:
+    """Two pictures of each of three classes."""
+    for label in CLASSES:
+        for path in sorted(Path(shapes_root, "shapes/v2/test", label).glob("*.png"))[:2]:
+            (tmp_path / "pictures" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "pictures" / label / path.name)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def predict(tmp_path):
+    """(flags and words) -> exit status and, if a file was asked for, its content."""
+
+    def run(*words: str | Path, output: str = "found.json"):
+        file = tmp_path / output
+        command = [str(word) for word in words] + ["--predict-output", str(file)]
+        with pytest.raises(SystemExit) as stop:
+            train.main([*command, "--device", "cpu", "--", "DATALOADER.NUM_WORKERS", "0"])
+        if not file.is_file():
+            return stop.value.code, None
+        if output.endswith(".csv"):
+            return stop.value.code, list(csv.DictReader(file.open()))
+        return stop.value.code, json.loads(file.read_text())
+
+    return run
+
+
+@pytest.fixture
+def names(tmp_path) -> Path:
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(name.replace("_", " ") for name in CLASSES) + "\n\n")
+    return file
+
+
+def zero_shot(names: Path) -> tuple[str, ...]:
+    return ("--backbone", "shapes", "--classnames", str(names))
+
+
+def test_zero_shot_as_json(predict, pictures, names):
+    status, found = predict("--predict", pictures, "--top-k", "2", *zero_shot(names))
+    assert status == 0
+    assert found["trainer"] == "ZeroshotCLIP"
+    assert found["classnames"] == ["solid blue square", "dotted red square", "striped pink star"]
+    assert found["unreadable"] == {}
+    paths = [entry["image"] for entry in found["images"]]
+    assert paths == sorted(str(p) for p in pictures.rglob("*.png"))
+    for entry in found["images"]:
+        first, second = (p["probability"] for p in entry["predictions"])
+        assert 1 >= first >= second >= 0
+    best = [e["predictions"][0]["class"].replace(" ", "_") for e in found["images"]]
+    assert sum(name == Path(path).parent.name for name, path in zip(best, paths, strict=True)) >= 4
+
+
+def test_csv_says_the_same_as_json(predict, pictures, names):
+    words = ("--predict", pictures, "--top-k", "9", *zero_shot(names))
+    _, rows = predict(*words, output="sub/found.CSV".lower())
+    _, found = predict(*words)
+    expected = [
+        (entry["image"], str(rank), guess["class"], f"{guess['probability']:.6f}")
+        for entry in found["images"]
+        for rank, guess in enumerate(entry["predictions"], start=1)
+    ]
+    assert [tuple(row.values()) for row in rows] == expected
+    assert list(rows[0]) == ["image", "rank", "class", "probability"]
+    assert len(rows) == 6 * 3  # all classes, fewer than asked for
+    for start in range(0, len(rows), 3):
+        total = sum(float(row["probability"]) for row in rows[start : start + 3])
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture
+def trained(make_config):
+    """A run of LightRA on 20 classes."""
+    options = ("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH",
+               "1", "TRAINER.LightRA.PREC", "fp32")  # fmt: skip
+    trainer = build_trainer(make_config("LightRA/base2novel", *options))
+    trainer.train()
+    return trainer
+
+
+def test_trained_run_needs_nothing_but_its_directory(trained, predict, pictures):
+    status, found = predict("--predict", pictures / CLASSES[0], "--model-dir", trained.output_dir,
+                            "--top-k", "20")  # fmt: skip
+    assert status == 0
+    assert found["trainer"] == "LightRA"
+    assert found["classnames"] == list(trained.dm.dataset.classnames)
+    batch = torch.stack([trained.dm.tfm_test(_open(entry["image"])) for entry in found["images"]])
+    trained.set_model_mode("eval")
+    with torch.no_grad():
+        expected = trained.model_inference(batch).softmax(-1)
+    for entry, row in zip(found["images"], expected, strict=True):
+        values = {guess["class"]: guess["probability"] for guess in entry["predictions"]}
+        ordered = torch.tensor([values[name] for name in found["classnames"]])
+        torch.testing.assert_close(ordered, row, atol=1e-5, rtol=0)
+
+
+def _open(path: str):
+    from dassl.data.wrapper import read_image
+
+    return read_image(path)
+
+
+def test_test_time_training_follows_from_the_trainer(predict, pictures, names):
+    words = ("--predict", pictures, "--top-k", "3", "--seed", "1", *zero_shot(names))
+    _, plain = predict(*words)
+    ttt = ("--trainer", "RAdaTTT", *words)
+    _, first = predict(*ttt)
+    _, again = predict(*ttt)
+    assert first == again
+    assert first["trainer"] == "RAdaTTT"
+    assert first["images"] != plain["images"]
+
+
+def test_trained_mask_with_and_without_test_time_training(make_config, predict, pictures):
+    options = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1",
+               "DATALOADER.TRAIN_X.BATCH_SIZE", "8")  # fmt: skip
+    run = build_trainer(make_config("RAda/base2novel", *options))
+    run.train()
+    words = ("--predict", pictures, "--model-dir", run.output_dir)
+    status, plain = predict(*words)
+    assert (status, plain["trainer"]) == (0, "RAda")
+    status, adapted = predict(*words, "--trainer", "RAdaTTT")
+    assert (status, adapted["trainer"]) == (0, "RAdaTTT")
+    assert adapted["classnames"] == plain["classnames"]
+    assert adapted["images"] != plain["images"]
+    assert read_result(run.output_dir)["trainer"] == "RAda", "a prediction changes no run"
+
+
+def test_unreadable_picture_is_named_and_the_others_predicted(predict, pictures, names, capsys):
+    bad = pictures / CLASSES[0] / "0000_bad.png"
+    bad.write_text("no picture")
+    status, found = predict("--predict", pictures, *zero_shot(names))
+    assert status == 1
+    assert len(found["images"]) == 6
+    assert list(found["unreadable"]) == [str(bad)]
+    assert f"error: not predicted, {bad}" in capsys.readouterr().err
+    status, found = predict("--predict", bad, *zero_shot(names), output="alone.json")
+    assert status == 1
+    assert found["images"] == []
+
+
+def test_class_names_of_a_dataset(predict, pictures, shapes_root):
+    words = ("--root", shapes_root, "--dataset-config-file", "configs/datasets/shapes_v2.yaml")
+    status, found = predict("--predict", pictures / CLASSES[0], *words)
+    assert status == 0
+    assert len(found["classnames"]) == 40
+    assert len(found["images"][0]["predictions"]) == 5
+
+
+class TestPatterns:
+    def test_files_folders_and_globs(self, pictures):
+        (pictures / "notes.txt").write_text("")
+        (pictures / ".hidden").mkdir()
+        shutil.copy(next(pictures.rglob("*.png")), pictures / ".hidden" / "x.png")
+        every = sorted(str(p) for p in pictures.rglob("*.png") if ".hidden" not in p.parts)
+        assert len(every) == 6
+        assert find_images([str(pictures)]) == every
+        assert find_images([f"{pictures}/**/*"]) == every
+        assert find_images([f"{pictures}/*"]) == every
+        one = every[3]
+        assert find_images([one, str(pictures)]) == [one, *every[:3], *every[4:]]
+
+    def test_a_named_file_is_taken_whatever_its_suffix(self, pictures):
+        other = pictures / "picture.data"
+        shutil.copy(next(pictures.rglob("*.png")), other)
+        assert find_images([str(other)]) == [str(other)]
+        with pytest.raises(FileNotFoundError, match="matches no image"):
+            find_images([f"{pictures}/*.data"])
+
+    def test_brackets_in_a_file_name(self, pictures):
+        odd = pictures / "a[1].png"
+        shutil.copy(next(pictures.rglob("*.png")), odd)
+        assert find_images([str(odd)]) == [str(odd)]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--top-k", "0"), ["--top-k", "0"]),
+            (("--predict-output", "found.xlsx"), ["--predict-output", ".xlsx", ".csv", ".json"]),
+            (("--model-dir", "nowhere"), ["--model-dir", "nowhere"]),
+            (("--classnames", "none.txt"), ["--classnames", "none.txt"]),
+            ((), ["--classnames", "--model-dir", "--dataset-config-file"]),
+            (("--trainer", "RAdaTT", "--classnames", "{names}"), ["RAdaTT", "RAdaTTT"]),
+        ],
+    )
+    def test_flags(self, words, said, pictures, names):
+        words = [word.format(names=names) for word in words]
+        with pytest.raises(SystemExit) as stop:
+            train.main(["--predict", str(pictures), "--backbone", "shapes", *words])
+        assert str(stop.value).startswith("error: ")
+        for part in said:
+            assert part in str(stop.value)
+
+    @pytest.mark.parametrize("pattern", ["none.png", "none/*.jpg", "empty"])
+    def test_pattern_without_an_image(self, predict, tmp_path, names, pattern, pictures):
+        (tmp_path / "empty").mkdir()
+        code, found = predict("--predict", pictures, tmp_path / pattern, *zero_shot(names))
+        assert "--predict" in code
+        assert pattern in code
+        assert found is None
+
+    def test_run_without_a_result(self, predict, pictures, tmp_path):
+        code, _ = predict("--predict", pictures, "--model-dir", tmp_path)
+        assert "result.json" in code
+
+    def test_weights_over_other_classes(self, make_config, predict, pictures, names):
+        trainer = build_trainer(
+            make_config("LP/fft", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1")
+        )
+        trainer.train()
+        words = ("--predict", pictures, "--model-dir", trainer.output_dir)
+        status, found = predict(*words, "--classnames", names)
+        assert (status, len(found["classnames"])) == (0, 3), "they are among those it knows"
+        names.write_text("solid blue square\ngolden retriever\n")
+        code, _ = predict(*words, "--classnames", names)
+        assert "golden retriever" in code
+        assert "40" in code
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("a.txt", "\n\n", "no name"),
+            ("a.json", '{"one": 1}', "list of names"),
+            ("a.json", "[", "no JSON"),
+        ],
+    )
+    def test_files_of_names(self, tmp_path, name, text, said):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"--classnames.*{said}"):
+            read_names(tmp_path / name)
+
+    def test_names_as_json(self, tmp_path):
+        (tmp_path / "a.json").write_text('["red circle", "blue star"]')
+        assert read_names(tmp_path / "a.json") == ["red circle", "blue star"]

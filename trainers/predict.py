@@ -1,0 +1,245 @@
+"""``train.py --predict``: classify pictures with a trained run, or with the pre-trained model.
+
+A trainer is built as for any run, around a data set that consists of class names and the pictures
+alone; the data it was trained on need not be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.data import build_data_loader
+from dassl.data.datasets import Datum, build_dataset
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY, read_result
+from dassl.utils import set_random_seed
+from dassl.utils.registry import check_availability
+from trainers.config import build_config
+from trainers.predict_files import (
+    SUFFIXES,
+    Prediction,
+    find_images,
+    print_table,
+    read_names,
+    write_prediction,
+)
+from trainers.templates import hand_made
+
+ZERO_SHOT = "ZeroshotCLIP"
+# What only tells where a run lay, trained and was made; a prediction has its own.
+_NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA")
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Do what ``--predict`` and the flags beside it ask for.
+
+    Args:
+        args: Of the command line.
+
+    Returns:
+        The exit status: 1 if a picture could not be read.
+
+    Raises:
+        FileNotFoundError: A pattern matches no image, or a file or directory is missing.
+        ValueError: A flag or a key has a value that cannot be used.
+    """
+    check_flags(args)
+    paths = find_images(args.predict)
+    cfg = prediction_config(args)
+    names = class_names(args, cfg)
+    found = predict(cfg, names, paths, args.top_k, args.model_dir, args.load_epoch)
+    print_table(found)
+    if args.predict_output:
+        write_prediction(found, Path(args.predict_output))
+    for path, reason in found.unreadable.items():
+        print(f"error: not predicted, {path}: {reason}", file=sys.stderr)
+    return int(bool(found.unreadable))
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags before anything is loaded.
+
+    Raises:
+        ValueError: --top-k below 1, or --predict-output with a suffix that stands for no format.
+    """
+    if args.top_k < 1:
+        raise ValueError(f"--top-k must be at least 1, got {args.top_k}")
+    suffix = Path(args.predict_output).suffix.lower() if args.predict_output else ".csv"
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"--predict-output: {args.predict_output!r} must end in {' or '.join(SUFFIXES)}, which "
+            f"says how it is written; got {suffix!r}"
+        )
+
+
+def prediction_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the run in ``--model-dir``, below all flags; the trainer is zero-shot if unset.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or a config file is missing.
+        ValueError: The run has no ``result.json`` and no trainer is named, or a key is unknown.
+    """
+    below: dict[str, Any] = {}
+    if args.model_dir:
+        if not Path(args.model_dir).is_dir():
+            raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
+        result = read_result(args.model_dir)
+        if result is not None:
+            below = {k: v for k, v in result["config"].items() if k not in _NOT_TAKEN_OVER}
+        elif not (args.trainer or args.config_file):
+            raise ValueError(
+                f"--model-dir: {args.model_dir} has no complete result.json, which says how the "
+                "model was made; wait for the run to end, or give --config-file and --trainer"
+            )
+    elif not (args.trainer or args.config_file):
+        below = {"TRAINER": {"NAME": ZERO_SHOT}}
+    if not (args.dataset_config_file or "DATASET" in below):
+        below["DATASET"] = {"NAME": "Folder"}  # class names come from --classnames
+    cfg = build_config(args, below)
+    cfg.defrost()
+    cfg.VERBOSE = False
+    cfg.INPUT.ON_BAD_IMAGE = "skip"
+    cfg.TEST.ZERO_SHOT_CHECK = "none"
+    cfg.FEATURE_CACHE.ENABLED = False
+    if args.seed is None:
+        cfg.SEED = max(cfg.SEED, 0)  # random views are the same each time
+    cfg.freeze()
+    return cfg
+
+
+def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
+    """Names from ``--classnames``, else of the run in ``--model-dir``, else of the data set.
+
+    Raises:
+        FileNotFoundError: The file or the data set is missing.
+        ValueError: The file holds no names, or there is nowhere to take them from.
+    """
+    if args.classnames:
+        return read_names(Path(args.classnames).expanduser())
+    result = read_result(args.model_dir) if args.model_dir else None
+    if result and result.get("per_class"):
+        rows = sorted(result["per_class"], key=lambda row: row["label"])
+        if len(rows) == result.get("num_classes"):
+            return [row["name"] for row in rows]
+    if not args.dataset_config_file and result is None:
+        raise ValueError(
+            "--predict needs class names: give --classnames FILE (one a line), --model-dir of a "
+            "run, or --dataset-config-file of a data set that is on this machine"
+        )
+    return list(build_dataset(cfg).classnames)
+
+
+class PictureSet:
+    """What a trainer asks of a data set: class names, and pictures to test on, all of label 0."""
+
+    train_x = train_u = val = None
+    border = 0
+    shifted = False
+    imagenet_names = ()
+    imagenet_labels = None
+
+    def __init__(self, classnames: list[str], paths: Sequence[str], template: str) -> None:
+        self.classnames, self.template = classnames, template
+        self.num_classes = len(classnames)
+        self.lab2cname = dict(enumerate(classnames))
+        self.test = [Datum(path, 0, 0, classnames[0]) for path in paths]
+        self.notes: list[str] = []
+
+
+class PictureManager:
+    """What a trainer asks of :class:`dassl.data.DataManager`, around a :class:`PictureSet`."""
+
+    train_loader_x = train_loader_u = val_loader = None
+    num_source_domains = 0
+
+    def __init__(self, cfg: CfgNode, dataset: PictureSet) -> None:
+        self.dataset = dataset
+        self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
+        self.tfm_train, self.tfm_test = None, build_transform(cfg, is_train=False)
+        self.test_loader = build_data_loader(
+            cfg,
+            data_source=dataset.test,
+            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=self.tfm_test,
+            is_train=False,
+        )
+
+    def bad_images(self) -> dict[str, str]:
+        """Reason by path of every image skipped so far."""
+        return dict(self.test_loader.bad_images)
+
+
+def build_predictor(cfg: CfgNode, dataset: PictureSet) -> Any:
+    """The trainer that ``cfg`` names, around pictures instead of its data set."""
+    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer = kind.__new__(kind)
+
+    def build_data_loader_around_pictures() -> None:
+        manager = PictureManager(cfg, dataset)
+        trainer.dm = manager
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            setattr(trainer, name, getattr(manager, name))
+        for name in ("num_classes", "num_source_domains", "lab2cname"):
+            setattr(trainer, name, getattr(manager, name))
+
+    # On the object: a subclass would have another name, and with it other config keys and files.
+    trainer.build_data_loader = build_data_loader_around_pictures
+    trainer.__init__(cfg)
+    return trainer
+
+
+@torch.no_grad()
+def predict(
+    cfg: CfgNode,
+    classnames: list[str],
+    paths: Sequence[str],
+    top_k: int,
+    model_dir: str = "",
+    epoch: int | None = None,
+) -> Prediction:
+    """Classify pictures.
+
+    Args:
+        cfg: Of a run.
+        classnames: In label order.
+        paths: Pictures.
+        top_k: Classes per picture; all, if there are fewer.
+        model_dir: Run to take trained weights from; "" for none.
+        epoch: Of the weights; the last by default.
+
+    Returns:
+        The best classes of each picture that can be read, with the softmax of the logits.
+
+    Raises:
+        FileNotFoundError: The run has no weights.
+        ValueError: They do not fit the config or the classes.
+    """
+    template = cfg.DATASET.PROMPT_TEMPLATE or hand_made(cfg.DATASET.NAME)
+    set_random_seed(cfg.SEED)
+    trainer = build_predictor(cfg, PictureSet(classnames, paths, template))
+    if model_dir:
+        trainer.load_model(model_dir, epoch=epoch)
+    trainer.set_model_mode("eval")
+    about = {"trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME, "run": model_dir}
+    found = Prediction(classnames, about=about)
+    for batch in tqdm(trainer.test_loader, file=sys.stderr, disable=None):
+        image, _ = trainer.parse_batch_test(batch)
+        with trainer.autocast():
+            logits = trainer.model_inference(image)
+        best = logits.float().softmax(-1).topk(min(top_k, len(classnames)))
+        for path, values, labels in zip(
+            batch["impath"], best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            names = [classnames[label] for label in labels]
+            found.rows.append((path, list(zip(names, values, strict=True))))
+    found.unreadable = trainer.dm.bad_images() | dict(trainer.test_loader.bad_images)
+    return found

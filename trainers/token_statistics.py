@@ -1,0 +1,182 @@
+"""Mean and variance of the tokens in a vision tower, over a dataset's training pictures.
+
+What PromptAlign (arXiv:2311.01459) aligns a test image's views with. The paper's are ImageNet's, a
+download; :func:`run_statistics` makes them for any dataset and any trained MaPLe.
+
+Notation: B blocks of the vision tower, L tokens, W width of the tower.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from clip import adapter_parameters
+from dassl.config import merge_options
+from dassl.data import build_data_loader
+from dassl.data.datasets import build_dataset
+from dassl.data.transforms import build_transform, crop_border_first
+from dassl.engine import read_result
+from dassl.utils.torchtools import atomic_torch_save, load_checkpoint
+from trainers.base import PromptedCLIP
+from trainers.features import hash_tensors
+from trainers.ttt_towers import block_inputs
+
+FILE_NAME = "token_statistics.pt"
+COMMAND = "python scripts/promptalign_statistics.py"
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What vision blocks are given, over many pictures.
+
+    Attributes:
+        mean: Per block, token and channel, (B, L, W).
+        variance: The same, biased: divided by the number of pictures.
+        images: How many.
+        dataset: DATASET.NAME.
+        model: :func:`model_hash` of what they were made with.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    images: int
+    dataset: str
+    model: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a PyTorch file, atomically."""
+        atomic_torch_save(dict(vars(self)), path)
+
+
+def model_hash(model: PromptedCLIP) -> str:
+    """SHA-256 of everything that decides what vision blocks are given: tower and prompts."""
+    tensors = {f"visual.{n}": p for n, p in model.backbone.model.visual.state_dict().items()}
+    return hash_tensors({**tensors, **adapter_parameters(model.backbone)})
+
+
+@torch.no_grad()
+def token_statistics(
+    model: PromptedCLIP, batches: Iterable[Tensor], dataset: str
+) -> TokenStatistics:
+    """Go through pictures once, prompts enabled.
+
+    Args:
+        model: With prompts in its vision tower, in evaluation mode.
+        batches: Pictures (N, 3, H, W), normalised.
+        dataset: Their name.
+
+    Raises:
+        ValueError: There are no pictures.
+    """
+    backbone = model.backbone
+    blocks = range(len(backbone.vision_transformer.resblocks))
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for pictures in batches:
+        with block_inputs(backbone, blocks) as found:
+            backbone.encode_image(pictures)
+        tokens = torch.stack([found[block] for block in blocks], 1).double()  # (N, B, L, W)
+        own = tokens.mean(0)
+        total = count + len(tokens)
+        # Sums of squares around the means, merged as by Chan et al.: no difference of large sums.
+        shift = own - mean.to(own)
+        squares = squares.to(own) + (tokens - own).square().sum(0)
+        squares = squares + shift.square() * (count * len(tokens) / total)
+        mean = mean.to(own) + shift * (len(tokens) / total)
+        count = total
+    if not count:
+        raise ValueError(f"{dataset} has no training images to take token statistics of")
+    variance = squares / count
+    return TokenStatistics(
+        mean.float().cpu(), variance.float().cpu(), count, dataset, model_hash(model)
+    )
+
+
+def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterator[Tensor]:
+    """A dataset's training pictures, as they are tested.
+
+    Args:
+        cfg: Of the loader and the transform.
+        dataset: As `dassl.data.datasets.build_dataset` makes it.
+        device: Where to put them.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not dataset.train_x:
+        raise ValueError(
+            f"{cfg.DATASET.NAME} has no training images; token statistics need a dataset that can "
+            "be trained on (--dataset-config-file)"
+        )
+    transform = build_transform(cfg, is_train=False)
+    loader = build_data_loader(
+        cfg,
+        data_source=dataset.train_x,
+        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+        tfm=crop_border_first(transform, getattr(dataset, "border", 0)),
+        is_train=False,
+    )
+    for batch in tqdm(loader, desc="Token statistics", file=sys.stderr, disable=None):
+        yield batch["img"].to(device)
+
+
+def run_statistics(trainer: Any, directory: str | os.PathLike[str], path: Path) -> TokenStatistics:
+    """Statistics of a run's prompts over all training images of its dataset, kept in a file.
+
+    Args:
+        trainer: Has the run's prompts in its model, and knows the folder of all datasets.
+        directory: The run's.
+        path: File to write; if that is not allowed, nothing is kept.
+
+    Raises:
+        ValueError: The run does not say what it was trained on, or there are no images.
+    """
+    config = (read_result(directory) or {}).get("config")
+    if not config:
+        raise ValueError(
+            f"{directory} has no complete result.json, which says what it was trained on; make its "
+            f"token statistics with {COMMAND} --model-dir {directory} --dataset-config-file FILE"
+        )
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    merge_options(cfg, ["DATASET", config["DATASET"]])
+    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = trainer.cfg.DATASET.ROOT, -1
+    cfg.VERBOSE = False
+    name = cfg.DATASET.NAME
+    print(f'Token statistics over the training images of {name}, to be kept in "{path}"')
+    batches = training_batches(cfg, build_dataset(cfg), trainer.device)
+    found = token_statistics(trainer.model, batches, name)
+    try:
+        found.save(path)
+    except OSError as error:
+        print(f"Token statistics are not kept: {error}")
+    return found
+
+
+def read_statistics(path: str | os.PathLike[str], key: str) -> TokenStatistics:
+    """Read what :meth:`TokenStatistics.save` wrote.
+
+    Args:
+        path: Of the file.
+        key: Config key that named it, for messages.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is another kind of file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{key}: no file {path}; make it with {COMMAND}")
+    content = load_checkpoint(path)
+    names = TokenStatistics.__dataclass_fields__
+    if not isinstance(content, dict) or content.keys() != names.keys():
+        raise ValueError(f"{key}: {path} holds no token statistics; make them with {COMMAND}")
+    return TokenStatistics(**content)
