@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import re
 import statistics
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -99,12 +100,17 @@ def median_seconds(run: Callable[[], object], steps: int, device: torch.device) 
     return statistics.median(seconds)
 
 
+DESCRIPTIONS = "descriptions.json"
+DESCRIBED = ("CoPrompt",)  # methods that cannot train without sentences about the classes
+
+
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
+    # A gradient of zero may come without a shape; it has the queries'.
+    return sdpa_backward_flop_count(query if grad is None else grad, query, key, value)
 
 
 # The counter knows the fused attention of GPUs only; the CPU's does the same products.
@@ -112,6 +118,18 @@ _CPU_ATTENTION: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+
+
+class _NoModules:
+    """In the place of ``FlopCounterMode``'s tracker of the modules that operations are in."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 def count_gflops(run: Callable[[], object]) -> float:
@@ -124,6 +142,9 @@ def count_gflops(run: Callable[[], object]) -> float:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    # Only the total is wanted; the tracker of modules fails on modules that are called twice with
+    # tensors of one graph, as maps between prompts are.
+    counter.mod_tracker = cast(Any, _NoModules())
     try:
         with counter:
             run()
@@ -164,12 +185,15 @@ def write_pictures(root: Path, classes: int, train: int, test: int, side: int) -
     """Write class folders of random pictures that the dataset ``Folder`` reads.
 
     Args:
-        root: Its directory ``pictures`` gets ``train``, ``val`` (one picture in all) and ``test``.
+        root: Its directory ``pictures`` gets ``train``, ``val`` (one picture in all) and ``test``;
+            a sentence about each class goes to ``DESCRIPTIONS``.
         classes: K.
         train: Pictures per class.
         test: Pictures per class.
         side: Pixels.
     """
+    texts = {f"thing_{kind:04}": [f"a picture of thing {kind:04}."] for kind in range(classes)}
+    (root / DESCRIPTIONS).write_text(json.dumps(texts))
     rng = np.random.default_rng(0)
     coarse = max(2, side // 16)  # blobs: noise would be slower to decode than photographs are
     for part, number, kinds in (("train", train, classes), ("val", 1, 1), ("test", test, classes)):
@@ -198,7 +222,10 @@ def run_config(method: str, root: Path, backbone: str, device: str, *options: ob
     file = REPO / "configs" / "trainers" / method / "base2novel.yaml"
     if file.is_file():
         words += ["--config-file", file]
-    words += ["DATASET.DIR", "pictures", "VERBOSE", False, "TRAIN.PRINT_FREQ", 0, *options]
+    words += ["DATASET.DIR", "pictures", "VERBOSE", False, "TRAIN.PRINT_FREQ", 0]
+    if method in DESCRIBED:
+        words += ["DATASET.PROMPT_PATH", root / DESCRIPTIONS]
+    words += options
     return build_config(argument_parser().parse_args(list(map(str, words))))
 
 

@@ -64,9 +64,16 @@ COLUMNS = {  # key -> (heading, format)
 
 
 def methods() -> list[str]:
-    """Names of the registered trainers that are built on ``CLIPTrainer``."""
-    names = TRAINER_REGISTRY.registered_names()
-    return [name for name in names if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)]
+    """Names of the registered trainers that are built on ``CLIPTrainer`` and do not adapt to tests.
+
+    What test-time training takes is measured by ``bench.py ttt``.
+    """
+    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return [
+        name
+        for name, trainer in found.items()
+        if issubclass(trainer, CLIPTrainer) and trainer.protocols != ("ttt",)
+    ]
 
 
 def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -123,7 +130,13 @@ def measure(
 def first_batch(trainer: Any, loader: Any, kind: str) -> dict[str, Any]:
     """The first batch of a loader, on the device, as pictures or as features."""
     batch = next(iter(loader))
-    for key in ("img", "label", "domain"):
+    views = batch["img"]  # several of each picture, if the method asks for them
+    batch["img"] = (
+        [view.to(trainer.device) for view in views]
+        if isinstance(views, list)
+        else views.to(trainer.device)
+    )
+    for key in ("label", "domain"):
         batch[key] = batch[key].to(trainer.device)
     if kind == "features":
         trainer.set_model_mode("eval")

@@ -198,17 +198,25 @@ class L2SP(FineTuner):
     """
 
     defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "BETA": 0.01}
+    _start: list[Tensor] | None = None
+
+    def start(self) -> list[Tensor]:
+        """theta_0, what the parameters were when this was first called."""
+        if self._start is None:
+            self.model.class_weights()
+            self._start = [p.detach().clone() for p in self.model.parameters() if p.requires_grad]
+        return self._start
 
     def before_train(self) -> None:
         """Remember the starting point, even if an earlier process went on from there."""
-        self.model.class_weights()
-        self.start = [p.detach().clone() for p in self.model.parameters() if p.requires_grad]
+        self.start()
         super().before_train()
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: pictures (B, 3, S, S), labels (B,)."""
+        start = self.start()
         out = super().forward_loss(image, label)
         now = [p for p in self.model.parameters() if p.requires_grad]
-        moved = [(p - start).square().sum() for p, start in zip(now, self.start, strict=True)]
+        moved = [(p - p0).square().sum() for p, p0 in zip(now, start, strict=True)]
         penalty = 0.5 * self.options.BETA * sum(moved, out.loss.new_zeros(()))
         return StepOutput(out.loss + penalty, out.logits, {"ce": out.loss, "l2sp": penalty})
