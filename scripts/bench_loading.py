@@ -3,8 +3,9 @@
     python scripts/bench.py loading [--workers 0 2] [--pictures 1000] [--side 224] [--rounds 3]
 
 Both decode JPEG files and apply the same training transform (random resized crop, flip,
-normalisation) in batches of 32. Ours also seeds every picture by itself, so that what is loaded
-does not depend on the number of workers. Every measurement has a process of its own, in turn.
+normalisation; torchvision's as its users write it) in batches of 32. Ours also seeds every picture
+by itself, so that what is loaded does not depend on the number of workers. Every measurement has a
+process of its own, in turn.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader
+from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from scripts.bench_tools import begin_training, build_run, write_pictures
 
-BATCH, CLASSES = 32, 10
+BATCH, CLASSES, EPOCHS = 32, 10, 5
 KINDS = ("torchvision", "ours")
 
 
@@ -50,7 +52,16 @@ def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
     ours = trainer.train_loader_x
     if kind == "ours":
         return ours
-    folder = ImageFolder(str(root / "pictures" / "train"), trainer.dm.tfm_train)
+    given, bicubic = trainer.cfg.INPUT, T.InterpolationMode.BICUBIC
+    transform = T.Compose(
+        [
+            T.RandomResizedCrop(side, given.RRCROP_SCALE, interpolation=bicubic),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(given.PIXEL_MEAN, given.PIXEL_STD),
+        ]
+    )
+    folder = ImageFolder(str(root / "pictures" / "train"), transform)
     return DataLoader(
         folder,
         BATCH,
@@ -62,14 +73,17 @@ def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
 
 
 def measure(kind: str, root: Path, workers: int, side: int) -> float:
-    """Pictures a second of one epoch, after one to warm up."""
+    """Pictures a second: the median of ``EPOCHS`` epochs, after one to warm up."""
     torch.set_num_threads(1)
     loader = build_loader(kind, root, workers, side)
     for _ in _pictures(loader):
         pass
-    started = time.perf_counter()
-    count = sum(_pictures(loader))
-    return count / (time.perf_counter() - started)
+    speeds = []
+    for _ in range(EPOCHS):
+        started = time.perf_counter()
+        count = sum(_pictures(loader))
+        speeds.append(count / (time.perf_counter() - started))
+    return statistics.median(speeds)
 
 
 def _pictures(loader: Any) -> Iterator[int]:
