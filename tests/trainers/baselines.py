@@ -12,15 +12,6 @@ from torch.nn import functional as F
 from clip.backbones import OPENAI_INPUT, Backbone
 from dassl.optim import build_lr_scheduler
 
-SMALL = (
-    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
-)
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
-
 
 def uncut_text(model, embeddings: Tensor, end: Tensor) -> Tensor:
     """An open_clip text tower over all 77 positions, from embeddings: not normalised, (N, D)."""

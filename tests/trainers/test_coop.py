@@ -10,15 +10,14 @@ from torch.nn import functional as F
 from clip import attach_context, freeze_except
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
-    SMALL,
     around_names,
     assert_sgd,
     epoch_rates,
     trainable,
-    unit,
     vit_b16,
     write_released,
 )
+from tests.trainers.plain import SMALL, unit
 
 
 @pytest.fixture

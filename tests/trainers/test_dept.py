@@ -10,14 +10,13 @@ from torch.nn import functional as F
 
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
-    SMALL,
     around_names,
     assert_sgd,
     epoch_rates,
     trainable,
-    unit,
     vit_b16,
 )
+from tests.trainers.plain import SMALL, unit
 from trainers.base import PromptedCLIP
 from trainers.dept import HOSTS, DecoupledCLIP, Probe
 

@@ -9,14 +9,13 @@ from torch.nn import functional as F
 
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
-    SMALL,
     around_names,
     assert_sgd,
     epoch_rates,
     trainable,
-    unit,
     write_released,
 )
+from tests.trainers.plain import SMALL, unit
 from trainers.losses import soft_cross_entropy, with_gradient
 from trainers.prograd import aligned_gradient
 from trainers.templates import HINT_FIRST, KGCOOP
