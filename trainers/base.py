@@ -45,7 +45,9 @@ class CLIPTrainer(TrainerX):
         if self.uses_features(cfg):
             use_features(self)
         elif cfg.FEATURE_CACHE.ENABLED:
-            self.add_note("no feature cache: the method changes what the image encoder computes")
+            self.add_note(
+                "no feature cache: the method needs other features than one frozen one per image"
+            )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""

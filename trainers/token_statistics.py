@@ -84,7 +84,8 @@ def token_statistics(
     for pictures in batches:
         with block_inputs(backbone, blocks) as found:
             backbone.encode_image(pictures)
-        tokens = torch.stack([found[block] for block in blocks], 1).double()  # (N, B, L, W)
+        tokens = torch.stack([found[block] for block in blocks], 1)  # (N, B, L, W)
+        tokens = (tokens.cpu() if tokens.device.type == "mps" else tokens).double()  # MPS has none
         own = tokens.mean(0)
         total = count + len(tokens)
         # Sums of squares around the means, merged as by Chan et al.: no difference of large sums.

@@ -152,11 +152,11 @@ class EpisodicTrainer(CLIPTrainer):
                 f"TRAINER.{section}: LR must be above 0 (got {options.LR}), WEIGHT_DECAY not below "
                 f"it (got {options.WEIGHT_DECAY})"
             )
-        if cfg.FEATURE_CACHE.ENABLED:
+        if self.uses_features(cfg):
             raise ValueError(
                 f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {section} needs "
                 f"{options.VIEWS} views of each test image, which no other run shares; set it to "
-                "False"
+                "False, or FEATURE_CACHE.REQUIRED to False"
             )
         super().check_cfg(cfg)
 

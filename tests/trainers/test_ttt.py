@@ -304,6 +304,11 @@ class TestTrainers:
     def test_cached_features_are_no_views(self, name, build):
         with pytest.raises(ValueError, match="FEATURE_CACHE.ENABLED.*views"):
             build(name, "FEATURE_CACHE.ENABLED", "True")
+        options = ("FEATURE_CACHE.ENABLED", "True", "FEATURE_CACHE.REQUIRED", "False")
+        trainer = build(name, *options)
+        assert any("no feature cache" in note for note in trainer.notes)
+        images = next(iter(trainer.test_loader))["img"]
+        assert images.ndim == 5, "views, as without the option"
 
     def test_pictures_of_any_kind_are_needed(self, name, build):
         with pytest.raises(ValueError, match=r"INPUT\.NO_TRANSFORM"):
