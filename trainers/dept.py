@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,6 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip.adapters import Adapter
-from clip.prompts import match_key
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
@@ -24,6 +21,7 @@ from trainers.coop import coop_clip
 from trainers.heads import choose
 from trainers.kgcoop import kgcoop_clip, knowledge_distance
 from trainers.maple import maple_clip
+from trainers.probe import Probe
 
 
 class Host(NamedTuple):
@@ -46,48 +44,6 @@ HOSTS = {
     "MaPLe": Host(maple_clip, frozen_image=False),
     "KgCoOp": Host(kgcoop_clip, lambda model, h, options: options.W * knowledge_distance(model, h)),
 }
-
-
-def fingerprints(classnames: Sequence[str]) -> Tensor:
-    """A number for each class name, by which a classifier's rows are known again: (K,)."""
-    digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
-    return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
-
-
-class Probe(Adapter):
-    """A linear classifier of un-normalised features, each kind scaled and shifted by channel.
-
-    Attributes:
-        classes: Fingerprints of the K classes that the rows are for; saved with the weights.
-
-    Args:
-        classnames: K names.
-        width: D.
-    """
-
-    classes: Tensor
-    current: Tensor
-
-    def __init__(self, classnames: Sequence[str], width: int) -> None:
-        super().__init__()
-        plain = nn.Linear(width, len(classnames))
-        self.weight, self.bias = plain.weight, plain.bias
-        self.image_scale, self.text_scale = (nn.Parameter(torch.ones(width)) for _ in range(2))
-        self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(width)) for _ in range(2))
-        self.register_buffer("classes", fingerprints(classnames))
-        self.register_buffer("current", self.classes.clone(), persistent=False)
-
-    def of_image(self, image: Tensor) -> Tensor:
-        """Logits of image features f', (B, D) -> (B, K)."""
-        return F.linear(self.image_scale * image + self.image_shift, self.weight, self.bias)
-
-    def of_text(self, text: Tensor) -> Tensor:
-        """Logits of text features h', (B, D) -> (B, K)."""
-        return F.linear(self.text_scale * text + self.text_shift, self.weight, self.bias)
-
-    def knows_classes(self) -> bool:
-        """Whether the classes of the run are those that the rows were trained on."""
-        return torch.equal(self.classes, self.current)
 
 
 class DecoupledCLIP(nn.Module):
@@ -181,32 +137,7 @@ class DePT(CLIPTrainer):
         return StepOutput(loss, logits, parts)
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take the rows of the run's classes; where there are none, the probe will stay unused."""
-        classes = state_dict.get("probe.classes")
-        probe = self.model.probe
-        if classes is None or torch.equal(classes, probe.current.cpu()):
+        """Take the probe's rows of the run's classes; where one has none, it will stay unused."""
+        if "probe.classes" not in state_dict:
             return state_dict
-        rows = self._rows(classes)
-        if rows is None and classes.shape == probe.current.shape:
-            return state_dict  # of as many other classes; the fingerprints tell
-        state = dict(state_dict)
-        if rows is not None:
-            for name in ("weight", "bias", "classes"):
-                state[f"probe.{name}"] = state[f"probe.{name}"][rows]
-            state["probe.classes"] = probe.current.cpu()
-        else:
-            state["probe.weight"], state["probe.bias"] = probe.weight.data, probe.bias.data
-            state["probe.classes"] = torch.full_like(probe.current, -1).cpu()
-        return state
-
-    def _rows(self, classes: Tensor) -> list[int] | None:
-        """Where the run's classes are among a probe's; None if one is not."""
-        places = {int(number): row for row, number in reversed(list(enumerate(classes)))}
-        current = self.model.probe.current.tolist()
-        if any(number not in places for number in current):
-            return None
-        dataset = self.dm.dataset
-        columns = dataset.imagenet_labels or []
-        if len(classes) == len(dataset.imagenet_names) and all(len(c) == 1 for c in columns):
-            return [c[0] for c in columns]  # two pairs of ImageNet's classes share a name
-        return [places[number] for number in current]
+        return self.model.probe.fitted(state_dict, "probe.", self.dm.dataset)

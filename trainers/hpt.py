@@ -7,9 +7,7 @@ AAAI 2024, arXiv:2312.06323.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +16,12 @@ from torch.nn import functional as F
 import clip
 from clip import TextBank, attach_vision_prompts, freeze_except
 from clip.hierarchical import StructuredBank, attach_hierarchical_prompts, end_states
-from clip.prompts import find_description, match_key, read_descriptions, readable
-from clip.structures import Structure, read_structures
+from clip.prompts import readable
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
-from trainers.config import resolve
 from trainers.heads import cosine_logits
+from trainers.hpt_files import class_descriptions, class_structures
 
-# Test sets of another one's classes read its files.
-FILES_OF = {
-    **dict.fromkeys(("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"),
-    **dict.fromkeys(("ShapesV2", "ShapesSketch", "ShapesA", "ShapesR"), "Shapes"),
-}
 _TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
         "p_ins_projector.bias": "projector.bias"}  # fmt: skip
 _SCALES = {"e2e_scal": "entity_scale", "e2a_scal": "attribute_scale"}
@@ -111,8 +103,7 @@ class HPT(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and two banks of texts."""
         options = self.options
-        descriptions = self.read_descriptions()
-        structures = self.read_structures()
+        descriptions, structures = class_descriptions(self), class_structures(self)
         backbone = self.load_backbone()
         prompts = attach_hierarchical_prompts(
             backbone, general=options.N_TPRO, descriptions=options.N_SET
@@ -141,48 +132,6 @@ class HPT(CLIPTrainer):
         )
         parts = {"ce": both, "image": image_term, "text": text_term}
         return StepOutput(both + image_term + text_term, logits, parts)
-
-    def read_descriptions(self) -> list[list[str]]:
-        """N_SET sentences of each class."""
-        path = self._file("DESCRIPTIONS")
-        if path is None:
-            print("HPT: no descriptions of its own (TRAINER.HPT.DESCRIPTIONS)")
-            return [self._chosen(texts) for texts in self.prompts()]
-        print(f"HPT: descriptions of {path}")
-        return self._of_classes(read_descriptions(path), path)
-
-    def read_structures(self) -> list[list[Structure]] | None:
-        """N_SET structures of each class, or None without a file."""
-        path = self._file("STRUCTURES")
-        if path is None:
-            print("HPT: no structures (TRAINER.HPT.STRUCTURES); texts are names and descriptions")
-            return None
-        print(f"HPT: structures of {path}")
-        return self._of_classes(read_structures(path), path)
-
-    def _file(self, key: str) -> Path | None:
-        name = self.cfg.DATASET.NAME
-        path = resolve(self.options[key].replace("{}", FILES_OF.get(name, name)))
-        if path.is_file():
-            return path
-        if self.options[key] and "{}" not in self.options[key]:
-            raise FileNotFoundError(f"TRAINER.HPT.{key}: no file {path}; '' does without it")
-        return None
-
-    def _of_classes(self, content: Mapping[str, list], path: Path) -> list[list]:
-        names = self.dm.dataset.classnames
-        found = [find_description(content, name) for name in names]
-        missing = [match_key(n) for n, ones in zip(names, found, strict=True) if not ones]
-        if missing:
-            raise ValueError(
-                f"{path} has nothing for {len(missing)} of {len(names)} classes, such as "
-                f"{missing[:5]}. Add them, or set TRAINER.HPT.DESCRIPTIONS and "
-                "TRAINER.HPT.STRUCTURES to '' to use the dataset's own prompts"
-            )
-        return [self._chosen(ones) for ones in found]
-
-    def _chosen(self, ones: Sequence) -> list:
-        return list(islice(cycle(ones), self.options.N_SET))
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept the released layout: the prompts, among several whole CLIPs."""

@@ -20,6 +20,7 @@ from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
+from trainers.averages import GaussianAverage
 from trainers.base import PromptedCLIP
 from trainers.heads import choose, cosine_logits
 from trainers.ivlp import IVLP
@@ -59,21 +60,6 @@ def promptsrc_loss(
     return StepOutput(torch.stack(list(parts.values())).sum(), logits, parts)
 
 
-def gaussian_weights(epochs: int, mean: float, std: float, first: int = 0) -> Tensor:
-    """Weights of the prompts at the ends of epochs, proportional to a Gaussian, sum 1: (E,).
-
-    Args:
-        epochs: E.
-        mean: mu, counted from 1 for the first epoch.
-        std: sigma, in epochs.
-        first: Epochs to leave out, at the beginning.
-    """
-    epoch = torch.arange(1, epochs + 1, dtype=torch.double)
-    exponent = -((epoch - mean) ** 2) / (2 * std**2)
-    # A softmax of the exponents cannot underflow where the mean lies far outside of the training.
-    return torch.softmax(exponent.masked_fill(epoch <= first, -torch.inf), 0)
-
-
 @TRAINER_REGISTRY.register()
 class PromptSRC(IVLP):
     """IVLP's prompts with three regularisers (:func:`promptsrc_loss`) and a Gaussian average.
@@ -81,9 +67,9 @@ class PromptSRC(IVLP):
     The teacher is the same CLIP without prompts: f0 are its features of the same augmented images,
     h0 the mean of its features of 60 templates, normalised after the mean only. After the last
     epoch the prompts become the sum of those at the end of all epochs, in the weights of
-    :func:`gaussian_weights`. The release averages the frozen weights too, in half precision, which
-    only adds rounding noise to them; here the prompts alone are averaged, and a resumed run goes on
-    with its sum, which the release loses.
+    :func:`trainers.averages.gaussian_weights`. The release averages the frozen weights too, in half
+    precision, which only adds rounding noise to them; here the prompts alone are averaged, and a
+    resumed run goes on with its sum, which the release loses.
 
     Config, ``TRAINER.PromptSRC``, released keys: those of :class:`trainers.ivlp.IVLP`;
     TEXT_LOSS_WEIGHT, IMAGE_LOSS_WEIGHT; GPA_MEAN, GPA_STD, mu and sigma of the average, in epochs.
@@ -114,10 +100,10 @@ class PromptSRC(IVLP):
 
     def build_model(self) -> nn.Module:
         """IVLP's model; the teacher is the same, switched off."""
-        self.average: dict[str, Tensor] = {}  # sum of weights times prompts so far
-        self.average_start = 0  # epochs that are not in it
+        options = self.options
+        self.average = GaussianAverage(self.max_epoch, options.GPA_MEAN, options.GPA_STD)
         self._teacher_text: Tensor | None = None
-        if self.options.KL_MEAN == "entries":
+        if options.KL_MEAN == "entries":
             print("PromptSRC: the divergence is divided by B K, as released (KL_MEAN entries)")
         return super().build_model()
 
@@ -142,30 +128,26 @@ class PromptSRC(IVLP):
 
     def after_epoch(self) -> None:
         """Add the prompts to the average; after the last epoch put it in their place."""
-        options = self.options
-        if not self.average and self.epoch > 0:  # resumed from a checkpoint, which has no average
-            self.average_start = self.epoch
+        average = self.average
+        if not average.values and self.epoch > 0:  # resumed from a checkpoint, which has none
+            average.start = self.epoch
             self.add_note(f"prompts are averaged from epoch {self.epoch + 1} on")
-        weight = gaussian_weights(
-            self.max_epoch, options.GPA_MEAN, options.GPA_STD, self.average_start
-        )[self.epoch]
-        for name, value in trainable_state(self.model).items():
-            self.average[name] = self.average.get(name, 0) + weight * value.detach().cpu().double()
+        average.add(self.epoch, trainable_state(self.model))
         if self.epoch + 1 == self.max_epoch:
             print(f"PromptSRC: prompts averaged over {self.max_epoch} epochs")
-            self.model.load_state_dict(self.average, strict=False)
+            self.model.load_state_dict(average.values, strict=False)
             drop_caches(self.model)
         super().after_epoch()
 
     def extra_state(self) -> dict[str, Any]:
         """The average so far, for a resumed run."""
-        state = {"average": self.average, "average_start": self.average_start}
+        state = {"average": self.average.values, "average_start": self.average.start}
         return {**super().extra_state(), **state}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` returned."""
         super().load_extra_state(state)
-        self.average, self.average_start = state["average"], state["average_start"]
+        self.average.values, self.average.start = state["average"], state["average_start"]
 
 
 def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:

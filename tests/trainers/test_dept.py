@@ -18,7 +18,8 @@ from tests.trainers.baselines import (
 )
 from tests.trainers.plain import SMALL, unit
 from trainers.base import PromptedCLIP
-from trainers.dept import HOSTS, DecoupledCLIP, Probe
+from trainers.dept import HOSTS, DecoupledCLIP
+from trainers.probe import Probe
 
 FILES = {
     "CoOp": "base2novel",

@@ -1,0 +1,54 @@
+"""Averages of parameters over the epochs of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def gaussian_weights(epochs: int, mean: float, std: float, first: int = 0) -> Tensor:
+    """Weights of the prompts at the ends of epochs, proportional to a Gaussian, sum 1: (E,).
+
+    Args:
+        epochs: E.
+        mean: mu, counted from 1 for the first epoch.
+        std: sigma, in epochs.
+        first: Epochs to leave out, at the beginning.
+    """
+    epoch = torch.arange(1, epochs + 1, dtype=torch.double)
+    exponent = -((epoch - mean) ** 2) / (2 * std**2)
+    # A softmax of the exponents cannot underflow where the mean lies far outside of the training.
+    return torch.softmax(exponent.masked_fill(epoch <= first, -torch.inf), 0)
+
+
+class GaussianAverage:
+    """Sum of parameters at the ends of epochs, in the weights of :func:`gaussian_weights`.
+
+    Attributes:
+        values: The sum so far, in double precision on the CPU; empty before the first epoch.
+        start: Epochs that it leaves out, at the beginning.
+
+    Args:
+        epochs: E.
+        mean: mu.
+        std: sigma.
+    """
+
+    def __init__(self, epochs: int, mean: float, std: float) -> None:
+        self.epochs, self.mean, self.std = epochs, mean, std
+        self.values: dict[str, Tensor] = {}
+        self.start = 0
+
+    def add(self, epoch: int, state: Mapping[str, Tensor]) -> None:
+        """Add parameters.
+
+        Args:
+            epoch: That has just ended, the first is 0.
+            state: By name.
+        """
+        weight = gaussian_weights(self.epochs, self.mean, self.std, self.start)[epoch]
+        for name, value in state.items():
+            weighted = weight * value.detach().cpu().double()
+            self.values[name] = self.values.get(name, 0) + weighted

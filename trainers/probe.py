@@ -1,0 +1,92 @@
+"""A linear classifier that knows which classes its rows were trained for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip.adapters import Adapter
+from clip.prompts import match_key
+
+
+def fingerprints(classnames: Sequence[str]) -> Tensor:
+    """A number for each class name, by which a classifier's rows are known again: (K,)."""
+    digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
+    return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
+
+
+class Probe(Adapter):
+    """A linear classifier of un-normalised features, each kind scaled and shifted by channel.
+
+    Attributes:
+        classes: Fingerprints of the K classes that the rows are for; saved with the weights.
+
+    Args:
+        classnames: K names.
+        width: D.
+    """
+
+    classes: Tensor
+    current: Tensor
+
+    def __init__(self, classnames: Sequence[str], width: int) -> None:
+        super().__init__()
+        plain = nn.Linear(width, len(classnames))
+        self.weight, self.bias = plain.weight, plain.bias
+        self.image_scale, self.text_scale = (nn.Parameter(torch.ones(width)) for _ in range(2))
+        self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(width)) for _ in range(2))
+        self.register_buffer("classes", fingerprints(classnames))
+        self.register_buffer("current", self.classes.clone(), persistent=False)
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """Logits of image features f', (B, D) -> (B, K)."""
+        return F.linear(self.image_scale * image + self.image_shift, self.weight, self.bias)
+
+    def of_text(self, text: Tensor) -> Tensor:
+        """Logits of text features h', (B, D) -> (B, K)."""
+        return F.linear(self.text_scale * text + self.text_shift, self.weight, self.bias)
+
+    def knows_classes(self) -> bool:
+        """Whether the classes of the run are those that the rows were trained on."""
+        return torch.equal(self.classes, self.current)
+
+    def fitted(self, state: Mapping[str, Tensor], prefix: str, dataset: Any) -> dict[str, Tensor]:
+        """A trained probe's state for the classes of this run.
+
+        Their rows are picked; if there is a class without one, the values are this probe's own and
+        its classes those of no run, so that :meth:`knows_classes` is False.
+
+        Args:
+            state: With ``classes``, ``weight`` and ``bias`` behind the prefix.
+            prefix: "probe.".
+            dataset: The run's.
+        """
+        fitted = dict(state)
+        classes = fitted[f"{prefix}classes"]
+        rows = self._rows(classes, dataset)
+        if rows is not None:
+            for name in ("weight", "bias"):
+                fitted[prefix + name] = fitted[prefix + name][rows]
+            fitted[f"{prefix}classes"] = self.current.cpu()
+        elif classes.shape != self.current.shape:  # else the fingerprints tell
+            fitted[f"{prefix}weight"], fitted[f"{prefix}bias"] = self.weight.data, self.bias.data
+            fitted[f"{prefix}classes"] = torch.full_like(self.current, -1).cpu()
+        return fitted
+
+    def _rows(self, classes: Tensor, dataset: Any) -> list[int] | None:
+        """Where the run's classes are among a probe's; None if one is not."""
+        current = self.current.tolist()
+        if classes.tolist() == current:
+            return list(range(len(current)))
+        places = {int(number): row for row, number in reversed(list(enumerate(classes)))}
+        if any(number not in places for number in current):
+            return None
+        columns = dataset.imagenet_labels or []
+        if len(classes) == len(dataset.imagenet_names) and all(len(c) == 1 for c in columns):
+            return [c[0] for c in columns]  # two pairs of ImageNet's classes share a name
+        return [places[number] for number in current]
