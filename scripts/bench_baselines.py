@@ -9,10 +9,10 @@ pictures, one batch again and again: loading pictures is not measured. The step 
 optimiser included; seconds are the median of --steps after a warm-up. Methods that leave the image
 encoder alone are measured a second time on kept features (--feature-cache).
 
-"x zero-shot" is the step over ZeroshotCLIP's forward pass of as many pictures, without gradients
-and with its class weights at hand, which stands in a line of its own for every batch. peak MiB is
-the most memory in use, model included: what PyTorch allocated on CUDA, elsewhere what the process
-took on top of its libraries.
+"x zero-shot" is what the step costs over zero-shot classification of the same pictures: the frozen
+model's image features against class weights that are at hand. Both are taken in turn in the same
+process, and the median of their ratios is given. peak MiB is the most memory in use, model
+included: what PyTorch allocated on CUDA, elsewhere what the process took on top of its libraries.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import clip
+from clip import adapters_disabled
+from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils.registry import check_availability
 from scripts import efficiency
@@ -45,12 +50,12 @@ from scripts.bench_tools import (
     run_config,
     write_pictures,
 )
+from trainers.heads import cosine_logits
 
 COMMAND = "baselines"
-REFERENCE = "ZeroshotCLIP"
 # Measured by `bench.py efficiency`; anything else that is trained base-to-novel is a baseline.
 OURS = ("LightRA", "LightRAda", "RAda", "RAdaAdapter", "RAdaPrompt")
-ZERO_SHOT = (REFERENCE, "ZeroshotCLIP2")
+ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 COLUMNS = {  # key -> (heading, format)
     "method": ("method", ""),
     "input": ("input", ""),
@@ -74,21 +79,17 @@ def baselines() -> list[str]:
 
 
 def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]:
-    """What is measured, one process each: the reference at every batch, then the methods.
+    """What is measured, one process each.
 
     Args:
         names: Registered methods.
         batches: B of each.
     """
-    found: list[dict[str, Any]] = []
-    for kind in ("pictures", "features"):
-        wanted = [name for name in names if kind in _inputs(name)]
-        for batch in sorted({batches[name] for name in wanted}):
-            found.append({"method": REFERENCE, "kind": kind, "batch": batch})
-    for name in names:
-        for kind in _inputs(name):
-            found.append({"method": name, "kind": kind, "batch": batches[name]})
-    return found
+    return [
+        {"method": name, "kind": kind, "batch": batches[name]}
+        for name in names
+        for kind in _inputs(name)
+    ]
 
 
 def _inputs(name: str) -> tuple[str, ...]:
@@ -99,10 +100,10 @@ def _inputs(name: str) -> tuple[str, ...]:
 def measure(
     method: str, kind: str, batch: int, root: str, backbone: str, device: str, steps: int
 ) -> dict[str, Any]:
-    """Measure a method's step, or the forward pass of one that does not train, in this process.
+    """Measure a method's step and zero-shot classification in turn, in this process.
 
     Args:
-        method: Registered name.
+        method: Registered name of a method that trains.
         kind: ``pictures``, or ``features`` for what the image encoder made of them.
         batch: B.
         root: Directory of :func:`scripts.bench_tools.write_pictures`, with B pictures to train on.
@@ -111,64 +112,65 @@ def measure(
         steps: Timed steps.
 
     Returns:
-        A value for every key of ``COLUMNS`` but ``ratio``.
+        A value for every key of ``COLUMNS``; no ratio for features, which zero-shot classification
+        takes no time with.
+
+    Raises:
+        ValueError: The method has nothing to train.
     """
     libraries = resident_mib()
     options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
     trainer = build_run(method, Path(root), backbone, device, *options)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if not parameters:
+        raise ValueError(f"{method} does not train: it has no step to measure")
     data = efficiency.first_batch(trainer, trainer.train_loader_x, kind)
     reset_peak(trainer.device)
-    step = _step(trainer, data) if parameters else _forward(trainer, data)
+    begin_training(trainer)
+    step = partial(trainer.forward_backward, data)
     step()
-    seconds = median_seconds(step, steps, trainer.device)
+    zero_shot = partial(classify, trainer, data, torch.randn(trainer.num_classes, _width(trainer)))
+    compared = kind == "pictures"
+    if compared:
+        zero_shot()
+    seconds, ratios = [], []
+    for _ in range(steps):
+        seconds.append(median_seconds(step, 1, trainer.device))
+        if compared:
+            ratios.append(seconds[-1] / median_seconds(zero_shot, 1, trainer.device))
     peak = peak_mib(trainer.device)
+    median = statistics.median(seconds)
     return {
         "method": method,
         "input": kind,
         "batch": batch,
         "precision": trainer.precision,
         "parameters": parameters,
-        "seconds": seconds,
-        "speed": batch / seconds,
+        "seconds": median,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "speed": batch / median,
         "peak_mib": peak if trainer.device.type == "cuda" else peak - libraries,
     }
 
 
-def _step(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
-    begin_training(trainer)
-
-    def step() -> None:
-        trainer.forward_backward(batch)
-
-    return step
+def _width(trainer: Any) -> int:
+    return trainer.model.backbone.embed_dim
 
 
-def _forward(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
-    trainer.set_model_mode("eval")
+@torch.no_grad()
+def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
+    """Logits of a batch's pictures by the model without what the method put into it, (B, K).
 
-    @torch.no_grad()
-    def forward() -> None:
-        with trainer.autocast():
-            trainer.model_inference(batch["img"])
-
-    return forward
-
-
-def with_ratios(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results, each with its seconds over those of the reference's forward pass."""
-    reference = {
-        (one["input"], one["batch"]): one["seconds"]
-        for one in found
-        if one["method"] == REFERENCE and "error" not in one
-    }
-    results = []
-    for one in found:
-        below = reference.get((one["input"], one["batch"]))
-        results.append(
-            one if "error" in one or not below else one | {"ratio": one["seconds"] / below}
-        )
-    return results
+    Args:
+        trainer: Built.
+        batch: Of :func:`scripts.efficiency.first_batch`; of several views the first counts.
+        weights: (K, D).
+    """
+    views = batch["img"]
+    pictures = views[0] if isinstance(views, list) else views
+    with adapters_disabled(trainer.model), trainer.autocast():
+        image = trainer.model.backbone.encode_image(pictures)
+        return cosine_logits(unit_norm(image), weights.to(image), torch.tensor(100.0).to(image))
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -190,11 +192,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         write_pictures(root, args.classes, each, 1, clip.input_spec(backbone).size)
         common = {"root": temporary, "backbone": backbone, "device": args.device}
         common["steps"] = args.steps
-        found = [
+        return [
             efficiency.measure_apart({**task, **common}, args.threads, COMMAND)
             for task in tqdm(tasks(args.trainers, batches), disable=None)
         ]
-        return with_ratios(found)
 
 
 def build_parser() -> argparse.ArgumentParser:
