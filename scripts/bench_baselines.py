@@ -1,6 +1,6 @@
 """A training step of every method that LightRA and RAda are compared with.
 
-    python scripts/bench.py baselines
+    python scripts/bench.py baselines               # about 20 minutes on two CPU cores
     python scripts/bench.py baselines --trainers CoOp MaPLe LightRA --classes 200
     python scripts/bench.py baselines --backbone ViT-B/16 --device cuda --json
 
