@@ -39,6 +39,11 @@ FASTER = {
     "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
 }
 
+# Methods whose releases do something that changes numbers and that a run can differ in.
+CHOOSERS = {
+    *("CLIPAdapter", "CoCoOp", "CoPrompt", "DePT", "IVLP", "KgCoOp", "MMA", "ProGrad"),
+    *("PromptAlign", "PromptSRC", "ProVP", "RAdaAdapter", "TPT", "VPT"),
+}
 # Trained values so few that three epochs move accuracy by less than its scatter.
 FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
@@ -126,6 +131,18 @@ def test_every_method_has_its_protocols(name):
     assert found >= set(TRAINER_REGISTRY.get(name).protocols)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_no_method_inherits_another(name):
+    above = TRAINER_REGISTRY.get(name).__mro__[1:]
+    assert not {TRAINER_REGISTRY.get(other) for other in OURS} & set(above)
+
+
+@pytest.mark.parametrize("name", [n for n in OURS if TRAINER_REGISTRY.get(n).compares_images])
+def test_losses_that_compare_images_need_the_whole_batch(make_config, name):
+    with pytest.raises(ValueError, match=rf"OPTIM.ACCUMULATE is 2, but {name}'s loss compares"):
+        build_trainer(make_config(own_file(name), *SMALL, "OPTIM.ACCUMULATE", "2"))
+
+
 def test_every_row_has_a_file_and_every_file_a_row():
     rows = {row.config: row.name for row in datasets.table.ROWS}
     files = {p.stem: yaml.safe_load(p.read_text())["DATASET"]["NAME"] for p in DATASET_FILES}
@@ -191,6 +208,18 @@ class TestTrainer:
             assert content["state_dict"].keys() == expected.keys()
             assert content["meta"]["method"] == name
             assert content["meta"]["num_classes"] == 20
+
+    def test_the_log_says_what_was_chosen(self, name, own_config, capsys):
+        trainer = build_trainer(own_config(name, *SMALL))
+        printed = capsys.readouterr().out
+        section = trainer.config_section or name
+        key, value = next(iter(trainer.options.items()))
+        assert f"TRAINER.{section}: {key} {value!r}" in printed
+        for line in trainer.choices():
+            assert f"{name}: {line}\n" in printed
+        said = f"{name}: the release trains in pure half precision" in printed
+        assert said == trainer.released_in_half
+        assert bool(trainer.choices()) == (name in CHOOSERS)
 
     def test_disabled_adapters_give_the_pre_trained_model(self, name, own_config):
         trainer = build_trainer(own_config(name, *SMALL))

@@ -36,11 +36,16 @@ class CLIPTrainer(TrainerX):
     frozen_image_encoder: ClassVar[bool] = False
     # Whether the method changes attention layers or their input, which ResNets do not have.
     needs_transformers: ClassVar[bool] = False
+    # Whether the loss compares the images of a batch, so that it cannot be taken in parts.
+    compares_images: ClassVar[bool] = False
+    # Whether the release trains in pure half precision, what is learned included.
+    released_in_half: ClassVar[bool] = False
     # Protocols that it makes sense in: it has a YAML for each, and tests run it by the first.
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "few_shot", "cross_dataset")
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        self._print_choices()
         self.zero_shot_check = sanity_check(self)
         if self.uses_features(cfg):
             use_features(self)
@@ -48,6 +53,23 @@ class CLIPTrainer(TrainerX):
             self.add_note(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
+
+    def choices(self) -> list[str]:
+        """Where the run follows a release rather than its paper, or neither; lines of the log."""
+        return []
+
+    def _print_choices(self) -> None:
+        section = self.config_section or type(self).__name__
+        options = ", ".join(f"{key} {value!r}" for key, value in self.options.items())
+        print(f"TRAINER.{section}: {options}")
+        lines = self.choices()
+        if self.released_in_half:
+            lines.append(
+                "the release trains in pure half precision, what is learned included, and without "
+                f"loss scaling; this run in {self.precision}, what is learned in single precision"
+            )
+        for line in lines:
+            print(f"{type(self).__name__}: {line}")
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
@@ -58,6 +80,12 @@ class CLIPTrainer(TrainerX):
                 f"{type(self).__name__} adapts the transformer layers of both towers; the vision "
                 f"tower of backbone {name!r} (MODEL.BACKBONE.NAME) has none of CLIP's form. "
                 "ViT-B/16, ViT-B/32, ViT-L/14 or an openclip: ViT works."
+            )
+        if self.compares_images and cfg.OPTIM.ACCUMULATE > 1:
+            raise ValueError(
+                f"OPTIM.ACCUMULATE is {cfg.OPTIM.ACCUMULATE}, but {type(self).__name__}'s loss "
+                "compares the images of a batch with each other, so that parts of it give another "
+                "one; set it to 1. TRAIN.GRAD_CHECKPOINTING True or more processes save memory too"
             )
         if self.uses_features(cfg):
             check_features(cfg, cfg.TRAINER.NAME, self.keeps_features(cfg))

@@ -94,6 +94,10 @@ class CLIPAdapter(CLIPTrainer):
         adapter = FeatureAdapter(backbone.embed_dim, self.options.REDUCTION, self.options.RATIO)
         return AdaptedFeatureCLIP(backbone, prompts, adapter)
 
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return [f"RATIO {self.options.RATIO}; 0.2 as released, the paper searches it per dataset"]
+
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         logits = self.model(image)

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
-from trainers.coop import ContextCLIP, CoOp, context_backbone, first_words
+from trainers.coop import ContextCLIP, ContextTrainer, context_backbone, first_words
 
 
 class ConditionalCLIP(ContextCLIP):
@@ -46,7 +46,7 @@ def cocoop_clip(trainer: CLIPTrainer, options: CfgNode) -> ConditionalCLIP:
 
 
 @TRAINER_REGISTRY.register()
-class CoCoOp(CoOp):
+class CoCoOp(ContextTrainer):
     """CoCoOp: cross entropy on s f_i . h_ik, where h_ik is of ``[context + meta(f_i)] name_k.``.
 
     The meta network is Linear(D, D / 16), ReLU, Linear(D / 16, W) on the unit-norm image feature.
@@ -61,3 +61,8 @@ class CoCoOp(CoOp):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a conditional context, and the class names behind it."""
         return cocoop_clip(self, self.options)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        return [f"batch size {batch}; the recipe's is 1, to save memory"]

@@ -94,19 +94,35 @@ def released_context(
     return {**converted, f"{ADAPTER}.vectors": context}
 
 
+class ContextTrainer(CLIPTrainer):
+    """Base of the methods that learn a context; their loss is the cross entropy, if not another."""
+
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        logits = self.model.similarity(*self.model.features(image))
+        ce = F.cross_entropy(logits, label)
+        return StepOutput(ce, logits, {"ce": ce})
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout, see :func:`released_context`."""
+        return released_context(state_dict, self.model, type(self).__name__)
+
+
 @TRAINER_REGISTRY.register()
-class CoOp(CLIPTrainer):
+class CoOp(ContextTrainer):
     """CoOp: cross entropy on CLIP's logits s f h^T, h_k of the text ``[context] name_k.``, learned.
 
     Config, ``TRAINER.CoOp``: N_CTX, M; CTX_INIT, words to start from, which set M by their number
     and leave their surplus tokens frozen, '' for N(0, 0.02); CLASS_TOKEN_POSITION, end, middle
     (behind half of the context) or front; CSC, a context per class, for random starts only; PREC.
-    The release's default precision is pure fp16, which rounds many updates of the context to
-    nothing (most of those of the warm-up epoch).
+    The released weights for ImageNet were trained with older transforms than the release has now: a
+    flip, a random translation and a crop of the centre.
     """
 
-    model_name = "prompt_learner"  # the released checkpoints' folder
-    frozen_image_encoder = True
     defaults = {
         "N_CTX": 16,
         "CTX_INIT": "",
@@ -118,13 +134,3 @@ class CoOp(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the class names behind it."""
         return coop_clip(self, self.options)
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        logits = self.model.similarity(*self.model.features(image))
-        ce = F.cross_entropy(logits, label)
-        return StepOutput(ce, logits, {"ce": ce})
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, see :func:`released_context`."""
-        return released_context(state_dict, self.model, type(self).__name__)

@@ -17,12 +17,12 @@ import clip
 from clip import TextBank, adapters_disabled
 from clip.prompts import class_descriptions
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import PromptedCLIP
+from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.clip_adapter import FeatureAdapter
 from trainers.config import resolve
 from trainers.heads import cosine_logits
 from trainers.losses import cosine_distance
-from trainers.maple import MaPLe, maple_clip
+from trainers.maple import maple_clip, released_prompts
 
 _ADAPTER = re.compile(r"adapter_(image|text)\.fc\.([02])\.weight$")
 
@@ -75,7 +75,7 @@ def _single(features: Tensor) -> Tensor:
 
 
 @TRAINER_REGISTRY.register()
-class CoPrompt(MaPLe):
+class CoPrompt(CLIPTrainer):
     """MaPLe's prompts and two adapters, held to the frozen model on another view and other words.
 
     CE(s f(x1) h^T, y) + LOSS_WEIGHT [(1 - mean cos(h, h0)) + (1 - mean cos(f(x1), f0(x2)))]
@@ -91,14 +91,18 @@ class CoPrompt(MaPLe):
     then fail or drop layers, so ``cross_dataset.yaml`` has ImageNet's for all.
     """
 
+    needs_transformers = True
+    released_in_half = True
+    model_name = "MultiModalPromptLearner"  # the released checkpoints' folder
     protocols = ("base2novel", "cross_dataset")
     defaults = {
-        **MaPLe.defaults,
         "N_CTX": 4,
         "PROMPT_DEPTH": 12,
+        "CTX_INIT": "a photo of a",
         "LOSS_WEIGHT": 8.0,
         "IMAGE_RATIO": 0.1,
         "TEXT_RATIO": 0.2,
+        "PREC": "amp",
     }
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -119,6 +123,10 @@ class CoPrompt(MaPLe):
             self, options, CoPromptCLIP,
             image_ratio=options.IMAGE_RATIO, text_ratio=options.TEXT_RATIO,
         )  # fmt: skip
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return ["N_CTX, PROMPT_DEPTH and LOSS_WEIGHT go by dataset in base2novel, as released"]
 
     @torch.no_grad()
     def drawn_teacher_text(self) -> Tensor:
@@ -168,7 +176,8 @@ class CoPrompt(MaPLe):
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept the released layout: MaPLe's, and the adapters."""
-        converted = super().convert_state_dict(state_dict)
+        released = released_prompts(state_dict, self.model, type(self).__name__)
+        converted = super().convert_state_dict(released)
         for name, tensor in state_dict.items():
             if match := _ADAPTER.search(name):
                 layer = "down" if match[2] == "0" else "up"

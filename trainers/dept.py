@@ -53,13 +53,16 @@ class DecoupledCLIP(nn.Module):
         host: With one prompt per class.
         classnames: K names.
         weight: t.
+        mixes: Whether the probe counts in evaluation, on the classes it was trained for.
     """
 
-    def __init__(self, host: PromptedCLIP, classnames: Sequence[str], weight: float) -> None:
+    def __init__(
+        self, host: PromptedCLIP, classnames: Sequence[str], weight: float, mixes: bool = True
+    ) -> None:
         super().__init__()
         self.host = host
         self.probe = Probe(classnames, host.backbone.embed_dim)
-        self.weight = weight
+        self.weight, self.mixes = weight, mixes
 
     @property
     def backbone(self) -> clip.Backbone:
@@ -70,7 +73,7 @@ class DecoupledCLIP(nn.Module):
         """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
         f = self.host.raw_image_features(image)
         logits = self.host(f)
-        if not self.probe.enabled or not self.probe.knows_classes():
+        if not (self.mixes and self.probe.enabled and self.probe.knows_classes()):
             return logits
         return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)
 
@@ -80,16 +83,18 @@ class DePT(CLIPTrainer):
     """DePT: (1 - t) CE(host's logits, y) + t CE(probe's logits, y) + the host's penalty, if any.
 
     The probe reads h'[y] and f', not normalised; its mean is over the B texts and the B images.
-    Evaluation on the classes that were trained mixes both logits; on any others the host's count
-    alone. The release goes by the protocol instead (base classes, or ImageNet and its variants),
-    which is the same there, but leaves the probe out where it tests all classes of another dataset
-    it trained on, as few-shot runs do.
+    Evaluation on the classes that were trained may mix both logits; on any others the host's count
+    alone.
 
     Config, ``TRAINER.DePT``: HOST, a name of ``HOSTS``, with its options in its own section; WEIGHT
-    t; LR_FACTOR, learning rate of the probe as a multiple of the host's; PREC.
+    t; LR_FACTOR, learning rate of the probe as a multiple of the host's; PREC. PROBE, where the
+    probe's logits count: ``released``, for base classes, and for all classes of ImageNet and its
+    variants, so that few-shot runs on other datasets are tested with the host alone; ``trained``,
+    on whatever classes it was trained for.
     """
 
-    defaults = {"HOST": "CoOp", "WEIGHT": 0.7, "LR_FACTOR": 6.5, "PREC": "amp"}
+    released_in_half = True
+    defaults = {"HOST": "CoOp", "WEIGHT": 0.7, "LR_FACTOR": 6.5, "PROBE": "released", "PREC": "amp"}
 
     @property
     def host_options(self) -> CfgNode:
@@ -97,7 +102,8 @@ class DePT(CLIPTrainer):
         return self.cfg.TRAINER[self.options.HOST]
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Refuse an unknown host."""
+        """Refuse an unknown host or rule."""
+        choose("TRAINER.DePT.PROBE", cfg.TRAINER.DePT.PROBE, ("released", "trained"))
         choose("TRAINER.DePT.HOST", cfg.TRAINER.DePT.HOST, tuple(HOSTS))
         super().check_cfg(cfg)
 
@@ -107,9 +113,23 @@ class DePT(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The host's model with a probe."""
-        print(f"DePT on {self.options.HOST}")
-        host = HOSTS[self.options.HOST].build(self, self.host_options)
-        return DecoupledCLIP(host, self.dm.dataset.classnames, self.options.WEIGHT)
+        options, dataset = self.options, self.dm.dataset
+        host = HOSTS[options.HOST].build(self, self.host_options)
+        return DecoupledCLIP(host, dataset.classnames, options.WEIGHT, self.probe_counts())
+
+    def probe_counts(self) -> bool:
+        """Whether PROBE lets the probe count for this run's classes, if it was trained for them."""
+        classes, name = self.cfg.DATASET.SUBSAMPLE_CLASSES, self.cfg.DATASET.NAME
+        released = classes == "base" or (classes == "all" and "ImageNet" in name)
+        return released or self.options.PROBE == "trained"
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        counts = "counts" if self.probe_counts() else "does not count"
+        return [
+            f"on {self.options.HOST}",
+            f"the probe {counts} where these classes are tested (PROBE {self.options.PROBE})",
+        ]
 
     def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The host's parameters, and the probe's at their own rate."""

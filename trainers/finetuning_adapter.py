@@ -11,16 +11,10 @@ from trainers.clip_adapter import FeatureAdapter
 from trainers.finetuning import FineTuner
 
 
-@TRAINER_REGISTRY.register()
-class CLIPAdapterFFT(FineTuner):
-    """Stage 1: a bottleneck on the image feature trains; encoder and W do not.
-
-    Config, ``TRAINER.CLIPAdapterFFT``: REDUCTION and RATIO, see :class:`FeatureAdapter`; TEMPLATES.
-    """
+class AdapterFineTuner(FineTuner):
+    """Base of both stages: a bottleneck on the image feature, :class:`FeatureAdapter`."""
 
     defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "REDUCTION": 4, "RATIO": 0.2}
-    trains: ClassVar[tuple[str, ...]] = ("adapter",)
-    frozen_image_encoder = True
 
     def build_adapter(self, embed_dim: int) -> nn.Module:
         """The bottleneck."""
@@ -28,9 +22,19 @@ class CLIPAdapterFFT(FineTuner):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPAdapterFT(CLIPAdapterFFT):
+class CLIPAdapterFFT(AdapterFineTuner):
+    """Stage 1: a bottleneck on the image feature trains; encoder and W do not.
+
+    Config, ``TRAINER.CLIPAdapterFFT``: REDUCTION and RATIO, see :class:`FeatureAdapter`; TEMPLATES.
+    """
+
+    trains: ClassVar[tuple[str, ...]] = ("adapter",)
+    frozen_image_encoder = True
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapterFT(AdapterFineTuner):
     """Stage 2: encoder, W and bottleneck train, from a run of :class:`CLIPAdapterFFT`."""
 
-    trains = ("encoder", "classifier", "adapter")
+    trains: ClassVar[tuple[str, ...]] = ("encoder", "classifier", "adapter")
     first_stages = ("CLIPAdapterFFT",)
-    frozen_image_encoder = False

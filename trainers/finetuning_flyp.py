@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from clip.prompts import ensemble_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
-from dassl.utils.distributed import gather_counts, rank
+from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.finetuning import refuse_half_weights
 from trainers.heads import choose
@@ -68,6 +68,7 @@ class FLYP(CLIPTrainer):
     """
 
     protocols = ("fft",)
+    compares_images = True
     defaults: ClassVar[dict[str, Any]] = {"TEMPLATES": 80, "POSITIVES": "pair"}
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -95,8 +96,7 @@ class FLYP(CLIPTrainer):
 
         Of several processes each encodes its own images and captions and contrasts those of all.
         """
-        model, counts = self.model, gather_counts(len(label))
-        first = sum(counts[: rank()])
+        model, first = self.model, first_row(len(label))
         whole = gather_features(label)
         # Drawn for all images on every process, so that they are those of a single process.
         own = self.draw_captions(whole)[first : first + len(label)]

@@ -89,6 +89,7 @@ class HPT(CLIPTrainer):
     """
 
     needs_transformers = True
+    released_in_half = True
     protocols = ("base2novel", "cross_dataset")
     model_name = "Model"  # the released checkpoints' folder
     defaults = {

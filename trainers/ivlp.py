@@ -7,7 +7,7 @@ PromptSRC, ICCV 2023, arXiv:2307.06948.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -50,6 +50,54 @@ def ivlp_clip(
     return model
 
 
+def released_sets(state: dict[str, Tensor], model: Any, method: str) -> dict[str, Tensor]:
+    """Translate the released layout: prompts by layer, among a whole CLIP's weights.
+
+    Args:
+        state: Of a checkpoint; returned as it is if it has no such prompts.
+        model: Gets the weights.
+        method: Section of the config, for the message.
+
+    Raises:
+        ValueError: It has another number of prompts or sets.
+    """
+    converted = {}
+    for tower, first in (("text", "prompt_learner.ctx"), ("vision", "image_encoder.VPT")):
+        blocks = f"{tower.replace('vision', 'image')}_encoder.transformer.resblocks"
+        sets = stacked_sets(state, first, blocks + ".{}.VPT_shallow")
+        if sets is not None:
+            converted[tower] = sets
+    if not converted:
+        return state
+    for tower in ("text", "vision"):
+        own = getattr(model.backbone, f"{tower}_prompts", None)
+        end = tower.upper()
+        keys = f"TRAINER.{method}.PROMPT_DEPTH_{end} and N_CTX_{end}"
+        check_sets(tower, converted.get(tower), None if own is None else own.vectors, keys)
+    return {f"backbone.{tower}_prompts.vectors": sets for tower, sets in converted.items()}
+
+
+def both_towers(trainer: CLIPTrainer) -> PromptedCLIP:
+    """What the options of :class:`IVLP` describe."""
+    options = trainer.options
+    return ivlp_clip(
+        trainer,
+        text=(options.N_CTX_TEXT, options.PROMPT_DEPTH_TEXT),
+        vision=(options.N_CTX_VISION, options.PROMPT_DEPTH_VISION),
+        words=options.CTX_INIT,
+    )
+
+
+PROMPT_DEFAULTS: dict[str, Any] = {
+    "N_CTX_TEXT": 4,
+    "N_CTX_VISION": 4,
+    "PROMPT_DEPTH_TEXT": 9,
+    "PROMPT_DEPTH_VISION": 9,
+    "CTX_INIT": "a photo of a",
+    "PREC": "amp",
+}
+
+
 @TRAINER_REGISTRY.register()
 class IVLP(CLIPTrainer):
     """Deep prompts in both towers, without coupling; the loss is the cross entropy of s f h^T.
@@ -65,45 +113,27 @@ class IVLP(CLIPTrainer):
     """
 
     needs_transformers = True
+    released_in_half = True
     model_name = "VLPromptLearner"  # the released checkpoints' folder
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "cross_dataset")
-    defaults = {
-        "N_CTX_TEXT": 4,
-        "N_CTX_VISION": 4,
-        "PROMPT_DEPTH_TEXT": 9,
-        "PROMPT_DEPTH_VISION": 9,
-        "CTX_INIT": "a photo of a",
-        "PREC": "amp",
-    }
+    defaults = PROMPT_DEFAULTS
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers."""
-        options = self.options
-        return ivlp_clip(
-            self,
-            text=(options.N_CTX_TEXT, options.PROMPT_DEPTH_TEXT),
-            vision=(options.N_CTX_VISION, options.PROMPT_DEPTH_VISION),
-            words=options.CTX_INIT,
-        )
+        return both_towers(self)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return [
+            "two baselines have this name: PromptSRC's with 4 + 4 prompts in 9 layers (default), "
+            "MaPLe's with 2 + 2 in 12 (maple.yaml)"
+        ]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         return classification_loss(self.model.training_output(image), label)
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: prompts by layer, among a whole CLIP's weights."""
-        converted = {}
-        for tower, first in (("text", "prompt_learner.ctx"), ("vision", "image_encoder.VPT")):
-            blocks = f"{tower.replace('vision', 'image')}_encoder.transformer.resblocks"
-            sets = stacked_sets(state_dict, first, blocks + ".{}.VPT_shallow")
-            if sets is not None:
-                converted[f"{tower}_prompts"] = sets
-        if not converted:
-            return super().convert_state_dict(state_dict)
-        for tower in ("text", "vision"):
-            own = getattr(self.model.backbone, f"{tower}_prompts", None)
-            section, end = f"TRAINER.{type(self).__name__}", tower.upper()
-            keys = f"{section}.PROMPT_DEPTH_{end} and N_CTX_{end}"
-            found = converted.get(f"{tower}_prompts")
-            check_sets(tower, found, None if own is None else own.vectors, keys)
-        return {f"backbone.{name}.vectors": sets for name, sets in converted.items()}
+        """Accept the released layout, see :func:`released_sets`."""
+        converted = released_sets(state_dict, self.model, type(self).__name__)
+        return super().convert_state_dict(converted)

@@ -19,7 +19,13 @@ from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer
-from trainers.coop import ContextCLIP, CoOp, context_backbone, first_words, released_context
+from trainers.coop import (
+    ContextCLIP,
+    ContextTrainer,
+    context_backbone,
+    first_words,
+    released_context,
+)
 from trainers.losses import cosine_distance
 from trainers.templates import DEFAULT, KGCOOP
 
@@ -75,7 +81,7 @@ def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(CoOp):
+class KgCoOp(ContextTrainer):
     """KgCoOp: CE(s f h^T, y) + W (1 - mean cos(h, h0)), h of the context, h0 of CoOp's templates.
 
     Only the describable textures have another template, "a photo of a {}, a type of texture.".
@@ -91,6 +97,13 @@ class KgCoOp(CoOp):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the reference."""
         return kgcoop_clip(self, self.options)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return [
+            f"W {self.options.W}; the released scripts have 8, the released code 1",
+            "one scheduler steps, as released since August 2023; before, two squared the cosine",
+        ]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""

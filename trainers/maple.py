@@ -78,6 +78,7 @@ class MaPLe(CLIPTrainer):
     """
 
     needs_transformers = True
+    released_in_half = True
     model_name = "MultiModalPromptLearner"  # the released checkpoints' folder
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "cross_dataset")
     defaults = {"N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a", "PREC": "amp"}

@@ -27,6 +27,12 @@ _PARTS = {
 _OF_THE_RUN = ("token_embedding", "tokenized_prompts")  # belong to the class names, not to MMA
 
 
+def rescaling(rescale: bool, scale: float) -> str:
+    """What the log says of an adapter's gradients, see :class:`MMA`."""
+    what = f"divided by the scale {scale}, as MMA's release does" if rescale else "the true ones"
+    return f"gradients of the adapters are {what} (RESCALE_GRADIENT)"
+
+
 @TRAINER_REGISTRY.register()
 class MMA(CLIPTrainer):
     """Bottlenecks whose middle map both towers share (:class:`clip.MultiModalAdapter`).
@@ -38,6 +44,7 @@ class MMA(CLIPTrainer):
     adapted. ADAPTER_DIM, inner width; ADAPTER_SCALE a; CTX_INIT, words before the class name,
     frozen; PREC. RESCALE_GRADIENT leaves the factor a out of the gradient of the adapters' own
     parameters, as the released code does and the paper does not say: without it they hardly move.
+    The release can adapt the embeddings too (its index 0), which no released config does.
 
     The defaults are the released configs' values; the released code's own (start 4, scale 0.1) made
     no published number.
@@ -65,8 +72,6 @@ class MMA(CLIPTrainer):
             raise ValueError(
                 f"TRAINER.MMA.ADAPTER_START is the first adapted block, 1 to {BLOCKS}, got {start}"
             )
-        what = f"divided by the scale {scale}, as released" if rescale else "true, as in the paper"
-        print(f"MMA: gradients of the adapters are {what} (TRAINER.MMA.RESCALE_GRADIENT)")
         backbone = self.load_backbone()
         attach_multimodal_adapters(
             backbone,
@@ -77,6 +82,10 @@ class MMA(CLIPTrainer):
         )
         freeze_except(backbone)
         return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return [rescaling(self.options.RESCALE_GRADIENT, self.options.ADAPTER_SCALE)]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""

@@ -96,6 +96,14 @@ class PromptAlign(StartedTrainer):
 
     _statistics: TokenStatistics | None = None
 
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        how = {
+            "released": "two blocks' halves over LAYERS, as the released code",
+            "paper": "the mean over all blocks, unlike the released code",
+        }
+        return [f"statistics are aligned as {how[self.options.ALIGN]} (ALIGN)"]
+
     def check_cfg(self, cfg: CfgNode) -> None:
         """See :meth:`trainers.ttt.EpisodicTrainer.check_cfg`.
 

@@ -21,9 +21,9 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
 from trainers.averages import GaussianAverage
-from trainers.base import PromptedCLIP
+from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.heads import choose, cosine_logits
-from trainers.ivlp import IVLP
+from trainers.ivlp import PROMPT_DEFAULTS, both_towers, released_sets
 
 # The release's list is this one with "a photo of a {}." in front; only their mean matters.
 TEACHER_TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
@@ -61,7 +61,7 @@ def promptsrc_loss(
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(IVLP):
+class PromptSRC(CLIPTrainer):
     """IVLP's prompts with three regularisers (:func:`promptsrc_loss`) and a Gaussian average.
 
     The teacher is the same CLIP without prompts: f0 are its features of the same augmented images,
@@ -77,9 +77,11 @@ class PromptSRC(IVLP):
     the usual mean, K times as much).
     """
 
-    protocols = ("base2novel", "few_shot", "cross_dataset")
+    needs_transformers = True
+    released_in_half = True
+    model_name = "VLPromptLearner"  # the released checkpoints' folder
     defaults = {
-        **IVLP.defaults,
+        **PROMPT_DEFAULTS,
         "TEXT_LOSS_WEIGHT": 25.0,
         "IMAGE_LOSS_WEIGHT": 10.0,
         "GPA_MEAN": 15.0,
@@ -103,9 +105,12 @@ class PromptSRC(IVLP):
         options = self.options
         self.average = GaussianAverage(self.max_epoch, options.GPA_MEAN, options.GPA_STD)
         self._teacher_text: Tensor | None = None
-        if options.KL_MEAN == "entries":
-            print("PromptSRC: the divergence is divided by B K, as released (KL_MEAN entries)")
-        return super().build_model()
+        return both_towers(self)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        divisor = {"entries": "B K, as released", "batch": "B, unlike the release, by B K"}
+        return [f"the divergence is divided by {divisor[self.options.KL_MEAN]} (KL_MEAN)"]
 
     @property
     @torch.no_grad()
@@ -125,6 +130,11 @@ class PromptSRC(IVLP):
             text_weight=options.TEXT_LOSS_WEIGHT, image_weight=options.IMAGE_LOSS_WEIGHT,
             kl_mean=options.KL_MEAN,
         )  # fmt: skip
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the released layout, see :func:`trainers.ivlp.released_sets`."""
+        converted = released_sets(state_dict, self.model, type(self).__name__)
+        return super().convert_state_dict(converted)
 
     def after_epoch(self) -> None:
         """Add the prompts to the average; after the last epoch put it in their place."""

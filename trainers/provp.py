@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from clip import attach_progressive_prompts, freeze_except
 from clip.prompts import template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine.distributed import gather_features
+from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, FrozenTextCLIP
 from trainers.prompted import check_sets
 from trainers.templates import DEFAULT, HINT_FIRST
@@ -37,6 +39,7 @@ class ProVP(CLIPTrainer):
     """
 
     needs_transformers = True
+    compares_images = True
     model_name = "Prompt_learner"  # the released checkpoints' folder
     protocols = ("base2novel", "few_shot")
     defaults = {
@@ -50,7 +53,6 @@ class ProVP(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with vision prompts, and the frozen class weights."""
         options, dataset = self.options, self.dm.dataset
-        print("ProVP: the last epoch is tested; published numbers are the best of all epochs")
         backbone = self.load_backbone()
         attach_progressive_prompts(
             backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, alpha=options.ALPHA
@@ -60,15 +62,22 @@ class ProVP(CLIPTrainer):
         prompts = template_prompts(dataset.classnames, template)
         return FrozenTextCLIP(backbone, prompts, renormalize=True)
 
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return ["the last epoch is tested; published numbers are the best of all, on the test set"]
+
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S), labels (B,)."""
+        """One training step: images (B, 3, S, S), labels (B,).
+
+        Of several processes each contrasts its own images with the frozen features of all.
+        """
         model = self.model
         f, f0 = model.image_features(image), model.frozen_image(image)
         output = model.head(f, model.training_weights(), model.scale)
-        same = torch.arange(len(f), device=f.device)
+        same = first_row(len(f)) + torch.arange(len(f), device=f.device)
         parts = {
             "ce": F.cross_entropy(output.logits, label),
-            "ref": self.options.REF_WEIGHT * F.cross_entropy(f @ f0.T, same),
+            "ref": self.options.REF_WEIGHT * F.cross_entropy(f @ gather_features(f0).T, same),
         }
         return StepOutput(parts["ce"] + parts["ref"], output.logits, parts)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clip import attach_multimodal_adapters, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.mma import rescaling
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 
@@ -23,8 +24,9 @@ class RAdaAdapter(CLIPTrainer):
     is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
 
     Config, ``TRAINER.RAdaAdapter``: LAYERS adapted in each tower, counted from the last;
-    BOTTLENECK, their inner width; SCALE, what their output is multiplied by; CTX_INIT, words before
-    the class name; and the mask's keys, see :class:`trainers.rada.RAda`.
+    BOTTLENECK, their inner width; SCALE, what their output is multiplied by; RESCALE_GRADIENT,
+    whether it is left out of their gradients, as in MMA's release; CTX_INIT, words before the class
+    name; and the mask's keys, see :class:`trainers.rada.RAda`.
     """
 
     needs_transformers = True
@@ -33,6 +35,7 @@ class RAdaAdapter(CLIPTrainer):
         "LAYERS": 8,
         "BOTTLENECK": 32,
         "SCALE": 0.1,
+        "RESCALE_GRADIENT": True,
         "CTX_INIT": "a photo of a",
     }
 
@@ -45,11 +48,19 @@ class RAdaAdapter(CLIPTrainer):
             layers=options.LAYERS,
             bottleneck=options.BOTTLENECK,
             scale=options.SCALE,
+            rescale_gradient=options.RESCALE_GRADIENT,
             zero_init=True,
         )
         freeze_except(backbone)
         head = rational_head(self.cfg, options, backbone.embed_dim)
         return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True, head=head)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        return [
+            "the paper does not say what its adapter is; this is MMA's, starting at zero",
+            rescaling(self.options.RESCALE_GRADIENT, self.options.SCALE),
+        ]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""

@@ -89,6 +89,14 @@ class TPT(StartedTrainer):
         """See :class:`trainers.tpt_starts.StartedTrainer`."""
         return self.options.START
 
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        augmix = "go" if self.options.AUGMIX else "do not go"
+        return [
+            f"views {augmix} through AugMix; in the release those of the fine-grained datasets do",
+            "classes have the names of the dataset's reader; the release has lists of its own",
+        ]
+
     def build_model(self) -> nn.Module:
         """The frozen backbone with context tokens in its text tower, or a start's prompts."""
         options = self.options

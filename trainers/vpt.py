@@ -21,7 +21,7 @@ class VPT(CLIPTrainer):
     Config, ``TRAINER.VPT``, released keys: N_CTX_VISION prompts (8, though the released file's
     name says 4); PROMPT_DEPTH_VISION layers with prompts of their own (1 is the input alone);
     CTX_INIT, the words before the class name, which the released code does not read but has
-    written into it; PREC.
+    written into it; PREC, fp32 by default as the release computes whatever its config says.
     """
 
     needs_transformers = True
@@ -31,7 +31,7 @@ class VPT(CLIPTrainer):
         "N_CTX_VISION": 8,
         "PROMPT_DEPTH_VISION": 12,
         "CTX_INIT": "a photo of a",
-        "PREC": "amp",
+        "PREC": "fp32",
     }
 
     def build_model(self) -> nn.Module:
@@ -43,6 +43,11 @@ class VPT(CLIPTrainer):
         )
         freeze_except(backbone)
         return FrozenTextCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        count = self.options.N_CTX_VISION
+        return [f"{count} prompts; the released config has 8, though its name says 4"]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""

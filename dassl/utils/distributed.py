@@ -106,6 +106,15 @@ def gather_counts(count: int) -> list[int]:
     return [int(number) for number in torch.cat(counts).tolist()]
 
 
+def first_row(count: int) -> int:
+    """Return where this process's rows begin among those of all.
+
+    Args:
+        count: How many it has.
+    """
+    return sum(gather_counts(count)[: rank()])
+
+
 def gather_objects(value: T) -> list[T]:
     """Return every process's value, by rank.
 

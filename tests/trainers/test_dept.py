@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import clip
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
@@ -148,6 +149,7 @@ def test_probe_serves_the_classes_it_was_trained_on(build):
     image = torch.randn(2, 3, 48, 48)
 
     again = build(output="again")
+    assert again.probe_counts()
     again.load_model(first.output_dir)
     assert torch.equal(again.model.eval()(image), first.model.eval()(image))
 
@@ -170,6 +172,29 @@ def test_probe_serves_the_classes_it_was_trained_on(build):
     half = build(output="half")
     half.load_model(whole.output_dir)
     assert not half.model.probe.knows_classes()
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset", "options", "counts"),
+    [
+        ("base2novel", "shapes", ("DATASET.SUBSAMPLE_CLASSES", "base"), True),
+        ("base2novel", "shapes", ("DATASET.SUBSAMPLE_CLASSES", "new"), False),
+        ("few_shot", "shapes", (), False),
+        ("few_shot", "shapes", ("TRAINER.DePT.PROBE", "trained"), True),
+        ("few_shot", "imagenet", (), True),
+        ("cross_dataset", "imagenet_a", (), True),
+        ("cross_dataset", "dtd", (), False),
+        ("cross_dataset", "shapes_sketch", (), True),
+    ],
+)
+def test_where_the_probe_counts(build, make_config, monkeypatch, file, dataset, options, counts):
+    trainer = build()
+    monkeypatch.setattr(trainer, "load_backbone", lambda: clip.load("shapes"))
+    trainer.cfg = make_config(f"DePT/{file}", *options, dataset=dataset)
+    assert trainer.probe_counts() == counts
+    model, image = trainer.build_model(), torch.randn(2, 3, 48, 48)
+    host = model.host(image)
+    assert torch.equal(model(image), host) != counts
 
 
 def test_rows_are_found_by_class_name(build):

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dassl.engine import build_trainer
+from scripts.bench_tools import begin_training
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
@@ -16,6 +17,7 @@ from tests.trainers.baselines import (
     write_released,
 )
 from tests.trainers.plain import SMALL, unit
+from trainers import prograd
 from trainers.losses import soft_cross_entropy, with_gradient
 from trainers.prograd import aligned_gradient
 from trainers.templates import HINT_FIRST, KGCOOP
@@ -33,7 +35,7 @@ def build(make_config):
 
 
 def one_step(trainer, seed=1):
-    """A training step in double precision, from a context that is moved away from its start."""
+    """A step in double precision from a context away from its start, to which it is put back."""
     torch.manual_seed(seed)
     model = trainer.model.double()
     parameter = model.backbone.text_prompts.vectors
@@ -42,6 +44,10 @@ def one_step(trainer, seed=1):
     label = torch.randint(20, (3,))
     out = trainer.forward_loss(image, label)
     (3 * out.loss).backward()  # a gradient scaler's factor
+    before = parameter.data.clone()
+    trainer.model_update()
+    assert not torch.equal(parameter.data, before)
+    parameter.data.copy_(before)
     return image, label, out, parameter.grad / 3
 
 
@@ -87,7 +93,7 @@ def test_prograd_equals_the_formula(build, strength, temperature, agree):
     for seed in range(30):
         trainer = build("ProGrad", *options, output=f"run{seed}")
         image, label, out, gradient = one_step(trainer, seed)
-        if bool(out.parts["conflict"]) != agree:
+        if bool(trainer._conflict) != agree:
             break
     ctx, z, z0, _, _ = plain_logits(trainer, image, "a photo of a {}.")
     task = F.cross_entropy(z, label)
@@ -103,6 +109,72 @@ def test_prograd_equals_the_formula(build, strength, temperature, agree):
     torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-9)
     if not agree:
         assert not torch.allclose(gradient, a, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_prograd_aligns_the_gradients_of_the_whole_batch(build, monkeypatch, processes):
+    """Parts of a batch conflict where the batch does not, and the other way round."""
+    generator = torch.Generator().manual_seed(4)
+    image = torch.randn(6, 3, 48, 48, generator=generator)
+    label = torch.randint(20, (6,), generator=generator)
+    batch = {"img": image, "label": label, "domain": torch.zeros(6, dtype=torch.long)}
+
+    def gradient_of(*options, seed):
+        trainer = build("ProGrad", *options, output=f"run{seed}{len(options)}")
+        begin_training(trainer)
+        parameter = trainer.model.double().backbone.text_prompts.vectors
+        torch.manual_seed(seed)
+        parameter.data += 0.2 * torch.randn_like(parameter)
+        if not options:
+            trainer.forward_backward({**batch, "img": image.double()})
+            return parameter.grad, trainer._conflict, []
+        parts = []
+        for rows in (slice(0, 2), slice(2, 6)):
+            out = trainer.forward_loss(image[rows].double(), label[rows])
+            share = (rows.stop - rows.start) / 6
+            (out.loss * share * processes).backward()
+            if processes == 2:  # DDP leaves the mean in .grad, other gradients are each one's own
+                parts.append((parameter.grad.clone(), trainer._aside.grad.clone()))
+                parameter.grad = trainer._aside.grad = None
+        if processes == 2:
+            parameter.grad = (parts[0][0] + parts[1][0]) / 2
+            trainer._aside.grad = parts[0][1]
+            monkeypatch.setattr(
+                prograd, "gather_features", lambda own: torch.cat([own, parts[1][1][None]])
+            )
+        trainer.model_update()
+        return parameter.grad, trainer._conflict, parts
+
+    seen = set()
+    for seed in range(12):
+        expected, conflict, _ = gradient_of(seed=seed)
+        found, same, _ = gradient_of("OPTIM.ACCUMULATE", "2", seed=seed)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        assert conflict == same
+        seen.add(conflict)
+        monkeypatch.undo()
+        if len(seen) == 2:
+            break
+    assert seen == {0.0, 1.0}
+
+
+def test_a_step_of_prograd_in_parts(build):
+    """The engine's own, with OPTIM.ACCUMULATE, gives the same context and says the same."""
+    found = []
+    for parts in ("1", "3"):
+        trainer = build("ProGrad", "OPTIM.ACCUMULATE", parts, output=f"parts{parts}")
+        begin_training(trainer)
+        parameter = trainer.model.double().backbone.text_prompts.vectors
+        torch.manual_seed(1)
+        parameter.data += 0.2 * torch.randn_like(parameter)
+        image, label = torch.randn(6, 3, 48, 48).double(), torch.randint(20, (6,))
+        batch = {"img": image, "label": label, "domain": torch.zeros(6, dtype=torch.long)}
+        numbers = [trainer.forward_backward(batch) for _ in range(3)]
+        found.append((parameter.data, numbers))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-12)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one == pytest.approx(other)
+    assert {"loss", "ce", "teacher", "conflict"} < found[0][1][0].keys()
 
 
 def test_aligned_gradient():

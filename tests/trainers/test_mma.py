@@ -180,6 +180,6 @@ def test_bad_settings_are_refused(build, options, message):
 
 def test_the_log_names_the_rescaled_gradient(build, capsys):
     build()
-    assert "divided by the scale 0.001, as released" in capsys.readouterr().out
+    assert "divided by the scale 0.001, as MMA's release does" in capsys.readouterr().out
     build("TRAINER.MMA.RESCALE_GRADIENT", "False", output="b")
-    assert "true, as in the paper" in capsys.readouterr().out
+    assert "gradients of the adapters are the true ones" in capsys.readouterr().out

@@ -23,6 +23,7 @@ from tests.trainers.plain import (
     unit,
     write_released,
 )
+from trainers import provp
 
 VISION = "backbone.vision_prompts.vectors"
 
@@ -53,6 +54,24 @@ def test_step_equals_the_formula(build, options, alpha, weight):
         return {"logits": logits, "loss": ce + ref, "ce": ce, "ref": ref}
 
     check_step(trainer, expected)
+
+
+def test_two_processes_contrast_the_whole_batch(build, monkeypatch):
+    trainer = build()
+    model = trainer.model.double()
+    image, label = torch.randn(5, 3, 48, 48).double(), torch.randint(20, (5,))
+    whole = trainer.forward_loss(image, label)
+    (expected,) = torch.autograd.grad(whole.loss, model.backbone.vision_prompts.vectors)
+    frozen = model.frozen_image(image)
+    monkeypatch.setattr(provp, "gather_features", lambda own: frozen)
+    found, ref = 0, 0
+    for rows in (slice(0, 2), slice(2, 5)):
+        monkeypatch.setattr(provp, "first_row", lambda count, first=rows.start: first)
+        out, share = trainer.forward_loss(image[rows], label[rows]), (rows.stop - rows.start) / 5
+        found += share * torch.autograd.grad(out.loss, model.backbone.vision_prompts.vectors)[0]
+        ref += share * out.parts["ref"]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ref, whole.parts["ref"])
 
 
 def test_start_is_uniform_as_released():
@@ -163,4 +182,4 @@ def test_bad_values_are_refused(build, key, value, message):
 
 def test_the_log_says_that_the_last_epoch_is_tested(build, capsys):
     build()
-    assert "published numbers are the best of all epochs" in capsys.readouterr().out
+    assert "published numbers are the best of all, on the test set" in capsys.readouterr().out
