@@ -34,6 +34,18 @@ class Ties(NamedTuple):
     attributes: Tensor
 
 
+class Served(NamedTuple):
+    """What is known of texts, and the causal mask (L, L) that it takes the place of.
+
+    Blocks get it as their argument, not from the module: those that are computed again in the
+    backward pass get the same arguments, but the module has moved on.
+    """
+
+    high: Tensor
+    ties: Ties | None
+    mask: Tensor
+
+
 class HierarchicalPrompts(Adapter):
     """Prompts at positions 1 .. g + S of all texts, and a learned weight of their tokens' ties.
 
@@ -89,6 +101,7 @@ class HierarchicalPrompts(Adapter):
         """Put the prompts among the tokens of a text tower, and the ties into its attention."""
         transformer = tower.transformer
         tower.token_embedding.register_forward_hook(self._embed)
+        transformer.register_forward_pre_hook(self._before_blocks, with_kwargs=True)
         for index, block in enumerate(transformer.resblocks):
             before = partial(self._before_block, index, transformer.batch_first)
             block.register_forward_pre_hook(before, with_kwargs=True)
@@ -98,12 +111,27 @@ class HierarchicalPrompts(Adapter):
             return None
         return self._placed(embedded, self.input.expand(len(embedded), -1, -1))
 
-    def _before_block(
-        self, index: int, batch_first: bool, block: Any, args: tuple[Any, ...], kwargs: Any
-    ) -> tuple[tuple[Any, ...], Any] | None:
+    def _before_blocks(
+        self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.enabled or self._served is None:
             return None
-        high, ties = self._served
+        return args, {**kwargs, "attn_mask": Served(*self._served, kwargs["attn_mask"])}
+
+    def _before_block(
+        self,
+        index: int,
+        batch_first: bool,
+        block: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # open_clip names the mask, but hands all arguments over by position to be kept for a
+        # second computation: tokens, keys, values, mask.
+        served = kwargs["attn_mask"] if "attn_mask" in kwargs else args[3]
+        if not isinstance(served, Served):
+            return None
+        high, ties, mask = served
         x = args[0]
         if index > 0:
             x = x if batch_first else x.transpose(0, 1)  # (N, L, W)
@@ -113,10 +141,10 @@ class HierarchicalPrompts(Adapter):
         if ties is not None:
             scores = self.entity_scale[index] * ties.entities
             scores = scores + self.attribute_scale[index] * ties.attributes
-            mask = kwargs["attn_mask"] + scores.to(x)  # (N, L, L)
+            mask = mask + scores.to(x)  # (N, L, L)
             # PyTorch takes a mask of its own for each text and head only in this form.
-            kwargs = {**kwargs, "attn_mask": mask.repeat_interleave(block.attn.num_heads, 0)}
-        return (x, *args[1:]), kwargs
+            mask = mask.repeat_interleave(block.attn.num_heads, 0)
+        return (x,), {"attn_mask": mask}
 
     def _placed(self, x: Tensor, prompts: Tensor) -> Tensor:
         """``x`` (N, L, W) with ``prompts`` (N, g + S, W) at positions 1 .. g + S."""

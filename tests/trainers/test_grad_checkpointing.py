@@ -1,0 +1,71 @@
+"""TRAIN.GRAD_CHECKPOINTING: activations made again give every method's gradients."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+
+import clip.context
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from tests.test_matrix import OURS
+from tests.trainers.plain import SMALL
+
+BASE_TO_NOVEL = [
+    name
+    for name in OURS
+    if "base2novel" in TRAINER_REGISTRY.get(name).protocols and not name.startswith("Zeroshot")
+]
+HPT_WITHOUT_STRUCTURES = ("HPT/base2novel", "TRAINER.HPT.STRUCTURES", "")
+DEPT = ("base2novel_cocoop", "base2novel_kgcoop", "base2novel_maple")
+
+
+@pytest.fixture
+def gradients(make_config):
+    """(GRAD_CHECKPOINTING, method file, options) -> the loss of a step, gradients by name."""
+
+    def make(switch, method, *options):
+        options = (*SMALL, *options, "TRAIN.GRAD_CHECKPOINTING", switch)
+        trainer = build_trainer(make_config(method, *options, output=switch))
+        trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        torch.manual_seed(3)
+        for parameter in trained.values():  # some have no gradient where they start
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        trainer.set_model_mode("train")
+        image, label, _ = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
+        loss = trainer.forward_loss(image, label).loss
+        loss.backward()
+        return loss, {name: parameter.grad for name, parameter in trained.items()}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *((f"{name}/base2novel",) for name in BASE_TO_NOVEL),
+        *((f"DePT/{host}",) for host in DEPT),
+        HPT_WITHOUT_STRUCTURES,
+    ],
+    ids=" ".join,
+)
+def test_gradients_are_those_without_it(gradients, monkeypatch, method):
+    monkeypatch.setattr(clip.context, "KEPT_TOKENS", 500)  # CoCoOp's own, around open_clip's
+    again, checkpoint = [], open_clip.transformer.checkpoint
+    monkeypatch.setattr(
+        open_clip.transformer,
+        "checkpoint",
+        lambda *a, **k: again.append(torch.is_grad_enabled()) or checkpoint(*a, **k),
+    )
+    loss, expected = gradients("False", *method)
+    assert not again
+    loss_again, found = gradients("True", *method)
+    assert again
+    torch.testing.assert_close(loss_again, loss, rtol=0, atol=0)
+    for name, gradient in expected.items():
+        if gradient is None:  # the weights of ties, where there are none
+            assert method == HPT_WITHOUT_STRUCTURES, name
+            assert found[name] is None
+            continue
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
