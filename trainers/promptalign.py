@@ -121,6 +121,10 @@ class PromptAlign(StartedTrainer):
             )
         super().check_cfg(cfg)
 
+    def adapts_towers(self, cfg: CfgNode) -> bool:
+        """MaPLe's prompts, which deeper blocks have too."""
+        return True
+
     def build_model(self) -> nn.Module:
         """MaPLe's classifier, frozen."""
         return self.started_model()

@@ -84,6 +84,10 @@ class TPT(StartedTrainer):
         choose("TRAINER.TPT.START", cfg.TRAINER.TPT.START, ("", *STARTS))
         super().check_cfg(cfg)
 
+    def adapts_towers(self, cfg: CfgNode) -> bool:
+        """With MaPLe's prompts, which deeper blocks have too."""
+        return cfg.TRAINER.TPT.START == "MaPLe"
+
     @property
     def start(self) -> str:
         """See :class:`trainers.tpt_starts.StartedTrainer`."""

@@ -158,7 +158,21 @@ class EpisodicTrainer(CLIPTrainer):
                 f"{options.VIEWS} views of each test image, which no other run shares; set it to "
                 "False, or FEATURE_CACHE.REQUIRED to False"
             )
+        if cfg.TRAIN.GRAD_CHECKPOINTING and self.adapts_towers(cfg):
+            raise ValueError(
+                f"TRAIN.GRAD_CHECKPOINTING is True, but {section} adapts copies of prompts inside "
+                "the towers, and activations made again would be those of the prompts themselves; "
+                "set it to False"
+            )
         super().check_cfg(cfg)
+
+    def adapts_towers(self, cfg: CfgNode) -> bool:
+        """Whether an episode adapts what stands in blocks of the towers, not only their input.
+
+        Args:
+            cfg: Configuration.
+        """
+        return False
 
     @property
     def selected(self) -> int:

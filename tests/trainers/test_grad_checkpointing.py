@@ -10,6 +10,7 @@ import clip.context
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.test_matrix import OURS
 from tests.trainers.plain import SMALL
+from tests.trainers.starts import views_options
 
 BASE_TO_NOVEL = [
     name
@@ -69,3 +70,22 @@ def test_gradients_are_those_without_it(gradients, monkeypatch, method):
             continue
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_episodes_on_the_context_give_the_same_logits(make_config):
+    views = torch.randint(256, (2, 4, 3, 48, 48), dtype=torch.uint8)
+    logits = []
+    for switch in ("False", "True"):
+        options = (*views_options("TPT"), "TRAINER.TPT.STEPS", "2")
+        cfg = make_config("TPT/ttt", *options, "TRAIN.GRAD_CHECKPOINTING", switch, output=switch)
+        trainer = build_trainer(cfg)
+        trainer.set_model_mode("eval")
+        logits.append(trainer.model_inference(views))
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("method", ["TPT/ttt_maple", "PromptAlign/ttt"])
+def test_episodes_on_both_towers_refuse_it(make_config, method):
+    cfg = make_config(method, "TRAIN.GRAD_CHECKPOINTING", "True", dataset="shapes_v2")
+    with pytest.raises(ValueError, match=r"TRAIN.GRAD_CHECKPOINTING is True, but .*set it to F"):
+        build_trainer(cfg)
