@@ -2,7 +2,8 @@
 
 Notation: N texts, K classes, L tokens, W transformer width, D embedding width, n context vectors.
 A text is ``[start][context][name][.][end]``, or has the name in the middle or in front of the
-context; the full stop stays at its end. Only the context is learned (CoOp, arXiv:2109.01134).
+context; the full stop stays at its end, but for the part that is one token with the name's own last
+sign (see :meth:`ContextPrompts.tokenize`). Only the context is learned (CoOp, arXiv:2109.01134).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class ContextPrompts(TextPrompts):
             from the words.
     """
 
+    phrase: Tensor  # numbers of the words, (n,)
+
     def __init__(
         self,
         words: list[int],
@@ -60,12 +63,47 @@ class ContextPrompts(TextPrompts):
         self.before, self.template, self.per_class = before, template, random > 1
         if random:
             self.vectors = random_vectors(random, n_ctx, table)
+        self.register_buffer(
+            "phrase", torch.tensor(self.words, device=table.device), persistent=False
+        )
+
+    def tokenize(self, backbone: Backbone, names: list[str]) -> Tensor:
+        """Texts around class names: N names -> (N, T) token numbers.
+
+        As in CoOp's release the name is the first tokens of "name.", as many as it has alone. If it
+        ends in a letter these are its own, and the full stop is left for the end. The last one of
+        "kite (bird of prey)." is ").", and nothing is left.
+
+        Args:
+            backbone: What this is attached to.
+            names: As they stand in a text.
+        """
+        tokens = backbone.tokenize([f"{self.init} {name}." for name in names])
+        if self.before == self.n_ctx:
+            return tokens
+        alone, end = (
+            (numbers == self.end).int().argmax(-1, keepdim=True)
+            for numbers in (backbone.tokenize(names), tokens)
+        )
+        length = torch.minimum(alone - 1, end - 1 - self.n_ctx)  # (N, 1), of the name
+        place = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        after = place - self.before - 1 - length  # how far behind the name
+        source = torch.where(after < 0, place + self.n_ctx - self.before, place - length)
+        moved = (place > self.before) & (place <= self.n_ctx + length)
+        return tokens.gather(1, torch.where(moved, source, place))
 
     def slots(self, tokens: Tensor) -> Tensor:
-        """Positions of the context in each text, (N, L) -> (N, n): from the start and the end."""
+        """Positions of the context in each text, (N, L) -> (N, n).
+
+        Behind a name they are those of the words: what else stands there is not always a full stop.
+        """
         number = torch.arange(self.n_ctx, device=tokens.device)
-        stop = (tokens == self.end).int().argmax(-1, keepdim=True) - 1  # (N, 1)
-        return torch.where(number < self.before, 1 + number, stop - self.n_ctx + number)
+        behind = self.phrase[self.before :]
+        if not len(behind):
+            return (1 + number).expand(len(tokens), -1)
+        found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # by first word
+        last = found.shape[1] - 1 - found.flip(1).int().argmax(-1, keepdim=True)  # (N, 1)
+        return torch.where(number < self.before, 1 + number, last - self.before + number)
 
     def placed(self, embeddings: Tensor, tokens: Tensor, vectors: Tensor) -> Tensor:
         """Put context vectors in their places.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip import ClassContextBank, attach_context, freeze_except
-from clip.prompts import template_prompts
+from clip import ClassContextBank, TextBank, attach_context, freeze_except
+from clip.prompts import readable
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 
@@ -31,10 +32,10 @@ class ContextCLIP(PromptedCLIP):
 
     def __init__(self, backbone: clip.Backbone, classnames: list[str]) -> None:
         context: Any = backbone.text_prompts
-        prompts = template_prompts(classnames, context.template)
-        super().__init__(backbone, prompts, renormalize=True)
-        if context.per_class:
-            self.bank = ClassContextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        names = [[readable(name)] for name in classnames]
+        super().__init__(backbone, names, renormalize=True)
+        bank = ClassContextBank if context.per_class else TextBank
+        self.bank = bank(names, partial(context.tokenize, backbone), backbone.end_of_text())
         context.check_texts(self.bank.tokens)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import open_clip
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tests.trainers.baselines import (
     write_released,
 )
 from tests.trainers.plain import SMALL, unit
+from trainers.coop import ContextCLIP
 
 
 @pytest.fixture
@@ -69,6 +72,22 @@ def test_logits_loss_and_gradients_equal_the_formula(build, position, context):
     (expected,) = torch.autograd.grad(loss, plain)
     assert expected.abs().flatten(2).amax(2).min() > 0
     torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize(("init", "classes"), [("", 0), ("a photo of a", 0), ("", 6)])
+def test_names_end_where_the_release_cuts_them(tiny_backbone, position, init, classes):
+    """CLIP's tokenizer makes one token of ")." and cuts other signs another way before a stop."""
+    names = ["cat", "kite (bird of prey)", "St. Bernard", "Dr.", "cat#", "cat!#"]
+    backbone = tiny_backbone.double()
+    plain = copy.deepcopy(backbone.model)
+    context = attach_context(backbone, n_ctx=4, init=init, position=position, num_classes=classes)
+    context.vectors.data = torch.randn_like(context.vectors)
+    vectors = context.vectors.data if classes else context.vectors.data[0]
+    bank = ContextCLIP(backbone, names).bank
+    found = bank.raw_features(backbone, torch.arange(len(names)))
+    expected = around_names(plain, names, 4, vectors, position)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("options", [{}, {"CSC": True, "CTX_INIT": "", "N_CTX": 2}])
