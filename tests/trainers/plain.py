@@ -58,6 +58,18 @@ def plain_image(model, image, sets=(), alpha=None):
     return visual.ln_post(x[:, 0]) @ visual.proj
 
 
+def coupled(learned, prefix=""):
+    """MaPLe's vision prompts, which follow from its text prompts set by set: (n, W) each.
+
+    ``learned`` are values by name, ``prefix`` what stands before "backbone".
+    """
+    maps = f"{prefix}backbone.vision_prompts.maps"
+    return [
+        vectors @ learned[f"{maps}.{j}.weight"].T + learned[f"{maps}.{j}.bias"]
+        for j, vectors in enumerate(learned[f"{prefix}backbone.text_prompts.vectors"])
+    ]
+
+
 def unit(features):
     return features / features.norm(dim=-1, keepdim=True)
 

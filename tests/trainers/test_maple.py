@@ -11,6 +11,7 @@ from tests.trainers.plain import (
     check_step,
     cosine_loss,
     count,
+    coupled,
     learning_rates,
     plain_image,
     plain_text,
@@ -30,14 +31,6 @@ def build(make_config):
         return build_trainer(make_config(f"MaPLe/{protocol}", *SMALL, *options, output=output))
 
     return make
-
-
-def coupled(learned):
-    """The vision prompts that follow from the text prompts, set by set."""
-    return [
-        vectors @ learned[f"{MAPS}.{j}.weight"].T + learned[f"{MAPS}.{j}.bias"]
-        for j, vectors in enumerate(learned[TEXT])
-    ]
 
 
 @pytest.mark.parametrize("options", [(), ("TRAINER.MaPLe.PROMPT_DEPTH", "1")])

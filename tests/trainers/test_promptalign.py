@@ -12,7 +12,7 @@ import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from scripts import promptalign_statistics
-from tests.trainers.plain import plain_text, tokens_of, unit, vit_b16
+from tests.trainers.plain import coupled, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.starts import (
     entropy_of_mean,
     make_run,
@@ -26,7 +26,7 @@ from trainers.promptalign import alignment
 from trainers.token_statistics import FILE_NAME, token_statistics
 from trainers.ttt_towers import block_inputs
 
-TEXT, MAPS = "backbone.text_prompts.vectors", "backbone.vision_prompts.maps"
+TEXT = "backbone.text_prompts.vectors"
 FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
                 "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
 
@@ -83,13 +83,6 @@ def prompted_image(model, image, sets):
     return visual.ln_post(x[:, 0]) @ visual.proj, inputs
 
 
-def vision_sets(learned):
-    return [
-        vectors @ learned[f"{MAPS}.{j}.weight"].T + learned[f"{MAPS}.{j}.bias"]
-        for j, vectors in enumerate(learned[TEXT])
-    ]
-
-
 def test_alignment_is_the_plain_formula():
     tokens = [
         torch.tensor([[[1.0, 2.0]], [[3.0, 6.0]]]),
@@ -107,7 +100,7 @@ def test_inputs_of_blocks_and_statistics_equal_a_plain_computation(maple):
     images = torch.randn(7, 3, 48, 48, dtype=torch.double)
     learned = {n: p.detach() for n, p in model.named_parameters()}
     feature, inputs = prompted_image(
-        clip.load("shapes").double().model, images, vision_sets(learned)
+        clip.load("shapes").double().model, images, coupled(learned)
     )
     torch.testing.assert_close(model.raw_image_features(images), feature)
     with block_inputs(model.backbone, range(3)) as found:
@@ -149,7 +142,7 @@ def test_episodes_equal_the_formula(build, maple, few_images, monkeypatch, form,
 
         def run(x, values=values):
             learned = dict(zip(names, values, strict=True))
-            f, inputs = prompted_image(model, x, vision_sets(learned))
+            f, inputs = prompted_image(model, x, coupled(learned))
             h = plain_text(model, tokens, learned[TEXT])
             return model.logit_scale.exp() * unit(f) @ unit(h).T, inputs
 

@@ -12,7 +12,7 @@ import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.trainers.baselines import around_names, write_released
-from tests.trainers.plain import plain_image, plain_text, tokens_of, unit, vit_b16
+from tests.trainers.plain import coupled, plain_image, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.starts import (
     entropy_of_mean,
     least_entropy,
@@ -124,12 +124,8 @@ def test_maple_equals_the_formula(started, monkeypatch, steps):
 
         def classify(x, values=values):
             learned = dict(zip(names, values, strict=True))
-            maps = "backbone.vision_prompts.maps"
-            vision = [
-                vectors @ learned[f"{maps}.{j}.weight"].T + learned[f"{maps}.{j}.bias"]
-                for j, vectors in enumerate(learned[TEXT])
-            ]
-            f, h = plain_image(model, x, vision), plain_text(model, tokens, learned[TEXT])
+            f = plain_image(model, x, coupled(learned))
+            h = plain_text(model, tokens, learned[TEXT])
             return model.logit_scale.exp() * unit(f) @ unit(h).T
 
         grads = steps_by_hand(
