@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+import clip
 from dassl.engine import build_trainer
+from tests.trainers.baselines import around_names
+from tests.trainers.plain import unit
 
 VIEWS = ("VIEWS", "4", "SELECT", "0.5")  # 2 of 4 views are kept
 
@@ -70,3 +73,29 @@ def steps_by_hand(values: list[torch.Tensor], loss, *, steps: int, lr: float) ->
                 value.mul_(1 - lr * 0.01)
                 value -= lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     return found
+
+
+def context_by_hand(trainer, f, start, steps):
+    """TPT's episode of one image, with the text encoder written out.
+
+    Args:
+        trainer: Of TPT, for its class names; it keeps 2 views.
+        f: Features of the views, unit norm, (V, D), in double precision.
+        start: Context, (M, W).
+        steps: Of AdamW.
+
+    Returns:
+        Logits (K,), the gradients of each step, and the adapted context.
+    """
+    model, names = clip.load("shapes").double().model, trainer.dm.dataset.classnames
+    scale = model.logit_scale.exp()
+    context = start.detach().clone().requires_grad_()
+
+    def classify(x):
+        return scale * x @ unit(around_names(model, names, len(context), context)).T
+
+    chosen = f[least_entropy(classify(f), 2)]
+    grads = steps_by_hand(
+        [context], lambda _: entropy_of_mean(classify(chosen)), steps=steps, lr=5e-3
+    )
+    return classify(f[:1])[0].detach(), grads, context.detach()

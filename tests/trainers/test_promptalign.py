@@ -99,9 +99,7 @@ def test_inputs_of_blocks_and_statistics_equal_a_plain_computation(maple):
     model = maple.model.double().eval()
     images = torch.randn(7, 3, 48, 48, dtype=torch.double)
     learned = {n: p.detach() for n, p in model.named_parameters()}
-    feature, inputs = prompted_image(
-        clip.load("shapes").double().model, images, coupled(learned)
-    )
+    feature, inputs = prompted_image(clip.load("shapes").double().model, images, coupled(learned))
     torch.testing.assert_close(model.raw_image_features(images), feature)
     with block_inputs(model.backbone, range(3)) as found:
         model.backbone.encode_image(images)
@@ -165,9 +163,9 @@ def test_episodes_equal_the_formula(build, maple, few_images, monkeypatch, form,
             for name, a, b in zip(names, ours, theirs, strict=True):
                 assert b.abs().max() > 0, name
                 torch.testing.assert_close(
-                    a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()), msg=name
+                    a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max()), msg=name
                 )
-        torch.testing.assert_close(found[number], wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[number], wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_images_do_not_depend_on_each_other(build, maple, few_images):

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
+from tests.trainers.starts import context_by_hand, record_gradients
+from trainers import tpt
 from trainers.heads import RationalHead
 from trainers.ttt import ENTROPIES, marginal_entropy, mean_entropy, most_confident
 from trainers.ttt_rada import adapted_logits
@@ -348,43 +351,36 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
 
-def tpt_by_hand(trainer, features: torch.Tensor, steps: int) -> torch.Tensor:
-    """One image's episode, features (V, D), with the prompts' own parameter; puts it back."""
-    model, prompts = trainer.model, trainer.model.backbone.text_prompts
-    start = prompts.vectors.data.clone()
-    prompts.vectors.requires_grad_()
-    optimizer = torch.optim.AdamW([prompts.vectors], lr=5e-3, weight_decay=0.01)
-
-    def classify(x):
-        tokens = model.bank.tokens
-        text = F.normalize(model.backbone.encode_text(tokens), dim=-1)
-        return model.scale * x @ text.T
-
-    chosen = None
-    for _ in range(steps):
-        logits = classify(features)
-        if chosen is None:
-            p = logits.softmax(-1)
-            chosen = (-(p * p.log()).sum(-1)).argsort()[:2]
-        p = logits[chosen].softmax(-1).mean(0)
-        optimizer.zero_grad()
-        (-(p * p.log()).sum()).backward()
-        optimizer.step()
-    with torch.no_grad():
-        found = classify(features[:1])[0]
-    prompts.vectors.requires_grad_(False).data.copy_(start)
-    prompts.vectors.grad = None
-    return found
-
-
-@pytest.mark.parametrize("steps", ["1", "2"])
-def test_tpt_equals_torch_autograd_and_adamw(build, steps):
-    trainer = build("TPT", "TRAINER.TPT.STEPS", steps)
-    features = trainer.encode(views_of(trainer, (5, 200, 400)))
+@pytest.mark.parametrize("steps", [1, 2])
+def test_tpt_equals_the_formula(build, monkeypatch, steps):
+    """Logits, gradients and adapted tokens, with texts that a tower written out has encoded."""
+    trainer = build("TPT", "TRAINER.TPT.STEPS", str(steps))
+    features = trainer.encode(views_of(trainer, (5, 200, 400))).double()
+    trainer.model.double()
+    model = clip.load("shapes").double().model
+    start = model.token_embedding.weight[clip.tokenize("a photo of a")[0, 1:5]]
+    recorded, adapted = record_gradients(monkeypatch), record_texts(monkeypatch)
     found = trainer.predict_episodes(features)
-    for one, logits in zip(features, found, strict=True):
-        expected = tpt_by_hand(trainer, one, int(steps))
-        torch.testing.assert_close(logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=0)
+    assert len(recorded) == 3 * steps
+    for number, (one, logits) in enumerate(zip(features, found, strict=True)):
+        wanted, grads, tokens = context_by_hand(trainer, one, start, steps)
+        for ours, theirs in zip(recorded[number * steps :], grads, strict=False):
+            assert theirs[0].abs().max() > 0
+            torch.testing.assert_close(ours[0][0], theirs[0], rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(adapted[number - 3][0], tokens, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(logits, wanted, rtol=1e-7, atol=1e-7)
+
+
+def record_texts(monkeypatch) -> list[torch.Tensor]:
+    """The context tokens of every pass of the text encoder in TPT from now on."""
+    found, call = [], tpt.functional_call
+
+    def recording(module, values, args):
+        found.extend(value.detach().clone() for value in values.values())
+        return call(module, values, args)
+
+    monkeypatch.setattr(tpt, "functional_call", recording)
+    return found
 
 
 def test_tpt_needs_words_to_start_from(build):
