@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +19,10 @@ import clip
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
-from trainers.coop import coop_clip
+from trainers.coop import coop_clip, released_context
+from trainers.dept_files import Convert, from_release, released_maple
 from trainers.heads import choose
-from trainers.kgcoop import kgcoop_clip, knowledge_distance
+from trainers.kgcoop import kgcoop_clip, knowledge_distance, released_kgcoop
 from trainers.maple import maple_clip
 from trainers.probe import Probe
 
@@ -29,20 +32,26 @@ class Host(NamedTuple):
 
     Attributes:
         build: (trainer, the host's options) -> its model.
+        convert: What reads its release's prompt learner.
         penalty: (model, text features h', its options) -> what its loss adds to the cross entropy.
         frozen_image: Whether it leaves the image encoder alone.
     """
 
     build: Callable[[CLIPTrainer, CfgNode], PromptedCLIP]
+    convert: Convert
     penalty: Callable[[Any, Tensor, CfgNode], Tensor] | None = None
     frozen_image: bool = True
 
 
 HOSTS = {
-    "CoOp": Host(coop_clip),
-    "CoCoOp": Host(cocoop_clip),
-    "MaPLe": Host(maple_clip, frozen_image=False),
-    "KgCoOp": Host(kgcoop_clip, lambda model, h, options: options.W * knowledge_distance(model, h)),
+    "CoOp": Host(coop_clip, released_context),
+    "CoCoOp": Host(cocoop_clip, released_context),
+    "MaPLe": Host(maple_clip, released_maple, frozen_image=False),
+    "KgCoOp": Host(
+        kgcoop_clip,
+        released_kgcoop,
+        lambda model, h, options: options.W * knowledge_distance(model, h),
+    ),
 }
 
 
@@ -91,6 +100,8 @@ class DePT(CLIPTrainer):
     probe's logits count: ``released``, for base classes, and for all classes of ImageNet and its
     variants, so that few-shot runs on other datasets are tested with the host alone; ``trained``,
     on whatever classes it was trained for.
+    A released checkpoint may be in DePT's folder or the host's ("prompt_learner"; MaPLe's,
+    "MultiModalPromptLearner"); which classes its probe serves, see :mod:`trainers.dept_files`.
     """
 
     released_in_half = True
@@ -156,8 +167,19 @@ class DePT(CLIPTrainer):
             loss = loss + parts["penalty"]
         return StepOutput(loss, logits, parts)
 
+    def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
+        """Its own; if it is not there, the host's."""
+        other = TRAINER_REGISTRY.get(self.options.HOST).model_name or name
+        foreign = not Path(directory, name).is_dir() and Path(directory, other).is_dir()
+        return other if foreign else name
+
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take the probe's rows of the run's classes; where one has none, it will stay unused."""
+        """Take the probe's rows of the run's classes; where one has none, it will stay unused.
+
+        The released layout is accepted, see :func:`trainers.dept_files.from_release`.
+        """
+        host = self.options.HOST
+        state_dict = from_release(state_dict, self, host, HOSTS[host].convert)
         if "probe.classes" not in state_dict:
             return state_dict
         return self.model.probe.fitted(state_dict, "probe.", self.dm.dataset)

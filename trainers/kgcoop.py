@@ -80,6 +80,11 @@ def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
     return cosine_distance(unit_norm(text), model.teacher_weights())
 
 
+def released_kgcoop(state: dict[str, Tensor], model: nn.Module, method: str) -> dict[str, Tensor]:
+    """:func:`trainers.coop.released_context` for its release, with weights that nothing used."""
+    return released_context(state, model, method, ignored=_UNUSED)
+
+
 @TRAINER_REGISTRY.register()
 class KgCoOp(ContextTrainer):
     """KgCoOp: CE(s f h^T, y) + W (1 - mean cos(h, h0)), h of the context, h0 of CoOp's templates.
@@ -114,5 +119,5 @@ class KgCoOp(ContextTrainer):
         return StepOutput(ce + self.options.W * distance, logits, {"ce": ce, "knowledge": distance})
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, which has weights that were never used."""
-        return released_context(state_dict, self.model, type(self).__name__, ignored=_UNUSED)
+        """Accept the released layout, see :func:`released_kgcoop`."""
+        return released_kgcoop(state_dict, self.model, type(self).__name__)

@@ -70,8 +70,8 @@ class Probe(Adapter):
         classes = fitted[f"{prefix}classes"]
         rows = self._rows(classes, dataset)
         if rows is not None:
-            for name in ("weight", "bias"):
-                fitted[prefix + name] = fitted[prefix + name][rows]
+            for name in {f"{prefix}weight", f"{prefix}bias"} & fitted.keys():
+                fitted[name] = fitted[name][rows]
             fitted[f"{prefix}classes"] = self.current.cpu()
         elif classes.shape != self.current.shape:  # else the fingerprints tell
             fitted[f"{prefix}weight"], fitted[f"{prefix}bias"] = self.weight.data, self.bias.data

@@ -131,6 +131,15 @@ class RegisteredModels:
         """
         return state_dict
 
+    def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
+        """Return the folder of a run directory that a model is loaded from; its name by default.
+
+        Args:
+            directory: Run directory, maybe of a foreign layout.
+            name: Name the model is registered under.
+        """
+        return name
+
     def save_model(
         self,
         epoch: int,
@@ -199,7 +208,7 @@ class RegisteredModels:
             if not trainable_state(model):
                 print(f"Nothing to load for {name!r}: it has no trainable parameters")
                 continue
-            path = checkpoint_path(directory, name, epoch)
+            path = checkpoint_path(directory, self.checkpoint_folder(directory, name), epoch)
             checkpoint = read_checkpoint(path, meta)
             state = self.convert_state_dict(dict(checkpoint["state_dict"]))
             state = fitting_state(path, model, state, checkpoint.get("meta"), meta)
