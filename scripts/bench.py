@@ -3,7 +3,7 @@
     python scripts/bench.py                  # all cases, about a quarter of an hour on two cores
     python scripts/bench.py --cases ten --rounds 1
     python scripts/bench.py efficiency       # speed, memory, operations of all methods
-    python scripts/bench.py baselines        # a training step of the methods compared with
+    python scripts/bench.py baselines        # a step of the methods compared with
     python scripts/bench.py loading          # pictures a second
     python scripts/bench.py ttt              # test-time training, images side by side
 

@@ -1,13 +1,18 @@
-"""A training step of every method that LightRA and RAda are compared with.
+"""A step of every method that LightRA and RAda are compared with.
 
-    python scripts/bench.py baselines               # about 20 minutes on two CPU cores
+    python scripts/bench.py baselines     # 20 minutes on two CPU cores, and the test-time methods'
     python scripts/bench.py baselines --trainers CoOp MaPLe LightRA --classes 200
+    python scripts/bench.py baselines --trainers DePT DePT:base2novel_maple TPT:ttt_coop
     python scripts/bench.py baselines --backbone ViT-B/16 --device cuda --json
 
 Each with its base-to-novel config and that config's batch, in a process of its own, on generated
 pictures, one batch again and again: loading pictures is not measured. The step is the engine's,
 optimiser included; seconds are the median of --steps after a warm-up. Methods that leave the image
 encoder alone are measured a second time on kept features (--feature-cache).
+
+A step of test-time training is the episodes of one picture, of --batch if given: its views, 64 as
+published, through the encoder, the adaptation and the prediction. "trainable" is what an episode
+adapts. What episodes start from is a run that nobody trained, of the same form.
 
 "x zero-shot" is what the step costs over zero-shot classification of the same pictures: the frozen
 model's image features against class weights that are at hand. Both are taken in turn in the same
@@ -23,10 +28,10 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +56,14 @@ from scripts.bench_tools import (
     write_pictures,
 )
 from trainers.heads import cosine_logits
+from trainers.ttt import EpisodicTrainer
+from trainers.ttt_views import finish
 
 COMMAND = "baselines"
-# Measured by `bench.py efficiency`; anything else that is trained base-to-novel is a baseline.
-OURS = ("LightRA", "LightRAda", "RAda", "RAdaAdapter", "RAdaPrompt")
+# Measured by `bench.py efficiency` and `bench.py ttt`; anything else that is trained base-to-novel
+# or adapts to test pictures is a baseline.
+OURS = ("LightRA", "LightRAda", "RAda", "RAdaAdapter", "RAdaPrompt", "RAdaTTT")
+VIEWS = "views"  # input of test-time training
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 COLUMNS = {  # key -> (heading, format)
     "method": ("method", ""),
@@ -69,20 +78,23 @@ COLUMNS = {  # key -> (heading, format)
 }
 
 
+def test_time_methods() -> list[str]:
+    """Names of the registered methods that adapt to each test picture."""
+    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return [name for name, trainer in found.items() if issubclass(trainer, EpisodicTrainer)]
+
+
 def baselines() -> list[str]:
     """Names of the registered methods that are compared with, whoever registered them."""
-    return [
-        name
-        for name in efficiency.methods()
-        if name not in (*OURS, *ZERO_SHOT) and "base2novel" in TRAINER_REGISTRY.get(name).protocols
-    ]
+    trained = [n for n in efficiency.methods() if "base2novel" in _trainer_class(n).protocols]
+    return [n for n in (*trained, *test_time_methods()) if n not in (*OURS, *ZERO_SHOT)]
 
 
 def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]:
     """What is measured, one process each.
 
     Args:
-        names: Registered methods.
+        names: Registered methods, see :func:`scripts.bench_tools.run_config`.
         batches: B of each.
     """
     return [
@@ -92,9 +104,91 @@ def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]
     ]
 
 
+def _trainer_class(name: str) -> Any:
+    return TRAINER_REGISTRY.get(name.partition(":")[0])
+
+
 def _inputs(name: str) -> tuple[str, ...]:
-    frozen = TRAINER_REGISTRY.get(name).frozen_image_encoder
-    return ("pictures", "features") if frozen else ("pictures",)
+    trainer = _trainer_class(name)
+    if issubclass(trainer, EpisodicTrainer):
+        return (VIEWS,)
+    return ("pictures", "features") if trainer.frozen_image_encoder else ("pictures",)
+
+
+class Work(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        trainer: Built.
+        step: Does it once.
+        batch: What zero-shot classification gets.
+        parameters: How many numbers a step changes.
+    """
+
+    trainer: Any
+    step: Callable[[], object]
+    batch: dict[str, Any]
+    parameters: int
+
+
+def _training(method: str, kind: str, batch: int, *where: Any) -> Work:
+    """Steps of the engine's training loop; ``where`` as :func:`scripts.bench_tools.build_run`."""
+    options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
+    trainer = build_run(method, *where, *options)
+    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if not parameters:
+        raise ValueError(f"{method} does not train: it has no step to measure")
+    data = efficiency.first_batch(trainer, trainer.train_loader_x, kind)
+    begin_training(trainer)
+    return Work(trainer, partial(trainer.forward_backward, data), data, parameters)
+
+
+def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Work:
+    """Episodes of the engine's evaluation; ``where`` as :func:`scripts.bench_tools.build_run`."""
+    name = method.partition(":")[0]
+    options = ["DATALOADER.NUM_WORKERS", 0, f"TRAINER.{name}.BATCH", batch]
+    if start := untrained_start(method, root, *where):
+        options += ["FIRST_STAGE.DIR", start]
+    trainer = build_run(method, root, *where, *options)
+    trainer.load_model("")  # makes what is made once per run, such as token statistics
+    trainer.set_model_mode("eval")
+    views = efficiency.first_batch(trainer, trainer.test_loader, kind)["img"]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        with trainer.autocast():
+            return trainer.model_inference(views)
+
+    clean = {"img": finish(views[:, 0], trainer._finish)}
+    return Work(trainer, step, clean, trainer.adapted_parameters())
+
+
+def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
+    """Directory of a run without training that a method's episodes start from; made once.
+
+    :func:`run` makes it before the processes that measure, so that it is no part of their memory.
+
+    Args:
+        method: Registered name, see :func:`scripts.bench_tools.run_config`.
+        root: Directory of pictures.
+        where: Backbone and device.
+
+    Returns:
+        None if the method needs no start.
+    """
+    cfg = run_config(method, root, *where)
+    start = cfg.FIRST_STAGE.CONFIG.split("/")[0]
+    directory = root / f"start_of_{method.replace(':', '_')}"
+    if not start or directory.exists():
+        return directory if start else None
+    section = cfg.TRAINER[start].items()  # the form of the prompts
+    options = [word for key, value in section for word in (f"TRAINER.{start}.{key}", value)]
+    trainer = build_run(start, root, *where, *options, "OUTPUT_DIR", directory)
+    trainer.save_model(0, directory)
+    # The result says which pictures the run was trained on.
+    trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
+    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    return directory
 
 
 def measure(
@@ -103,10 +197,12 @@ def measure(
     """Measure a method's step and zero-shot classification in turn, in this process.
 
     Args:
-        method: Registered name of a method that trains.
-        kind: ``pictures``, or ``features`` for what the image encoder made of them.
+        method: Registered name of a method that trains or adapts, see :func:`tasks`.
+        kind: ``pictures``, or ``features`` for what the image encoder made of them; ``views`` for
+            test-time training.
         batch: B.
-        root: Directory of :func:`scripts.bench_tools.write_pictures`, with B pictures to train on.
+        root: Directory of :func:`scripts.bench_tools.write_pictures`, with B pictures to train on,
+            or to test on.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
         steps: Timed steps.
@@ -119,18 +215,12 @@ def measure(
         ValueError: The method has nothing to train.
     """
     libraries = resident_mib()
-    options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
-    trainer = build_run(method, Path(root), backbone, device, *options)
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    if not parameters:
-        raise ValueError(f"{method} does not train: it has no step to measure")
-    data = efficiency.first_batch(trainer, trainer.train_loader_x, kind)
+    prepare = _episodes if kind == VIEWS else _training
+    trainer, step, data, parameters = prepare(method, kind, batch, Path(root), backbone, device)
     reset_peak(trainer.device)
-    begin_training(trainer)
-    step = partial(trainer.forward_backward, data)
     step()
     zero_shot = partial(classify, trainer, data, torch.randn(trainer.num_classes, _width(trainer)))
-    compared = kind == "pictures"
+    compared = kind != "features"
     if compared:
         zero_shot()
     seconds, ratios = [], []
@@ -173,23 +263,29 @@ def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
         return cosine_logits(unit_norm(image), weights.to(image), torch.tensor(100.0).to(image))
 
 
+def own_batch(method: str, root: Path, backbone: str) -> int:
+    """B of a method's training config; one picture for test-time training, whatever its config."""
+    cfg = run_config(method, root, backbone, "cpu")
+    return 1 if _inputs(method) == (VIEWS,) else cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure everything that the arguments ask for, one process after the other.
 
     Raises:
-        ValueError: The backbone is unknown.
+        ValueError: The backbone or a method's file is unknown.
         ConnectionError: Its weights are not here and cannot be downloaded.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         backbone = backbone_name(args.backbone, root)
-        batches = {
-            name: args.batch
-            or run_config(name, root, backbone, "cpu").DATALOADER.TRAIN_X.BATCH_SIZE
-            for name in args.trainers
-        }
+        batches = {n: args.batch or own_batch(n, root, backbone) for n in args.trainers}
         each = -(-max(batches.values()) // args.classes)  # enough for a batch
-        write_pictures(root, args.classes, each, 1, clip.input_spec(backbone).size)
+        write_pictures(root, args.classes, each, each, clip.input_spec(backbone).size)
+        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
+            for name in args.trainers:
+                if _inputs(name) == (VIEWS,):
+                    untrained_start(name, root, backbone, "cpu")
         common = {"root": temporary, "backbone": backbone, "device": args.device}
         common["steps"] = args.steps
         return [
@@ -208,7 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--backbone", default=RANDOM_VIT, help=f"default {RANDOM_VIT}, see bench.py efficiency")
     add("--classes", type=int, default=100, metavar="K")
-    add("--batch", type=int, default=0, metavar="B", help="default: each config's own")
+    add("--batch", type=int, default=0, metavar="B", help="default: each config's own, 1 of views")
     add("--trainers", nargs="+", default=baselines(), metavar="NAME", help="default: all baselines")
     add("--steps", type=int, default=3, help="timed steps, after one warm-up")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
@@ -233,7 +329,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     try:
         for name in args.trainers:
-            check_availability(name, efficiency.methods())
+            known = [*efficiency.methods(), *test_time_methods()]
+            check_availability(name.partition(":")[0], known)
         results = run(args)
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -210,18 +210,28 @@ def run_config(method: str, root: Path, backbone: str, device: str, *options: ob
     """A run's config as ``train.py`` makes it, on the pictures in ``root``.
 
     Args:
-        method: Registered name; its ``base2novel.yaml`` is used if there is one.
+        method: Registered name, whose ``base2novel.yaml`` or else ``ttt.yaml`` is used if there is
+            one; ``<name>:<file>`` for another of its files, ``DePT:base2novel_maple``.
         root: Directory of :func:`write_pictures`.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
         options: Keys and values, applied last.
+
+    Raises:
+        ValueError: The method has no such file.
     """
+    method, _, asked = method.partition(":")
     words = ["--trainer", method, "--root", root, "--backbone", backbone, "--device", device]
     words += ["--seed", 0, "--output-dir", root / "output"]
     words += ["--dataset-config-file", REPO / "configs" / "datasets" / "folder.yaml"]
-    file = REPO / "configs" / "trainers" / method / "base2novel.yaml"
-    if file.is_file():
-        words += ["--config-file", file]
+    folder = REPO / "configs" / "trainers" / method
+    files = [folder / f"{stem}.yaml" for stem in ([asked] if asked else ["base2novel", "ttt"])]
+    found = [file for file in files if file.is_file()]
+    if asked and not found:
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "no file"
+        raise ValueError(f"{method}:{asked}: {files[0]} does not exist; there is: {known}")
+    if found:
+        words += ["--config-file", found[0]]
     words += ["DATASET.DIR", "pictures", "VERBOSE", False, "TRAIN.PRINT_FREQ", 0]
     if method in DESCRIBED:
         words += ["DATASET.PROMPT_PATH", root / DESCRIPTIONS]
