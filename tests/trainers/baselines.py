@@ -1,4 +1,4 @@
-"""What tests of the baselines share: small runs on Shapes, plain towers, released files, counts."""
+"""What tests of the baselines share: small runs on Shapes, plain towers, released files, rates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clip.backbones import OPENAI_INPUT, Backbone
 from dassl.optim import build_lr_scheduler
 
 
@@ -61,20 +60,6 @@ def write_released(folder: Path, name: str, state: dict[str, Tensor], epoch: int
     }
     torch.save(content, folder / name / f"model.pth.tar-{epoch}")
     return str(folder)
-
-
-def vit_b16() -> Backbone:
-    """A backbone with the shapes of ViT-B/16 and no weights."""
-    with torch.device("meta"):
-        vision_cfg = open_clip.model.CLIPVisionCfg(layers=12, width=768, patch_size=16)
-        text_cfg = open_clip.model.CLIPTextCfg(width=512, heads=8, layers=12)
-        model = open_clip.model.CLIP(512, vision_cfg, text_cfg)
-    return Backbone(model, "shapes of ViT-B/16", OPENAI_INPUT).requires_grad_(False)
-
-
-def trainable(module: torch.nn.Module) -> dict[str, int]:
-    """Name -> number of values of every parameter that trains."""
-    return {n: p.numel() for n, p in module.named_parameters() if p.requires_grad}
 
 
 def epoch_rates(cfg) -> list[float]:

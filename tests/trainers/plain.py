@@ -9,7 +9,6 @@ import torch
 
 import clip
 from clip.backbones import OPENAI_INPUT, Backbone
-from dassl.engine import build_trainer
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
@@ -173,15 +172,3 @@ def vit_b16() -> Backbone:
         if parameter.ndim < 2 or parameter is model.token_embedding.weight:
             torch.nn.init.zeros_(parameter)
     return Backbone(model, "ViT-B/16", OPENAI_INPUT).requires_grad_(False).eval()
-
-
-def trainable_shapes(make_config, monkeypatch, method, *options):
-    """Name -> shape of what trains with a published file's settings on ViT-B/16."""
-    monkeypatch.setattr(clip, "load", lambda *args, **kwargs: vit_b16())
-    trainer = build_trainer(make_config(method, "DATASET.NUM_SHOTS", "1", *options))
-    return {n: tuple(p.shape) for n, p in trainer.model.named_parameters() if p.requires_grad}
-
-
-def count(shapes):
-    """Number of parameters."""
-    return sum(torch.Size(shape).numel() for shape in shapes.values())

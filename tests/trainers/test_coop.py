@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clip import attach_context, freeze_except
+from clip import attach_context
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
-    trainable,
-    vit_b16,
     write_released,
 )
 from tests.trainers.plain import SMALL, unit
@@ -123,22 +121,6 @@ def test_words_count_and_surplus_tokens_stay_frozen(build):
     torch.testing.assert_close(
         trainer.model.eval().class_weights(), unit(plain), rtol=1e-5, atol=1e-6
     )
-
-
-@pytest.mark.parametrize(("n_ctx", "count"), [(4, 2_048), (16, 8_192)])
-def test_what_trains_on_vit_b16(n_ctx, count):
-    backbone = vit_b16()
-    attach_context(backbone, n_ctx=n_ctx)
-    freeze_except(backbone)
-    assert trainable(backbone) == {"text_prompts.vectors": count}
-    many = vit_b16()
-    attach_context(many, n_ctx=n_ctx, num_classes=7)
-    freeze_except(many)
-    assert trainable(many) == {"text_prompts.vectors": 7 * count}
-
-
-def test_only_the_context_trains(build):
-    assert trainable(build().model) == {"backbone.text_prompts.vectors": 4 * 128}
 
 
 def test_schedule_and_settings(make_config):

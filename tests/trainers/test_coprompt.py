@@ -16,12 +16,10 @@ from tests.trainers.plain import (
     SMALL,
     check_step,
     cosine_loss,
-    count,
     learning_rates,
     plain_image,
     plain_text,
     tokens_of,
-    trainable_shapes,
     unit,
     write_released,
 )
@@ -119,23 +117,6 @@ def test_two_views_of_each_image_reach_the_loss(build):
     assert torch.equal(image[:, 0], batch["img"][0])
     assert torch.equal(image[:, 1], batch["img"][1])
     assert not torch.equal(image[:, 0], image[:, 1])
-
-
-@pytest.mark.parametrize(
-    ("options", "parameters"),
-    [((), 5_014_528), (("TRAINER.CoPrompt.N_CTX", "2", "TRAINER.CoPrompt.PROMPT_DEPTH", "9"),
-                       3_817_216)],
-)  # fmt: skip
-def test_parameters_on_vit_b16(make_config, monkeypatch, options, parameters):
-    found = trainable_shapes(make_config, monkeypatch, "CoPrompt/base2novel", *options)
-    assert count(found) == parameters
-    adapters = {name: shape for name, shape in found.items() if "adapter" in name}
-    assert adapters == {
-        f"{kind}_adapter.{layer}.weight": shape
-        for kind in ("image", "text")
-        for layer, shape in (("down", (128, 512)), ("up", (512, 128)))
-    }
-    assert all("adapter" in n or "text_prompts" in n or "vision_prompts.maps" in n for n in found)
 
 
 def test_schedule(make_config):

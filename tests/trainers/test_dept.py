@@ -14,8 +14,6 @@ from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
-    trainable,
-    vit_b16,
 )
 from tests.trainers.plain import (
     SMALL,
@@ -27,8 +25,7 @@ from tests.trainers.plain import (
     tokens_of,
     unit,
 )
-from trainers.base import PromptedCLIP
-from trainers.dept import HOSTS, DecoupledCLIP
+from trainers.dept import HOSTS
 from trainers.probe import Probe
 
 FILES = {
@@ -127,20 +124,6 @@ def test_rates(build, make_config, host):
     assert [group["lr"] for group in groups] == pytest.approx([1e-5, 1e-5])
     assert trainer._scheds["DePT"].base_lrs == pytest.approx([rate, 6.5 * rate])
     assert len(groups[1]["params"]) == 6
-
-
-def test_what_trains(build):
-    own = trainable(build().model)
-    assert own.pop("host.backbone.text_prompts.vectors") == 16 * 128
-    assert sum(own.values()) == 4 * 128 + (128 + 1) * 20
-    assert all(name.startswith("probe.") for name in own)
-
-
-def test_extra_parameters_on_vit_b16():
-    backbone = vit_b16()
-    names = [f"class {k}" for k in range(51)]
-    host = PromptedCLIP(backbone, [[f"a {name}."] for name in names], renormalize=True)
-    assert sum(trainable(DecoupledCLIP(host, names, 0.7)).values()) == 2_048 + 513 * 51
 
 
 def trained(build, directory="base"):

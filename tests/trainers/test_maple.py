@@ -10,13 +10,11 @@ from tests.trainers.plain import (
     SMALL,
     check_step,
     cosine_loss,
-    count,
     coupled,
     learning_rates,
     plain_image,
     plain_text,
     tokens_of,
-    trainable_shapes,
     unit,
     whole_clip,
     write_released,
@@ -45,21 +43,6 @@ def test_step_equals_the_formula(build, options):
         return {"logits": logits, "loss": ce, "ce": ce}
 
     check_step(trainer, expected)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "depth", "parameters"),
-    [("base2novel", 9, 3_555_072), ("cross_dataset", 3, 1_185_024)],
-)
-def test_parameters_on_vit_b16(make_config, monkeypatch, protocol, depth, parameters):
-    found = trainable_shapes(make_config, monkeypatch, f"MaPLe/{protocol}")
-    assert found.pop(TEXT) == (depth, 2, 512)
-    assert found == {
-        f"{MAPS}.{j}.{kind}": shape
-        for j in range(depth)
-        for kind, shape in (("weight", (768, 512)), ("bias", (768,)))
-    }
-    assert count(found) + depth * 2 * 512 == parameters
 
 
 @pytest.mark.parametrize(

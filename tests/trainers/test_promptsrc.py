@@ -14,12 +14,10 @@ from tests.trainers.plain import (
     SMALL,
     check_step,
     cosine_loss,
-    count,
     learning_rates,
     plain_image,
     plain_text,
     tokens_of,
-    trainable_shapes,
     unit,
     write_released,
 )
@@ -158,15 +156,6 @@ def test_from_a_checkpoint_without_an_average_the_rest_is_averaged(build, tmp_pa
     for name, value in trainable_state(second.model).items():
         expected = sum(w * state[name] for w, state in zip(weights, states, strict=True))
         torch.testing.assert_close(value, expected / sum(weights), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "depth", "parameters"), [("base2novel", 9, 46_080), ("cross_dataset", 3, 15_360)]
-)
-def test_parameters_on_vit_b16(make_config, monkeypatch, protocol, depth, parameters):
-    found = trainable_shapes(make_config, monkeypatch, f"PromptSRC/{protocol}")
-    assert found == {TEXT: (depth, 4, 512), VISION: (depth, 4, 768)}
-    assert count(found) == parameters
 
 
 def test_schedule(make_config):

@@ -14,12 +14,10 @@ from tests.trainers.plain import (
     SMALL,
     check_step,
     cosine_loss,
-    count,
     learning_rates,
     plain_image,
     plain_text,
     tokens_of,
-    trainable_shapes,
     unit,
     write_released,
 )
@@ -111,15 +109,6 @@ def test_texts_are_encoded_once(build, monkeypatch):
     )
     trainer.train()
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("protocol", "n_ctx", "parameters"), [("base2novel", 16, 147_456), ("few_shot", 50, 460_800)]
-)
-def test_parameters_on_vit_b16(make_config, monkeypatch, protocol, n_ctx, parameters):
-    found = trainable_shapes(make_config, monkeypatch, f"ProVP/{protocol}")
-    assert found == {VISION: (12, n_ctx, 768)}
-    assert count(found) == parameters
 
 
 def test_schedule(make_config):

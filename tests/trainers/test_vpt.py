@@ -10,12 +10,10 @@ from tests.trainers.plain import (
     SMALL,
     check_step,
     cosine_loss,
-    count,
     learning_rates,
     plain_image,
     plain_text,
     tokens_of,
-    trainable_shapes,
     unit,
     whole_clip,
     write_released,
@@ -54,12 +52,6 @@ def test_texts_are_encoded_once(build, monkeypatch):
     )
     trainer.train()
     assert len(calls) == 1
-
-
-def test_parameters_on_vit_b16(make_config, monkeypatch):
-    found = trainable_shapes(make_config, monkeypatch, "VPT/base2novel")
-    assert found == {VISION: (12, 8, 768)}
-    assert count(found) == 73_728
 
 
 def test_schedule(make_config):
