@@ -60,8 +60,15 @@ def test_deep_language_prompting_leaves_images_alone(build):
     assert torch.equal(f, f0)
 
 
-@pytest.mark.parametrize(("protocol", "lr", "epochs"), [("base2novel", 2.5e-3, 20),
-                                                        ("maple", 3.5e-3, 5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("protocol", "lr", "epochs"),
+    [
+        ("base2novel", 2.5e-3, 20),
+        ("maple", 3.5e-3, 5),
+        ("cross_dataset", 3.5e-3, 5),
+        ("deep_language", 2.5e-3, 5),
+    ],
+)
 def test_schedule(make_config, protocol, lr, epochs):
     trainer = build_trainer(make_config(f"IVLP/{protocol}", "DATASET.NUM_SHOTS", "1"))
     rates = learning_rates(trainer)

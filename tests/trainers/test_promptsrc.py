@@ -158,11 +158,21 @@ def test_from_a_checkpoint_without_an_average_the_rest_is_averaged(build, tmp_pa
         torch.testing.assert_close(value, expected / sum(weights), rtol=1e-5, atol=1e-7)
 
 
-def test_schedule(make_config):
-    trainer = build_trainer(make_config("PromptSRC/base2novel", "DATASET.NUM_SHOTS", "1"))
+@pytest.mark.parametrize(
+    ("protocol", "epochs", "third", "last"),
+    [
+        ("base2novel", 20, 2.48461e-3, 6.1179e-5),
+        ("cross_dataset", 20, 2.48461e-3, 6.1179e-5),
+        ("few_shot", 50, 2.49753e-3, 9.8566e-6),
+    ],
+)
+def test_schedule(make_config, protocol, epochs, third, last):
+    trainer = build_trainer(make_config(f"PromptSRC/{protocol}", "DATASET.NUM_SHOTS", "1"))
     rates = learning_rates(trainer)
-    assert rates[:3] == pytest.approx([1e-5, 2.5e-3, 2.48461e-3], rel=1e-5)
-    assert (len(rates), rates[-1]) == (20, pytest.approx(0.0609e-3, rel=1e-2))
+    assert rates[:3] == pytest.approx([1e-5, 2.5e-3, third], rel=1e-5)
+    assert (len(rates), rates[-1]) == (epochs, pytest.approx(last, rel=1e-4))
+    group = trainer._optims["VLPromptLearner"].param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
     assert trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 4
 
 

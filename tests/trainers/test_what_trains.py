@@ -100,6 +100,7 @@ CASES = [
     ("VPT/base2novel", (), {VISION: (12, 8, 768)}, 73_728),
     ("IVLP/base2novel", (), {TEXT: (9, 4, 512), VISION: (9, 4, 768)}, 46_080),
     ("IVLP/maple", (), {TEXT: (12, 2, 512), VISION: (12, 2, 768)}, 30_720),
+    ("IVLP/cross_dataset", (), {TEXT: (12, 2, 512), VISION: (12, 2, 768)}, 30_720),
     ("IVLP/deep_language", (), {TEXT: (12, 4, 512)}, 24_576),
     ("MaPLe/base2novel", (), coupled(2, 9), 3_555_072),
     ("MaPLe/cross_dataset", (), coupled(2, 3), 1_185_024),
