@@ -1,6 +1,6 @@
 """A step of every method that LightRA and RAda are compared with.
 
-    python scripts/bench.py baselines     # 20 minutes on two CPU cores, and the test-time methods'
+    python scripts/bench.py baselines               # 26 minutes on two CPU cores
     python scripts/bench.py baselines --trainers CoOp MaPLe LightRA --classes 200
     python scripts/bench.py baselines --trainers DePT DePT:base2novel_maple TPT:ttt_coop
     python scripts/bench.py baselines --backbone ViT-B/16 --device cuda --json
@@ -73,7 +73,7 @@ COLUMNS = {  # key -> (heading, format)
     "parameters": ("trainable", ",d"),
     "seconds": ("seconds", ".3f"),
     "ratio": ("x zero-shot", ".2f"),
-    "speed": ("images/s", ".1f"),
+    "speed": ("images/s", ".3g"),
     "peak_mib": ("peak MiB", ".0f"),
 }
 

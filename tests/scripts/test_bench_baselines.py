@@ -172,7 +172,7 @@ def test_batches_are_the_configs(monkeypatch, capsys):
         "1,234",
         "1.500",
         "3.00",
-        "2.0",
+        "2",
         "9",
     ]
     assert lines[-1] == "HPT (pictures, batch 5): ValueError: no ViT"
