@@ -60,8 +60,9 @@ class CLIPTrainer(TrainerX):
 
     def _print_choices(self) -> None:
         section = self.config_section or type(self).__name__
-        options = ", ".join(f"{key} {value!r}" for key, value in self.options.items())
-        print(f"TRAINER.{section}: {options}")
+        options = self.cfg.TRAINER.get(section, {})  # a class that is not registered has none
+        if options:
+            print(f"TRAINER.{section}: {', '.join(f'{k} {v!r}' for k, v in options.items())}")
         lines = self.choices()
         if self.released_in_half:
             lines.append(
