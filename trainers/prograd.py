@@ -101,9 +101,10 @@ class ProGrad(ContextTrainer):
             # Both are multiples of the true gradients by the same loss scale, which goes through.
             b = gather_features(self._aside.grad[None]).mean(0)
             context.grad, conflict = aligned_gradient(context.grad, b, self.options.LAMBDA)
-            self._aside, self._conflict = None, conflict.item()
+            self._conflict = conflict.item()
         super().model_update(names)
 
     def forward_backward(self, batch: Any) -> dict[str, float]:
         """A step; its numbers say whether the gradients were in conflict."""
+        self._aside = None  # as with other gradients, what a step that failed has left is dropped
         return {**super().forward_backward(batch), "conflict": self._conflict}

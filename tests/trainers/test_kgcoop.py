@@ -126,7 +126,7 @@ def test_prograd_aligns_the_gradients_of_the_whole_batch(build, monkeypatch, pro
         parameter.data += 0.2 * torch.randn_like(parameter)
         if not options:
             trainer.forward_backward({**batch, "img": image.double()})
-            return parameter.grad, trainer._conflict, []
+            return parameter.grad, trainer._conflict
         parts = []
         for rows in (slice(0, 2), slice(2, 6)):
             out = trainer.forward_loss(image[rows].double(), label[rows])
@@ -142,12 +142,12 @@ def test_prograd_aligns_the_gradients_of_the_whole_batch(build, monkeypatch, pro
                 prograd, "gather_features", lambda own: torch.cat([own, parts[1][1][None]])
             )
         trainer.model_update()
-        return parameter.grad, trainer._conflict, parts
+        return parameter.grad, trainer._conflict
 
     seen = set()
     for seed in range(12):
-        expected, conflict, _ = gradient_of(seed=seed)
-        found, same, _ = gradient_of("OPTIM.ACCUMULATE", "2", seed=seed)
+        expected, conflict = gradient_of(seed=seed)
+        found, same = gradient_of("OPTIM.ACCUMULATE", "2", seed=seed)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
         assert conflict == same
         seen.add(conflict)
@@ -164,15 +164,18 @@ def test_a_step_of_prograd_in_parts(build):
         trainer = build("ProGrad", "OPTIM.ACCUMULATE", parts, output=f"parts{parts}")
         begin_training(trainer)
         parameter = trainer.model.double().backbone.text_prompts.vectors
-        torch.manual_seed(1)
+        torch.manual_seed(6)  # a batch in conflict
         parameter.data += 0.2 * torch.randn_like(parameter)
         image, label = torch.randn(6, 3, 48, 48).double(), torch.randint(20, (6,))
         batch = {"img": image, "label": label, "domain": torch.zeros(6, dtype=torch.long)}
+        if parts == "3":  # what a step that came to no end has left changes nothing
+            trainer.forward_loss(image[:1], label[:1]).loss.backward()
         numbers = [trainer.forward_backward(batch) for _ in range(3)]
         found.append((parameter.data, numbers))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-12)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert one == pytest.approx(other)
+        assert one["conflict"] == 1
     assert {"loss", "ce", "teacher", "conflict"} < found[0][1][0].keys()
 
 
