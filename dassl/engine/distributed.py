@@ -49,6 +49,7 @@ __all__ = [
     "is_main",
     "main_first",
     "own_steps",
+    "own_test",
     "process_group",
     "rank",
     "synchronize_statistics",
@@ -205,6 +206,15 @@ def own_steps(cfg: CfgNode) -> WorldSizeError:
     return WorldSizeError(
         f"{cfg.TRAINER.NAME} does its training steps itself, which {world_size()} processes could "
         "not share; start it without torchrun (evaluation, --eval-only, can be shared)"
+    )
+
+
+def own_test(cfg: CfgNode) -> WorldSizeError:
+    """Return the error for a trainer whose test the engine knows nothing of."""
+    return WorldSizeError(
+        f"{cfg.TRAINER.NAME} has a test() of its own, in which each of {world_size()} processes "
+        "has seen its part of the images only; start it without torchrun (--eval-only with "
+        "--model-dir tests what was trained)"
     )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dassl.config import config_hash, to_plain
+from dassl.engine.distributed import own_test
+from dassl.engine.overrides import wrap_overrides
 from dassl.engine.precision import requested_precision
 from dassl.engine.result import peak_memory_mb, split_hash, write_result
 from dassl.engine.resume import remove_resume
 from dassl.engine.run_state import RunState
+from dassl.evaluation.record import Evaluation, numbers
 from dassl.utils import git_revision, package_versions
 from dassl.utils.distributed import gather_objects, is_main, world_size
 
@@ -26,13 +29,23 @@ class RunResult(RunState):
         loaded_from: Directory and epoch that `load_model` was last called with outside of training.
     """
 
+    val_loader: Any
+    _testing = False
+    _gathered = False  # the last test has put together what all processes have seen
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the run's result written whatever a trainer overrides."""
+        super().__init_subclass__(**kwargs)
+        wrap_overrides(cls)
+
     def __init__(self) -> None:
         """Start without results."""
         super().__init__()
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
         self.loaded_from: tuple[str, int | None] = ("", None)
         self._trained = False
-        self._last_test: tuple[str, Mapping[str, float]] | None = None
+        self._last_test: tuple[str, Evaluation] | None = None
+        self._written: tuple[str, Evaluation] | None = None
         git_revision()  # read now: the checkout may have changed by the end of the run
 
     def extra_result(self) -> dict[str, Any]:
@@ -62,18 +75,98 @@ class RunResult(RunState):
         if directory and not self._training:
             self.loaded_from = (os.fspath(directory), epoch)
 
-    def record_test(self, split: str, results: Mapping[str, float], seconds: float) -> None:
+    def tested_split(self, split: str | None = None) -> str:
+        """Return the split that a test is about.
+
+        Args:
+            split: As passed to ``test``; None for TEST.SPLIT. Where there are no validation
+                images, trainers' own tests take the test images, as Dassl's does.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        return "test" if split == "val" and self.val_loader is None else split
+
+    def finish_test(
+        self, split: str, returned: Any, evaluations: Sequence[Evaluation], seconds: float
+    ) -> None:
+        """Find out what a test has measured, whatever its body does.
+
+        Args:
+            split: test or val, or a word of the trainer's own.
+            returned: By ``test``.
+            evaluations: What evaluators gave meanwhile: the one whose main result was returned
+                counts, else the last.
+            seconds: How long it took.
+
+        Raises:
+            WorldSizeError: Each of several processes has seen its part of the images only.
+        """
+        name = f"{type(self).__name__}.test()"
+        if world_size() > 1 and not self._gathered:
+            raise own_test(self.cfg)
+        self._gathered = False
+        found, _ = numbers(returned)
+        if not evaluations:
+            if not found:
+                self._last_test = None
+                self.add_note(
+                    f"{name} has neither used an evaluator nor returned a number: no result"
+                )
+                return
+            self.add_note(f"{name} has not used an evaluator: the result is what it returned")
+            self.record_test(split, found, seconds, [])
+            return
+        value = next(iter(found.values()), None)
+        same = [e for e in evaluations if next(iter(e.results.values())) == value]
+        chosen = (same or evaluations)[-1]
+        if len(evaluations) > 1:
+            which = "the one it returned" if same else "the last"
+            self.add_note(f"{name} has evaluated {len(evaluations)} times: the result is {which}")
+        if chosen.left_out:
+            self.add_note(f"no numbers, so not in the result: {', '.join(chosen.left_out)}")
+        self.record_test(split, chosen.results, seconds, chosen.per_class)
+
+    def record_test(
+        self,
+        split: str,
+        results: Mapping[str, float],
+        seconds: float,
+        per_class: list[dict[str, Any]] | None = None,
+    ) -> None:
         """Keep a test's results; outside of training they are the run's, and are written.
 
         Args:
             split: test or val.
-            results: From the evaluator.
+            results: Numbers by name, the main one first.
             seconds: How long it took.
+            per_class: The same by class; by default what the evaluator says now.
         """
+        if per_class is None:
+            per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
         self.durations["test"] = seconds
-        self._last_test = (split, dict(results))
-        if not self._training and split == self.cfg.TEST.SPLIT:
+        self._last_test = (split, Evaluation(dict(results), per_class, []))
+        if not self._training and split == self.tested_split():
             self.write_result(eval_only=not self._trained)
+
+    def finish_train(self) -> None:
+        """Write the result of a trainer whose own ``after_train`` or ``train`` has not."""
+        last, split = self._last_test, self.tested_split()
+        if last is not None and last is self._written:
+            return
+        if last is not None and last[0] == split:
+            self.write_result(eval_only=False)
+        elif not self.cfg.TEST.NO_TEST:
+            self.add_note(
+                f"{type(self).__name__} has trained, but no test of its own has given a result on "
+                f"the {split} images, so there is no result.json"
+            )
+
+    def _metrics(self, results: Mapping[str, float]) -> dict[str, float]:
+        """Return the results with an accuracy among them, which whatever reads them looks at."""
+        if "accuracy" in results:
+            return dict(results)
+        name, value = next(iter(results.items()))
+        self.add_note(f"the evaluator gives no accuracy; what is called so is its {name}")
+        return {"accuracy": value, **results}
 
     def write_result(self, eval_only: bool) -> None:
         """Write ``result.json`` from the last test and remove the resume file.
@@ -86,10 +179,11 @@ class RunResult(RunState):
         """
         if self._last_test is None:
             raise ValueError("write_result needs a test before it")
-        split, results = self._last_test
-        per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
+        self._written = self._last_test
+        split, test = self._last_test
+        per_class, metrics = test.per_class, self._metrics(test.results)
         chance = 100.0 / self.dm.num_classes
-        accuracy = results.get("accuracy")
+        accuracy = test.results.get("accuracy")
         if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
             self.add_note(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
         own = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
@@ -104,9 +198,9 @@ class RunResult(RunState):
             {
                 **identity,
                 "split": split,
-                "metrics": {name: float(value) for name, value in results.items()},
+                "metrics": metrics,
                 "per_class": per_class,
-                "num_test": sum(row["total"] for row in per_class),
+                "num_test": sum(row["total"] for row in per_class) or self._num_images(split),
                 "num_classes": int(self.dm.num_classes),
                 "chance": chance,
                 "eval_only": eval_only,
@@ -120,6 +214,10 @@ class RunResult(RunState):
         print(f'Result written to "{path}"')
         if not eval_only:
             remove_resume(self.output_dir)
+
+    def _num_images(self, split: str) -> int:
+        """Return how many images a split has, for an evaluator that does not count."""
+        return len((self.dm.dataset.val if split == "val" else self.dm.dataset.test) or ())
 
     def _stated_precision(self) -> str:
         """Return what the configuration says of a trainer that sees to its precision itself."""

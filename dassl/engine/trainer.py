@@ -32,6 +32,7 @@ from dassl.engine.resume import resolve_seed
 from dassl.engine.run_result import RunResult
 from dassl.engine.step import freeze_statistics, keep_no_activations
 from dassl.evaluation import build_evaluator
+from dassl.evaluation.record import numbers
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, load_pretrained_weights, set_random_seed
 
@@ -212,12 +213,7 @@ class SimpleTrainer(RunResult):
 
     def train(self) -> None:  # type: ignore[override]
         """Train, or go on where a killed run stopped, then test."""
-        self._training = True
-        try:
-            super().train(self.start_epoch, self.max_epoch)
-            self._trained = True
-        finally:
-            self._training = False
+        super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
         """Resume if there is something to resume from."""
@@ -240,7 +236,7 @@ class SimpleTrainer(RunResult):
         cfg = self.cfg
         done = self.epoch + 1
         if not cfg.TEST.NO_TEST and cfg.TEST.FINAL_MODEL == "best_val":
-            result = float(self.test(split="val"))
+            result = self._score(self.test(split="val"))
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(
@@ -249,6 +245,25 @@ class SimpleTrainer(RunResult):
         every = cfg.TRAIN.CHECKPOINT_FREQ
         if done == self.max_epoch or (every > 0 and done % every == 0):
             self.save_model(self.epoch, self.output_dir)
+
+    def _score(self, returned: Any) -> float:
+        """Return the number that a test on validation images has given.
+
+        Args:
+            returned: By `test`; not a number if a trainer's own test returns something else.
+
+        Raises:
+            ValueError: It has given none.
+        """
+        found, _ = numbers(returned)
+        if not found and self._last_test is not None:
+            found = self._last_test[1].results
+        if not found:
+            raise ValueError(
+                f"TEST.FINAL_MODEL is best_val, but {type(self).__name__}.test() has neither used "
+                "an evaluator nor returned a number; set last_step"
+            )
+        return next(iter(found.values()))
 
     def after_train(self) -> None:
         """Test the final model and write the result."""
@@ -261,7 +276,7 @@ class SimpleTrainer(RunResult):
             else:
                 print("Deploy the last-epoch model")
             self.test()
-            self.write_result(eval_only=False)
+            self.finish_train()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         print(f"Elapsed: {elapsed}")
         self.close_writer()
@@ -277,13 +292,12 @@ class SimpleTrainer(RunResult):
             The evaluator's main result, the accuracy.
 
         Raises:
-            ValueError: There are no images in the split.
+            ValueError: There are no images in the split, or the evaluator gave no number.
         """
         split = split or self.cfg.TEST.SPLIT
         loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}")
-        started = time.time()
         self.set_model_mode("eval")
         self.evaluator.reset()
         print(f"Evaluate on the *{split}* set")
@@ -294,11 +308,13 @@ class SimpleTrainer(RunResult):
             self.evaluator.process(output, label)
         if world_size() > 1:
             self.evaluator.gather()
-        results = self.evaluator.evaluate()
+            self._gathered = True
+        results, _ = numbers(self.evaluator.evaluate())
+        if not results:
+            raise ValueError(f"{type(self.evaluator).__name__}.evaluate() returned no number")
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        self.record_test(split, results, time.time() - started)
-        return float(next(iter(results.values())))
+        return next(iter(results.values()))
 
     def model_inference(self, input: Tensor) -> Any:
         """Return the model's logits, (B, K).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl.evaluation.record import recorded
 from dassl.utils.distributed import gather_objects, is_main
 from dassl.utils.registry import Registry, check_availability
 from dassl.utils.torchtools import atomic_torch_save
@@ -22,6 +23,12 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 class EvaluatorBase:
     """Interface of evaluators: reset, process batches, evaluate."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the engine see what `evaluate` returns, whoever calls it."""
+        super().__init_subclass__(**kwargs)
+        if "evaluate" in vars(cls):
+            cls.evaluate = recorded(vars(cls)["evaluate"])  # type: ignore[method-assign]
 
     def __init__(self, cfg: CfgNode) -> None:
         """Keep the configuration.
@@ -64,7 +71,10 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Accuracy over all images and macro-averaged F1 score."""
+    """Accuracy over all images and macro-averaged F1 score.
+
+    The running counts have Dassl's names, as subclasses there change `process` or read them.
+    """
 
     def __init__(
         self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **kwargs: object
@@ -82,8 +92,13 @@ class Classification(EvaluatorBase):
 
     def reset(self) -> None:
         """Forget what was processed."""
+        self._correct = 0
+        self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
+        self._per_class_res: defaultdict[int, list[int]] | None = (
+            defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
+        )
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Add a batch.
@@ -100,14 +115,28 @@ class Classification(EvaluatorBase):
                 "the model's logits contain NaN: it has diverged, or the precision is too low "
                 "(try TRAINER.<name>.PREC fp32)"
             )
-        self._y_true.extend(gt.cpu().tolist())
-        self._y_pred.extend(mo.max(dim=1).indices.cpu().tolist())
+        labels = gt.cpu().tolist()
+        predictions = mo.max(dim=1).indices.cpu().tolist()
+        matches = [int(t == p) for t, p in zip(labels, predictions, strict=True)]
+        self._correct += sum(matches)
+        self._total += len(labels)
+        self._y_true.extend(labels)
+        self._y_pred.extend(predictions)
+        if self._per_class_res is not None:
+            for label, match in zip(labels, matches, strict=True):
+                self._per_class_res[label].append(match)
 
     def gather(self) -> None:
-        """Put together the labels and predictions of all processes."""
-        gathered = gather_objects((self._y_true, self._y_pred))
-        self._y_true = [label for labels, _ in gathered for label in labels]
-        self._y_pred = [label for _, labels in gathered for label in labels]
+        """Put together the counts, labels and predictions of all processes."""
+        own = self._correct, self._total, self._y_true, self._y_pred, self._per_class_res
+        corrects, totals, labels, predictions, per_class = zip(*gather_objects(own), strict=True)
+        self._correct, self._total = sum(corrects), sum(totals)
+        self._y_true = [label for part in labels for label in part]
+        self._y_pred = [label for part in predictions for label in part]
+        if self._per_class_res is not None:
+            self._per_class_res = defaultdict(list)
+            for label, matches in (entry for part in per_class for entry in part.items()):
+                self._per_class_res[label].extend(matches)
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return the results.
@@ -119,13 +148,11 @@ class Classification(EvaluatorBase):
         Raises:
             ValueError: Nothing was processed.
         """
-        total = len(self._y_true)
-        if total == 0:
+        if self._total == 0:
             raise ValueError("nothing to evaluate: no test image was processed")
         from sklearn.metrics import f1_score  # takes a second, which --help need not wait for
 
-        correct = sum(t == p for t, p in zip(self._y_true, self._y_pred, strict=True))
-        accuracy = 100.0 * correct / total
+        accuracy = 100.0 * self._correct / self._total
         macro_f1 = 100.0 * f1_score(
             self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
         )
@@ -134,13 +161,13 @@ class Classification(EvaluatorBase):
         )
         print(
             "=> result\n"
-            f"* total: {total:,}\n"
-            f"* correct: {correct:,}\n"
+            f"* total: {self._total:,}\n"
+            f"* correct: {self._correct:,}\n"
             f"* accuracy: {accuracy:.2f}%\n"
             f"* error: {results['error_rate']:.2f}%\n"
             f"* macro_f1: {macro_f1:.2f}%"
         )
-        if self.cfg.TEST.PER_CLASS_RESULT:
+        if self._per_class_res is not None:
             results["perclass_accuracy"] = self._print_per_class()
         if self.cfg.TEST.COMPUTE_CMAT and is_main():
             self._save_confusion_matrix()
@@ -148,20 +175,20 @@ class Classification(EvaluatorBase):
 
     def per_class(self) -> list[dict[str, Any]]:
         """Return ``label, name, total, correct, accuracy`` of every class that has images."""
-        totals: dict[int, int] = {}
-        hits: dict[int, int] = {}
-        for true, predicted in zip(self._y_true, self._y_pred, strict=True):
-            totals[true] = totals.get(true, 0) + 1
-            hits[true] = hits.get(true, 0) + (true == predicted)
+        matches = self._per_class_res
+        if matches is None:
+            matches = defaultdict(list)
+            for true, predicted in zip(self._y_true, self._y_pred, strict=True):
+                matches[true].append(int(true == predicted))
         return [
             {
                 "label": label,
                 "name": self._lab2cname.get(label, str(label)),
-                "total": totals[label],
-                "correct": hits[label],
-                "accuracy": 100.0 * hits[label] / totals[label],
+                "total": len(matches[label]),
+                "correct": sum(matches[label]),
+                "accuracy": 100.0 * sum(matches[label]) / len(matches[label]),
             }
-            for label in sorted(totals)
+            for label in sorted(matches)
         ]
 
     def _print_per_class(self) -> float:
@@ -201,4 +228,8 @@ def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
     check_availability(cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
     if cfg.VERBOSE:
         print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
-    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+    evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+    kind: Any = type(evaluator)
+    if not isinstance(evaluator, EvaluatorBase) and not hasattr(kind.evaluate, "__wrapped__"):
+        kind.evaluate = recorded(kind.evaluate)
+    return evaluator

@@ -83,3 +83,46 @@ def test_compute_accuracy():
     assert (top1.item(), top2.item()) == (50.0, 75.0)
     assert compute_accuracy((output, None), target)[0].item() == 50.0
     assert top1.shape == (1,)
+
+
+def test_the_counts_have_dassls_names(tmp_path):
+    class TopTwo(Classification):
+        """Changes process as subclasses for Dassl do."""
+
+        def process(self, mo, gt):
+            matches = (mo.topk(2, dim=1).indices == gt[:, None]).any(dim=1)
+            self._correct += int(matches.sum())
+            self._total += gt.shape[0]
+            self._y_true.extend(gt.tolist())
+            self._y_pred.extend(mo.argmax(dim=1).tolist())
+            if self._per_class_res is not None:
+                for label, match in zip(gt.tolist(), matches.tolist(), strict=True):
+                    self._per_class_res[label].append(int(match))
+
+    scores = torch.tensor([[3.0, 2, 1], [1, 2, 3], [1, 2, 3], [3, 2, 1]])
+    labels = torch.tensor([0, 1, 0, 1])
+    plain = evaluator(tmp_path, PER_CLASS_RESULT=True)
+    plain.process(scores, labels)
+    assert (plain._correct, plain._total) == (1, 4)
+    assert dict(plain._per_class_res) == {0: [1, 0], 1: [0, 0]}
+    plain.reset()
+    assert (plain._correct, plain._total, dict(plain._per_class_res)) == (0, 0, {})
+    assert evaluator(tmp_path)._per_class_res is None
+    changed = TopTwo(plain.cfg, {0: "a", 1: "b"})
+    changed.process(scores, labels)
+    results = changed.evaluate()
+    assert (results["accuracy"], results["perclass_accuracy"]) == (75.0, 75.0)
+    assert [row["correct"] for row in changed.per_class()] == [1, 2]
+    assert results["macro_f1"] == pytest.approx(100 * (2 / 4 + 0) / 2)  # of the best class
+
+
+def test_counts_of_several_processes_are_put_together(tmp_path, monkeypatch):
+    parts = [evaluator(tmp_path, PER_CLASS_RESULT=True) for _ in range(2)]
+    parts[0].process(logits([0, 1]), torch.tensor([0, 0]))
+    parts[1].process(logits([1]), torch.tensor([1]))
+    states = [(e._correct, e._total, e._y_true, e._y_pred, e._per_class_res) for e in parts]
+    monkeypatch.setattr("dassl.evaluation.evaluator.gather_objects", lambda own: states)
+    parts[1].gather()
+    assert (parts[1]._correct, parts[1]._total) == (2, 3)
+    assert dict(parts[1]._per_class_res) == {0: [1, 0], 1: [1]}
+    assert parts[1].evaluate()["accuracy"] == pytest.approx(200 / 3)

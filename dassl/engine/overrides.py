@@ -1,0 +1,91 @@
+"""Methods that other people's trainers override without calling ours, and what is due after them.
+
+``train``, ``test`` and ``load_model`` of every subclass are wrapped when the class is made, so that
+a run ends with its result whatever their bodies do, and whoever calls them. Where an override
+calls its parent's method, the outermost call counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dassl.evaluation.record import recorded_evaluations
+
+__all__ = ["wrap_overrides"]
+
+_Method = Callable[..., Any]
+_MARK = "_followed_up"
+
+
+def wrap_overrides(cls: type) -> None:
+    """Wrap a class's ``train``, ``test`` and ``load_model``, its own or those of a mixin.
+
+    Args:
+        cls: Trainer class that has just been made.
+    """
+    for name, wrap in (("train", _train), ("test", _test), ("load_model", _load_model)):
+        method: Any = getattr(cls, name)
+        if not hasattr(method, _MARK):
+            wrapped: Any = wrap(method)
+            setattr(wrapped, _MARK, True)
+            setattr(cls, name, wrapped)
+
+
+def _train(train: _Method) -> _Method:
+    """Write the run's result after training, if the trainer has not done it."""
+
+    @functools.wraps(train)
+    def train_and_finish(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._training:
+            return train(self, *args, **kwargs)
+        self._training = True
+        try:
+            returned = train(self, *args, **kwargs)
+            self._trained = True
+        finally:
+            self._training = False
+        self.finish_train()
+        return returned
+
+    return train_and_finish
+
+
+def _test(test: _Method) -> _Method:
+    """Record what a test has found, by its evaluator or else by what it returned."""
+
+    @functools.wraps(test)
+    def test_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._testing:
+            return test(self, *args, **kwargs)
+        self._testing = True
+        started = time.time()
+        try:
+            with recorded_evaluations() as evaluations:
+                returned = test(self, *args, **kwargs)
+        finally:
+            self._testing = False
+        split = self.tested_split(args[0] if args else kwargs.get("split"))
+        self.finish_test(split, returned, evaluations, time.time() - started)
+        return returned
+
+    return test_and_record
+
+
+def _load_model(load_model: _Method) -> _Method:
+    """Note what was loaded, if the trainer has not done it."""
+
+    @functools.wraps(load_model)
+    def load_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = self.loaded_from
+        returned = load_model(self, *args, **kwargs)
+        directory = args[0] if args else kwargs.get("directory")
+        epoch = args[1] if len(args) > 1 else kwargs.get("epoch")
+        if directory and not self._training and self.loaded_from is before:
+            self.loaded_from = (os.fspath(directory), epoch)
+        return returned
+
+    return load_and_note
