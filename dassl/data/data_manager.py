@@ -12,12 +12,18 @@ from yacs.config import CfgNode
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.samplers import EpochSampler, ShardedSampler, build_sampler, mix_seed
-from dassl.data.transforms import build_transform, crop_border_first
-from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good
+from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
+from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
 from dassl.utils.distributed import local_size, rank, world_size
 from dassl.utils.registry import check_availability
 
-__all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
+__all__ = [
+    "INTERPOLATION_MODES",
+    "DataManager",
+    "DatasetWrapper",
+    "build_data_loader",
+    "read_image",
+]
 
 
 def build_data_loader(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -196,7 +196,11 @@ class ShardedSampler(Sampler[int]):
 
 
 class _GroupSampler(EpochSampler):
-    """Batches that take the same number of images from each of several groups."""
+    """Batches that take the same number of images from each of several groups.
+
+    Subclasses say where a pass ends, as Dassl's samplers do. How long it gets depends on the draw
+    then; a pass is at most as long as the one that was drawn when the sampler was made.
+    """
 
     def __init__(
         self,
@@ -212,24 +216,41 @@ class _GroupSampler(EpochSampler):
         self.groups: defaultdict[int, list[int]] = defaultdict(list)
         for index, item in enumerate(data_source):
             self.groups[getattr(item, attribute)].append(index)
-        self._length = len(data_source)
-        self._length = len(self.order(random.Random(0)))
+        self._length = len(self.batches(random.Random(0)))
+
+    def shuffled(self, items: list[int], rng: random.Random) -> list[int]:
+        """Return a group's images in the order in which they are taken."""
+        return rng.sample(items, len(items))
 
     def choose(self, names: list[int], rng: random.Random) -> list[int]:
         """Return the groups of the next batch."""
         return rng.sample(names, self.n_groups)
 
+    def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
+        """Tell whether no batch follows.
+
+        Args:
+            left: Images not taken yet, by group.
+            chosen: Groups of the last batch.
+        """
+        raise NotImplementedError
+
     def order(self, rng: random.Random) -> Sequence[int]:
-        """Return batches until some chosen group cannot fill its share."""
-        left = {name: rng.sample(items, len(items)) for name, items in self.groups.items()}
+        """Return the batches of one pass, one after another; no more than `__len__` says."""
+        return self.batches(rng)[: self._length]
+
+    def batches(self, rng: random.Random) -> list[int]:
+        """Draw batches, one after another, until the pass ends."""
+        left = {name: self.shuffled(items, rng) for name, items in self.groups.items()}
         result: list[int] = []
         while True:
             names = [name for name in left if len(left[name]) >= self.per_group]
-            if len(names) < self.n_groups:
-                return result[: self._length]
-            for name in self.choose(names, rng):
+            chosen = self.choose(names, rng)
+            for name in chosen:
                 result += left[name][: self.per_group]
                 left[name] = left[name][self.per_group :]
+            if self.ends(left, chosen):
+                return result
 
     def __len__(self) -> int:
         """Return the number of indices in a pass; unlucky choices may leave a few out."""
@@ -255,7 +276,7 @@ class RandomDomainSampler(_GroupSampler):
             seed: See `EpochSampler`.
 
         Raises:
-            ValueError: Not divisible, or more domains than there are.
+            ValueError: Not divisible, more domains than there are, or one with too few images.
         """
         available = len({item.domain for item in data_source})
         wanted = n_domain if n_domain > 0 else available
@@ -264,7 +285,18 @@ class RandomDomainSampler(_GroupSampler):
                 f"N_DOMAIN {n_domain} must be at most the {available} domains there are and "
                 f"divide BATCH_SIZE {batch_size}"
             )
-        super().__init__(data_source, "domain", batch_size // wanted, wanted, seed)
+        share = batch_size // wanted
+        for domain, images in Counter(item.domain for item in data_source).items():
+            if images < share:
+                raise ValueError(
+                    f"BATCH_SIZE {batch_size} / N_DOMAIN {wanted} needs {share} images of every "
+                    f"domain, domain {domain} has {images}"
+                )
+        super().__init__(data_source, "domain", share, wanted, seed)
+
+    def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
+        """After a batch that a domain in it could not repeat."""
+        return any(len(left[name]) < self.per_group for name in chosen)
 
 
 class SeqDomainSampler(RandomDomainSampler):
@@ -291,7 +323,10 @@ class SeqDomainSampler(RandomDomainSampler):
 
 
 class RandomClassSampler(_GroupSampler):
-    """Batches with ``n_ins`` images from each of ``batch_size / n_ins`` random classes."""
+    """Batches with ``n_ins`` images from each of ``batch_size / n_ins`` random classes.
+
+    A class with fewer images takes part once, with images drawn with replacement.
+    """
 
     def __init__(
         self,
@@ -304,22 +339,38 @@ class RandomClassSampler(_GroupSampler):
 
         Args:
             data_source: Images.
-            batch_size: At least ``n_ins`` and divisible by it.
+            batch_size: At least ``n_ins``. If that does not divide it, the number of classes is
+                rounded down, as in Dassl: the loader's batches then mix two draws.
             n_ins: Images per class.
             seed: See `EpochSampler`.
 
         Raises:
-            ValueError: Not divisible, or too few classes.
+            ValueError: A batch that is too small, or too few classes.
         """
         classes = len({item.label for item in data_source})
-        if n_ins <= 0 or batch_size < n_ins or batch_size % n_ins:
-            raise ValueError(f"N_INS {n_ins} must divide BATCH_SIZE {batch_size}")
+        if n_ins <= 0 or batch_size < n_ins:
+            raise ValueError(f"N_INS {n_ins} must be in 1..BATCH_SIZE {batch_size}")
+        if batch_size % n_ins:
+            print(
+                f"Note: N_INS {n_ins} does not divide BATCH_SIZE {batch_size}: not every batch has "
+                f"{n_ins} images of each class"
+            )
         if batch_size // n_ins > classes:
             raise ValueError(
                 f"BATCH_SIZE {batch_size} / N_INS {n_ins} needs {batch_size // n_ins} classes, "
                 f"there are {classes}"
             )
         super().__init__(data_source, "label", n_ins, batch_size // n_ins, seed)
+
+    def shuffled(self, items: list[int], rng: random.Random) -> list[int]:
+        """Return a class's images in random order, enough for one batch."""
+        if len(items) < self.per_group:
+            return rng.choices(items, k=self.per_group)
+        return super().shuffled(items, rng)
+
+    def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
+        """When too few classes can fill their share."""
+        return sum(len(items) >= self.per_group for items in left.values()) < self.n_groups
 
 
 def build_sampler(

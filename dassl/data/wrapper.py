@@ -133,7 +133,7 @@ class DatasetWrapper(Dataset[Any]):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat "
                 "(INPUT.NO_TRANSFORM)"
             )
-        self.to_tensor = self._plain_transform() if self.return_img0 else None
+        self.to_tensor = self._plain_transform()  # always: subclasses use it by themselves
 
     def _plain_transform(self) -> T.Compose:
         """Return the transform of img0: no augmentation, normalised if training images are."""
@@ -205,7 +205,7 @@ class DatasetWrapper(Dataset[Any]):
                 output[key] = self._transform_image(transform, image)
         else:
             output["img"] = self._transform_image(self.transform, image)
-        if self.to_tensor is not None:
+        if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 

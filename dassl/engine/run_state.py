@@ -30,6 +30,15 @@ from dassl.utils.distributed import gather_objects, is_main, world_size
 __all__ = ["RunState"]
 
 
+def group_sizes(state: Mapping[str, Any]) -> list[int]:
+    """Return the number of parameters in every group of an optimiser.
+
+    Args:
+        state: The optimiser's state dict.
+    """
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
 class RunState(TrainerBase):
     """Saves and restores a run's state, collects notes.
 
@@ -199,6 +208,10 @@ class RunState(TrainerBase):
                 return f"has other trainable parameters for {name!r}"
             if (state["optims"].get(name) is None) != (self._optims[name] is None):
                 return f"has another optimiser for {name!r}"
+            if self._optims[name] is not None and group_sizes(state["optims"][name]) != group_sizes(
+                self._optims[name].state_dict()
+            ):
+                return f"has other parameter groups in the optimiser of {name!r}"
         return None
 
     def _restore(self, state: Mapping[str, Any], directory: str) -> None:

@@ -6,6 +6,7 @@ import datetime
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.data.samplers import mix_seed
+from dassl.engine.base import TrainerBase
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import resolve_device
 from dassl.engine.distributed import (
@@ -30,13 +32,60 @@ from dassl.engine.models import Names
 from dassl.engine.precision import autocast_context
 from dassl.engine.resume import resolve_seed
 from dassl.engine.run_result import RunResult
+from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import freeze_statistics, keep_no_activations
 from dassl.evaluation import build_evaluator
 from dassl.evaluation.record import numbers
+from dassl.modeling import build_backbone, build_head
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import check_availability, load_pretrained_weights, set_random_seed
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    check_availability,
+    count_num_param,
+    load_checkpoint,
+    load_pretrained_weights,
+    mkdir_if_missing,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_random_seed,
+    tolist_if_not,
+)
 
-__all__ = ["SimpleTrainer"]
+__all__ = [
+    "AverageMeter",
+    "DataManager",
+    "MetricMeter",
+    "SimpleNet",
+    "SimpleTrainer",
+    "SummaryWriter",  # noqa: F822
+    "TrainerBase",
+    "TrainerX",  # noqa: F822
+    "TrainerXU",  # noqa: F822
+    "build_backbone",
+    "build_head",
+    "count_num_param",
+    "load_checkpoint",
+    "mkdir_if_missing",
+    "resume_from_checkpoint",
+    "save_checkpoint",
+    "tolist_if_not",
+]
+
+# What Dassl's module of this name holds besides, looked up late: they build on this one, or take
+# time to import.
+_ELSEWHERE = {
+    "SummaryWriter": "torch.utils.tensorboard",
+    "TrainerX": "dassl.engine.trainer_x",
+    "TrainerXU": "dassl.engine.trainer_xu",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return one of Dassl's names."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ELSEWHERE[name]), name)
 
 
 class SimpleTrainer(RunResult):
@@ -115,8 +164,12 @@ class SimpleTrainer(RunResult):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self) -> nn.Module | None:
-        """Return the method's module, its trainable parameters marked by ``requires_grad``."""
-        raise NotImplementedError(f"{type(self).__name__} must define build_model")
+        """Return the method's module, its trainable parameters marked by ``requires_grad``.
+
+        By default the `SimpleNet` that ``cfg.MODEL`` describes, as in Dassl.
+        """
+        self.model_name = self.model_name or "model"
+        return SimpleNet(self.cfg, self.cfg.MODEL, self.num_classes)
 
     def param_groups(self, module: nn.Module) -> Any:
         """Return parameter groups with their own learning rates; None for one group.
@@ -138,7 +191,8 @@ class SimpleTrainer(RunResult):
         optim: Any = None
         sched: Any = None
         if any(p.requires_grad for p in self.model.parameters()):
-            optim = build_optimizer(self.model, cfg.OPTIM, self.param_groups(self.model))
+            groups = self.param_groups(self.model)
+            optim = build_optimizer(self.model, cfg.OPTIM, groups, trainable_only=True)
             # A set for tests only has no steps; what was trained elsewhere can still be loaded.
             steps = len(self.train_loader_x) if self.train_loader_x is not None else 0
             sched = build_lr_scheduler(optim, cfg.OPTIM, steps)

@@ -24,11 +24,20 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
+from dassl.optim.warmup import ConstantWarmupScheduler, LinearWarmupScheduler
 from dassl.utils.registry import check_availability
 
-__all__ = ["AVAILABLE_SCHEDULERS", "ClosedFormLR", "build_lr_scheduler"]
+__all__ = [
+    "AVAILABLE_SCHEDULERS",
+    "AVAI_SCHEDS",
+    "ClosedFormLR",
+    "ConstantWarmupScheduler",
+    "LinearWarmupScheduler",
+    "build_lr_scheduler",
+]
 
 AVAILABLE_SCHEDULERS = ["single_step", "multi_step", "cosine", "cosine_step"]
+AVAI_SCHEDS = AVAILABLE_SCHEDULERS  # Dassl's name
 
 Curve = Callable[[float, int], float]
 

@@ -10,23 +10,33 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from dassl.optim.radam import RAdam
 from dassl.utils.registry import check_availability, nearest
 
-__all__ = ["AVAILABLE_OPTIMIZERS", "build_optimizer"]
+__all__ = ["AVAILABLE_OPTIMIZERS", "AVAI_OPTIMS", "build_optimizer"]
 
 AVAILABLE_OPTIMIZERS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+AVAI_OPTIMS = AVAILABLE_OPTIMIZERS  # Dassl's name
 
 
 def build_optimizer(
-    model: nn.Module | Iterable[Any], optim_cfg: CfgNode, param_groups: Any = None
+    model: nn.Module | Iterable[Any],
+    optim_cfg: CfgNode,
+    param_groups: Any = None,
+    *,
+    trainable_only: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser over the parameters that require a gradient.
+    """Build an optimiser over a model's parameters.
+
+    As in Dassl, frozen parameters are in it too: a trainer may thaw them later, and the indices in
+    its state are those of released checkpoints. No step changes a parameter without gradient.
 
     Args:
         model: Module, iterable of parameters, or list of parameter groups.
         optim_cfg: ``cfg.OPTIM``.
         param_groups: Parameters or parameter groups to use instead of all of the model's. Not
             together with STAGED_LR.
+        trainable_only: Leave out parameters that require no gradient, and groups without others.
 
     Returns:
         The optimiser; SGD has momentum and weight decay by default (0.9 and 5e-4), as in Dassl.
@@ -43,14 +53,20 @@ def build_optimizer(
             param_groups = _staged_groups(model, optim_cfg)
     if param_groups is None:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
-    groups = _trainable_groups(param_groups)
-    if not groups:
-        raise ValueError("nothing to optimise: no parameter requires a gradient")
+    groups = _groups(param_groups)
+    if trainable_only:
+        groups = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in groups]
+        groups = [group for group in groups if group["params"]]
+    if not any(group["params"] for group in groups):
+        raise ValueError(
+            "nothing to optimise: "
+            + ("no parameter requires a gradient" if trainable_only else "there is no parameter")
+        )
     return _create(groups, optim_cfg)
 
 
-def _trainable_groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
-    """Bring parameters or groups into group form, without what is frozen or empty."""
+def _groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
+    """Bring parameters or groups into group form."""
     listed = list(param_groups)
     if not listed:
         return []
@@ -58,10 +74,9 @@ def _trainable_groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
     result = []
     for group in groups:
         params = group["params"]
-        params = [params] if isinstance(params, torch.Tensor) else list(params)
-        params = [p for p in params if p.requires_grad]
-        if params:
-            result.append({**group, "params": params})
+        result.append(
+            {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
+        )
     return result
 
 
@@ -102,9 +117,13 @@ def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer
     if cfg.NAME == "rmsprop":
         return torch.optim.RMSprop(groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
     if cfg.NAME == "radam":
-        return torch.optim.RAdam(groups, betas=betas, **common)
+        return RAdam(groups, betas=betas, **common)
     # One pass over the parameters instead of a dozen: on a CPU, most of the time of a small step.
-    common["fused"] = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+    common["fused"] = all(
+        p.device.type in ("cpu", "cuda") and p.is_floating_point()
+        for g in groups
+        for p in g["params"]
+    )
     if cfg.NAME == "adamw":
         return torch.optim.AdamW(groups, betas=betas, **common)
     return torch.optim.Adam(groups, betas=betas, amsgrad=cfg.NAME == "amsgrad", **common)

@@ -11,10 +11,20 @@ from dassl.utils.files import (
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.registry import Registry, check_availability, nearest
-from dassl.utils.tools import collect_env_info, git_revision, package_versions, set_random_seed
+from dassl.utils.tools import (
+    collect_env_info,
+    download_url,
+    get_most_similar_str_to_a_from_b,
+    git_revision,
+    package_versions,
+    read_image,
+    set_random_seed,
+    tolist_if_not,
+)
 from dassl.utils.torchtools import (
     atomic_torch_save,
     count_num_param,
+    init_network_weights,
     load_checkpoint,
     load_pretrained_weights,
     open_all_layers,
@@ -34,7 +44,10 @@ __all__ = [
     "check_isfile",
     "collect_env_info",
     "count_num_param",
+    "download_url",
+    "get_most_similar_str_to_a_from_b",
     "git_revision",
+    "init_network_weights",
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",
@@ -43,10 +56,12 @@ __all__ = [
     "open_all_layers",
     "open_specified_layers",
     "package_versions",
+    "read_image",
     "read_json",
     "resume_from_checkpoint",
     "save_checkpoint",
     "set_random_seed",
     "setup_logger",
+    "tolist_if_not",
     "write_json",
 ]

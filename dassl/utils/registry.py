@@ -63,13 +63,14 @@ class Registry:
         self._objects: dict[str, Any] = {}
 
     def register(
-        self, obj: Any = None, *, name: str | None = None, force: bool = False
+        self, *either: Any, name: str | None = None, obj: Any = None, force: bool = False
     ) -> Callable[[Any], Any] | Any:
         """Register an object, as a decorator or by a direct call.
 
         Args:
-            obj: Class or function; omitted when used as ``@REGISTRY.register()``.
+            *either: Name or object or both, in this order, as in Dassl.
             name: Name to register under, by default the object's ``__name__``.
+            obj: Class or function; omitted when used as ``@REGISTRY.register()``.
             force: Replace an existing entry instead of refusing.
 
         Returns:
@@ -78,6 +79,11 @@ class Registry:
         Raises:
             ValueError: The name is taken.
         """
+        for given in either:
+            if isinstance(given, str):
+                name = given
+            elif given is not None:
+                obj = given
 
         def add(item: Any) -> Any:
             key = name or item.__name__

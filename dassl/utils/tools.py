@@ -1,19 +1,97 @@
-"""Seeding and a description of the environment."""
+"""Seeding, downloads, a description of the environment; and what Dassl has in this module."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import random
+import shutil
 import subprocess
+import urllib.request
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["collect_env_info", "git_revision", "package_versions", "set_random_seed"]
+from dassl.utils.files import (
+    atomic_write,
+    check_isfile,
+    listdir_nohidden,
+    mkdir_if_missing,
+    read_json,
+    write_json,
+)
+from dassl.utils.registry import check_availability
+
+__all__ = [
+    "check_availability",
+    "check_isfile",
+    "collect_env_info",
+    "download_url",
+    "get_most_similar_str_to_a_from_b",
+    "git_revision",
+    "listdir_nohidden",
+    "mkdir_if_missing",
+    "package_versions",
+    "read_image",
+    "read_json",
+    "set_random_seed",
+    "tolist_if_not",
+    "write_json",
+]
+
+
+def read_image(path: str | os.PathLike[str]) -> Any:
+    """Read an image as RGB, see `dassl.data.read_image`.
+
+    Args:
+        path: Path of the file.
+    """
+    from dassl.data.wrapper import read_image as read  # which is built on this package
+
+    return read(path)
+
+
+def tolist_if_not(x: Any) -> list[Any]:
+    """Return a list as it is, and anything else as the only element of one."""
+    return x if isinstance(x, list) else [x]
+
+
+def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
+    """Return the string most similar to ``a`` among ``b``; None if there is none."""
+    scores = {other: difflib.SequenceMatcher(None, a, other).ratio() for other in b}
+    return max(scores, key=lambda other: scores[other], default=None)
+
+
+def download_url(url: str, dst: str | os.PathLike[str], from_gdrive: bool = False) -> None:
+    """Download a file; it is there whole, or not at all.
+
+    Args:
+        url: Where it is.
+        dst: Where it goes; missing directories are made.
+        from_gdrive: The URL is one of Google Drive, fetched by gdown.
+
+    Raises:
+        ConnectionError: It cannot be fetched.
+    """
+    print(f'* url="{url}"\n* destination="{dst}"')
+    mkdir_if_missing(os.path.dirname(dst))
+    try:
+        if from_gdrive:
+            import gdown
+
+            if gdown.download(url, os.fspath(dst), quiet=False) is None:
+                raise ConnectionError("Google Drive has not given the file")
+            return
+        with urllib.request.urlopen(url) as source, atomic_write(dst, "wb") as file:
+            shutil.copyfileobj(source, file)
+    except Exception as error:  # of many types, gdown's own among them
+        raise ConnectionError(f'cannot download "{url}" to "{dst}": {error}') from error
 
 
 def set_random_seed(seed: int) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from dassl.utils.files import atomic_write
-from dassl.utils.registry import nearest
+from dassl.utils.registry import check_availability, nearest
 from dassl.utils.restricted_unpickler import read_restricted
 
 __all__ = [
     "atomic_torch_save",
     "count_num_param",
+    "init_network_weights",
     "load_checkpoint",
     "load_pretrained_weights",
     "open_all_layers",
@@ -200,6 +201,35 @@ def count_num_param(
         listed = params["params"] if isinstance(params, dict) else params
         return sum(p.numel() for p in listed)
     raise ValueError("count_num_param needs a model or params")
+
+
+def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
+    """Draw the weights of convolutions and linear layers; biases become 0, norms the identity.
+
+    Args:
+        model: Module.
+        init_type: normal, xavier, kaiming or orthogonal.
+        gain: Deviation of normal, gain of xavier and orthogonal.
+
+    Raises:
+        ValueError: Another type.
+    """
+    inits: dict[str, Any] = {
+        "normal": lambda weight: nn.init.normal_(weight, 0.0, gain),
+        "xavier": lambda weight: nn.init.xavier_normal_(weight, gain),
+        "kaiming": lambda weight: nn.init.kaiming_normal_(weight, 0, "fan_in"),
+        "orthogonal": lambda weight: nn.init.orthogonal_(weight, gain),
+    }
+    check_availability(init_type, inits)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            inits[init_type](module.weight.data)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.affine:
+            nn.init.ones_(module.weight.data)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias.data)
 
 
 def open_all_layers(model: nn.Module) -> None:

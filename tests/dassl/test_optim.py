@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from dassl.config import get_cfg_default
+from dassl.engine.checkpoint import plain_state
 from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
+from dassl.optim.radam import AdamW, PlainRAdam, RAdam
 
 
 def optim_cfg(**changes):
@@ -152,18 +155,20 @@ def test_cosine_step_reaches_zero_at_the_last_step():
         ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "amsgrad": False}),
         ("amsgrad", torch.optim.Adam, {"betas": (0.9, 0.999), "amsgrad": True}),
         ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999)}),
-        ("radam", torch.optim.RAdam, {"betas": (0.9, 0.999)}),
+        ("radam", RAdam, {"betas": (0.9, 0.999), "decoupled_weight_decay": True}),
         ("rmsprop", torch.optim.RMSprop, {"momentum": 0.9, "alpha": 0.99}),
     ],
 )
 def test_optimizers(name, kind, expected):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    for source in (model, model.parameters(), [{"params": model.parameters()}]):
-        optim = build_optimizer(source, optim_cfg(NAME=name, LR=0.5))
+    for trainable_only, kept in ((False, model), (True, model[1])):
+        for source in (model, model.parameters(), [{"params": model.parameters()}]):
+            cfg = optim_cfg(NAME=name, LR=0.5)
+            optim = build_optimizer(source, cfg, trainable_only=trainable_only)
+            (group,) = optim.param_groups
+            assert [id(p) for p in group["params"]] == [id(p) for p in kept.parameters()]
         assert type(optim) is kind
-        (group,) = optim.param_groups
-        assert {id(p) for p in group["params"]} == {id(p) for p in model[1].parameters()}
         assert (group["lr"], group["weight_decay"]) == (0.5, 5e-4)
         assert {key: group[key] for key in expected} == expected
 
@@ -171,8 +176,9 @@ def test_optimizers(name, kind, expected):
 def test_optimizer_errors():
     with pytest.raises(ValueError, match=r"'adamW' is not available.*Did you mean 'adamw'"):
         build_optimizer(nn.Linear(1, 1), optim_cfg(NAME="adamW"))
-    with pytest.raises(ValueError, match="nothing to optimise"):
-        build_optimizer(nn.Linear(1, 1).requires_grad_(False), optim_cfg())
+    frozen = nn.Linear(1, 1).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to optimise: no parameter requires a gradient"):
+        build_optimizer(frozen, optim_cfg(), trainable_only=True)
     with pytest.raises(ValueError, match="nothing to optimise"):
         build_optimizer([], optim_cfg())
 
@@ -188,3 +194,148 @@ def test_staged_lr():
         build_optimizer(model, cfg)
     with pytest.raises(TypeError, match="needs a module"):
         build_optimizer(list(model.parameters()), cfg)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "radam", "rmsprop"])
+def test_frozen_parameters_are_in_the_optimiser_and_stay_as_they_are(name):
+    """The indices of the state are Dassl's; what trains is changed as if nothing else was there."""
+
+    def steps(trainable_only):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        cfg = optim_cfg(NAME=name, LR=0.1, WEIGHT_DECAY=0.1)
+        optim = build_optimizer(model, cfg, trainable_only=trainable_only)
+        for _ in range(7):
+            optim.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optim.step()
+        return model.state_dict(), optim.state_dict()
+
+    (all_weights, every), (weights, trained) = steps(False), steps(True)
+    assert all(torch.equal(all_weights[key], weights[key]) for key in weights)
+    assert every["param_groups"][0]["params"] == [0, 1, 2, 3]
+    assert list(every["state"]) == [2, 3]
+    assert list(trained["state"]) == [0, 1]
+
+
+def test_parameters_thawed_after_the_optimiser_was_built_train():
+    model = nn.Linear(2, 1).requires_grad_(False)
+    optim = build_optimizer(model, optim_cfg(NAME="sgd", LR=1.0, WEIGHT_DECAY=0.0))
+    model.requires_grad_(True)
+    before = model.bias.item()
+    model(torch.ones(1, 2)).sum().backward()
+    optim.step()
+    assert model.bias.item() == pytest.approx(before - 1)
+
+
+def test_staged_groups_may_be_empty_or_frozen():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "act": nn.ReLU(), "head": nn.Linear(2, 2)})
+    model["body"].requires_grad_(False)
+    cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=("head",), LR=1.0, BASE_LR_MULT=0.1)
+    optim = build_optimizer(model, cfg)
+    assert [(g["lr"], len(g["params"])) for g in optim.param_groups] == [(0.1, 2), (1.0, 2)]
+    cfg.NEW_LAYERS = ("act",)
+    optim = build_optimizer(model, cfg)
+    assert [(g["lr"], len(g["params"])) for g in optim.param_groups] == [(0.1, 4), (1.0, 0)]
+    optim = build_optimizer(model, cfg, trainable_only=True)
+    assert [(g["lr"], len(g["params"])) for g in optim.param_groups] == [(0.1, 2)]
+
+
+def radam_by_hand(weight, grads, lr, betas, decay, degenerated_to_sgd):
+    """The authors' algorithm, with numbers."""
+    first = second = 0.0
+    longest = 2 / (1 - betas[1]) - 1
+    for step, grad in enumerate(grads, start=1):
+        first = betas[0] * first + (1 - betas[0]) * grad
+        second = betas[1] * second + (1 - betas[1]) * grad**2
+        power = betas[1] ** step
+        length = longest - 2 * step * power / (1 - power)
+        momentum = first / (1 - betas[0] ** step)
+        if length > 5:
+            share = (length - 4) * (length - 2) * longest
+            share /= (longest - 4) * (longest - 2) * length
+            weight -= decay * lr * weight
+            weight -= lr * momentum * math.sqrt(share * (1 - power) / second)
+        elif degenerated_to_sgd:
+            weight -= decay * lr * weight
+            weight -= lr * momentum
+    return weight
+
+
+@pytest.mark.parametrize("degenerated_to_sgd", [True, False])
+@pytest.mark.parametrize("kind", [RAdam, PlainRAdam])
+@pytest.mark.parametrize("steps", [3, 5, 12])
+def test_radam(kind, degenerated_to_sgd, steps):
+    grads = [0.5, -1.0, 2.0, 0.1] * 3
+    weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    optim = kind([weight], 0.1, weight_decay=0.2, degenerated_to_sgd=degenerated_to_sgd)
+    for grad in grads[:steps]:
+        weight.grad = torch.tensor([grad], dtype=torch.float64)
+        optim.step()
+    expected = radam_by_hand(2.0, grads[:steps], 0.1, (0.9, 0.999), 0.2, degenerated_to_sgd)
+    assert weight.item() == pytest.approx(expected, rel=1e-6)
+    assert optim.param_groups[0]["lr"] == 0.1
+    if steps == 3 and not degenerated_to_sgd:
+        assert weight.item() == 2.0
+
+
+def test_adamw_with_warmup():
+    def weights(make, rates=None):
+        weight = nn.Parameter(torch.tensor([2.0]))
+        optim = make([weight])
+        for number in range(5):
+            if rates:
+                optim.param_groups[0]["lr"] = rates[number]
+            weight.grad = torch.tensor([0.5])
+            optim.step()
+        return weight.item()
+
+    rates = [1e-8 + 0.1 * step / 4 for step in (1, 2, 3)] + [0.1, 0.1]
+    expected = weights(lambda p: torch.optim.AdamW(p, weight_decay=0.3), rates)
+    assert weights(lambda p: AdamW(p, 0.1, weight_decay=0.3, warmup=4)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear"])
+def test_chained_warmup_equals_the_closed_form(kind):
+    """And resumes exactly from plain data."""
+
+    def chain():
+        optim = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.4)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, 10)
+        if kind == "constant":
+            return optim, ConstantWarmupScheduler(optim, cosine, 3, 1e-3)
+        return optim, LinearWarmupScheduler(optim, cosine, 3, 1e-3)
+
+    optim, sched = chain()
+    seen = []
+    for _ in range(9):
+        seen.append(optim.param_groups[0]["lr"])
+        assert sched.get_last_lr() == [seen[-1]]
+        optim.step()
+        sched.step()
+    expected = rates(
+        9,
+        lr=0.4,
+        MAX_EPOCH=10,
+        LR_SCHEDULER="cosine",
+        WARMUP_EPOCH=3,
+        WARMUP_TYPE=kind,
+        WARMUP_CONS_LR=1e-3,
+        WARMUP_MIN_LR=1e-3,
+    )
+    assert seen == pytest.approx(expected)
+    for stop in (2, 5):
+        optim, sched = chain()
+        for _ in range(stop):
+            optim.step()
+            sched.step()
+        saved = plain_state(sched.state_dict())
+        optim, sched = chain()
+        sched.load_state_dict(saved)
+        rest = []
+        for _ in range(9 - stop):
+            rest.append(optim.param_groups[0]["lr"])
+            optim.step()
+            sched.step()
+        assert rest == pytest.approx(expected[stop:])

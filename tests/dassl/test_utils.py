@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from dassl.utils import (
@@ -17,14 +18,19 @@ from dassl.utils import (
     check_isfile,
     collect_env_info,
     count_num_param,
+    download_url,
+    get_most_similar_str_to_a_from_b,
     git_revision,
+    init_network_weights,
     listdir_nohidden,
     mkdir_if_missing,
     open_all_layers,
     open_specified_layers,
+    read_image,
     read_json,
     set_random_seed,
     setup_logger,
+    tolist_if_not,
     write_json,
 )
 
@@ -41,9 +47,12 @@ def test_registry():
     other = registry.register(type("Alpha", (), {}), force=True)
     assert registry.get("Alpha") is other
     registry.register(int, name="Number")
-    assert registry.registered_names() == ["Alpha", "Number"]
+    registry.register("Text", str)  # Dassl's order
+    assert registry.register("Other")(bytes) is bytes
+    assert (registry.get("Text"), registry.get("Other")) == (str, bytes)
+    assert registry.registered_names() == ["Alpha", "Number", "Text", "Other"]
     assert "Number" in registry
-    assert len(registry) == 2
+    assert len(registry) == 4
     with pytest.raises(ValueError, match="Did you mean 'Alpha'"):
         registry.get("alpha")
     with pytest.raises(ValueError, match="not registered in THING. Registered"):
@@ -169,3 +178,46 @@ def test_parameters():
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(ValueError, match="'c' is not a child"):
         open_specified_layers(model, ["c"])
+
+
+def test_small_tools(tmp_path):
+    assert tolist_if_not("a") == ["a"]
+    assert tolist_if_not(("a",)) == [("a",)]
+    given = [1]
+    assert tolist_if_not(given) is given
+    assert get_most_similar_str_to_a_from_b("sgdd", ["adam", "sgd", "rmsprop"]) == "sgd"
+    assert get_most_similar_str_to_a_from_b("sgd", []) is None
+    Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
+    image = read_image(tmp_path / "grey.png")
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (7, 7, 7))
+
+
+def test_download_url(tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("content")
+    target = tmp_path / "deep" / "copy.txt"
+    download_url(source.as_uri(), target)
+    assert target.read_text() == "content"
+    missing = (tmp_path / "nothing").as_uri()
+    with pytest.raises(ConnectionError, match=f'cannot download "{missing}" to'):
+        download_url(missing, tmp_path / "other.txt")
+    assert not (tmp_path / "other.txt").exists()
+
+
+@pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])
+def test_initial_weights(init_type):
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Linear(64, 64))
+    nn.init.constant_(model[1].weight, 5.0)
+    init_network_weights(model, init_type, gain=0.5)
+    deviation = model[3].weight.std().item()
+    expected = {
+        "normal": 0.5,
+        "xavier": 0.5 * (2 / 128) ** 0.5,
+        "kaiming": (2 / 64) ** 0.5,
+        "orthogonal": 0.5 / 8,
+    }
+    assert deviation == pytest.approx(expected[init_type], rel=0.05)
+    assert torch.equal(model[1].weight, torch.ones(64))
+    assert all(not m.bias.any() for m in (model[0], model[1], model[3]))
+    with pytest.raises(ValueError, match="Did you mean 'kaiming'"):
+        init_network_weights(model, "kaming")

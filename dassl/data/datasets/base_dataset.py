@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import tarfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
 from dassl.utils.registry import nearest
+from dassl.utils.tools import download_url
 
 __all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]
 
@@ -205,6 +208,34 @@ class DatasetBase:
                     f"{type(self).__name__} has: {', '.join(self.domains) or '(none)'}"
                 )
 
+    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
+        """Download an archive and extract it beside itself.
+
+        Args:
+            url: Where it is.
+            dst: Path of the archive; its ending tells its kind: .zip, .tar, .tar.gz, .tgz.
+            from_gdrive: The URL is one of Google Drive, fetched by gdown.
+
+        Raises:
+            ValueError: Another ending, or no archive of that kind.
+            ConnectionError: It cannot be fetched.
+        """
+        if not dst.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+            raise ValueError(f'"{dst}" must end in .zip, .tar, .tar.gz or .tgz')
+        download_url(url, dst, from_gdrive=from_gdrive)
+        directory = os.path.dirname(os.path.abspath(dst))
+        print("Extracting file ...")
+        try:
+            if dst.endswith(".zip"):
+                with zipfile.ZipFile(dst) as archive:
+                    archive.extractall(directory)
+            else:
+                with tarfile.open(dst) as archive:
+                    archive.extractall(directory, filter="data")
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ValueError(f'"{dst}" cannot be extracted: {error}') from error
+        print(f"File extracted to {directory}")
+
     def generate_fewshot_dataset(
         self,
         *data_sources: list[Datum],
@@ -220,23 +251,15 @@ class DatasetBase:
 
         Args:
             *data_sources: Lists of images, drawn from one after the other.
-            num_shots: Images per class; negative returns everything.
+            num_shots: Images per class; less than 1 returns everything.
             repeat: Fill up classes that have fewer images by drawing with replacement.
             rng: Generator to draw from instead of the global one;
                 ``random.Random(seed)`` gives the same draw as seeding the global one.
 
         Returns:
             One list if one source was given, else a list of lists.
-
-        Raises:
-            ValueError: ``num_shots`` is 0.
         """
-        if num_shots == 0:
-            raise ValueError(
-                "DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all; "
-                "got 0. To evaluate without training, use --eval-only or a zero-shot trainer"
-            )
-        if num_shots < 0:
+        if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else list(data_sources)
         print(f"Creating a {num_shots}-shot dataset")
         drawn = [self._draw(source, num_shots, repeat, rng) for source in data_sources]

@@ -13,10 +13,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
-from dassl.data.transforms.randaugment import RandAugment
+from dassl.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
+from dassl.data.transforms.randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
 from dassl.utils.registry import check_availability
 
-__all__ = ["AVAILABLE_TRANSFORMS", "INTERPOLATION_MODES", "build_transform"]
+__all__ = ["AVAILABLE_TRANSFORMS", "AVAI_CHOICES", "INTERPOLATION_MODES", "build_transform"]
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -55,8 +56,8 @@ class Random2DTranslation:
             return T.functional.resize(image, list(self.size), self.interpolation)
         enlarged = [round(side * 1.125) for side in self.size]
         image = T.functional.resize(image, enlarged, self.interpolation)
-        top = random.randint(0, enlarged[0] - self.size[0])
-        left = random.randint(0, enlarged[1] - self.size[1])
+        left = round(random.uniform(0, enlarged[1] - self.size[1]))
+        top = round(random.uniform(0, enlarged[0] - self.size[0]))
         return T.functional.crop(image, top, left, *self.size)
 
 
@@ -117,16 +118,18 @@ class InstanceNormalization:
 
 # In the order in which they are applied, whatever the order in INPUT.TRANSFORMS.
 _ON_IMAGE: dict[str, _Factory] = {
-    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size, interpolation=mode),
+    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # bilinear always
     "random_crop": lambda cfg, size, mode: T.RandomCrop(size, padding=cfg.CROP_PADDING),
     "random_resized_crop": lambda cfg, size, mode: T.RandomResizedCrop(
         size, scale=tuple(cfg.RRCROP_SCALE), interpolation=mode
     ),
     "random_flip": lambda cfg, size, mode: T.RandomHorizontalFlip(),
-    "imagenet_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.IMAGENET),
-    "cifar10_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
-    "svhn_policy": lambda cfg, size, mode: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
+    "imagenet_policy": lambda cfg, size, mode: ImageNetPolicy(),
+    "cifar10_policy": lambda cfg, size, mode: CIFAR10Policy(),
+    "svhn_policy": lambda cfg, size, mode: SVHNPolicy(),
     "randaugment": lambda cfg, size, mode: RandAugment(cfg.RANDAUGMENT_N, cfg.RANDAUGMENT_M),
+    "randaugment_fixmatch": lambda cfg, size, mode: RandAugmentFixMatch(cfg.RANDAUGMENT_N),
+    "randaugment2": lambda cfg, size, mode: RandAugment2(cfg.RANDAUGMENT_N),
     "colorjitter": lambda cfg, size, mode: T.ColorJitter(
         brightness=cfg.COLORJITTER_B,
         contrast=cfg.COLORJITTER_C,
@@ -150,6 +153,7 @@ _CROPS = ("random_crop", "random_resized_crop")
 _AT_TEST = ("normalize", "instance_norm")
 
 AVAILABLE_TRANSFORMS = [*_ON_IMAGE, *_ON_TENSOR, "center_crop"]
+AVAI_CHOICES = AVAILABLE_TRANSFORMS  # Dassl's name
 
 
 def build_transform(
@@ -158,8 +162,9 @@ def build_transform(
     """Build the transform from image to tensor.
 
     Training: the chosen augmentations; without a random crop the image is first resized to
-    INPUT.SIZE, ignoring its shape. Test: the shorter side is resized to the larger of INPUT.SIZE,
-    then the centre is cropped; of the choices only normalisation applies.
+    INPUT.SIZE, ignoring its shape; center_crop changes nothing, as in Dassl. Test: the shorter side
+    is resized to the larger of INPUT.SIZE, then the centre is cropped; of the choices only
+    normalisation applies.
 
     Args:
         cfg: Configuration.
@@ -194,8 +199,6 @@ def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     steps: list[Any] = []
     if not any(name in names for name in _CROPS):
         steps.append(T.Resize(size, interpolation=mode))
-        if "center_crop" in names:
-            steps = _centre_crop(size, mode)
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_IMAGE.items() if name in names]
     steps.append(T.ToTensor())
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_TENSOR.items() if name in names]

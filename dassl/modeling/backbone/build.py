@@ -1,0 +1,28 @@
+"""The registry of backbones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dassl.utils.registry import Registry, check_availability
+
+__all__ = ["BACKBONE_REGISTRY", "build_backbone"]
+
+BACKBONE_REGISTRY = Registry("BACKBONE")
+
+
+def build_backbone(name: str, verbose: bool = True, **kwargs: Any) -> Any:
+    """Build a backbone by name.
+
+    Args:
+        name: As registered.
+        verbose: Print the name.
+        **kwargs: Passed on, such as ``pretrained``.
+
+    Raises:
+        ValueError: Not registered.
+    """
+    check_availability(name, BACKBONE_REGISTRY.registered_names())
+    if verbose:
+        print(f"Backbone: {name}")
+    return BACKBONE_REGISTRY.get(name)(**kwargs)

@@ -1,0 +1,28 @@
+"""The registry of heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dassl.utils.registry import Registry, check_availability
+
+__all__ = ["HEAD_REGISTRY", "build_head"]
+
+HEAD_REGISTRY = Registry("HEAD")
+
+
+def build_head(name: str, verbose: bool = True, **kwargs: Any) -> Any:
+    """Build a head by name.
+
+    Args:
+        name: As registered.
+        verbose: Print the name.
+        **kwargs: Passed on, such as ``in_features``.
+
+    Raises:
+        ValueError: Not registered.
+    """
+    check_availability(name, HEAD_REGISTRY.registered_names())
+    if verbose:
+        print(f"Head: {name}")
+    return HEAD_REGISTRY.get(name)(**kwargs)

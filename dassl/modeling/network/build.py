@@ -1,0 +1,28 @@
+"""The registry of networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dassl.utils.registry import Registry, check_availability
+
+__all__ = ["NETWORK_REGISTRY", "build_network"]
+
+NETWORK_REGISTRY = Registry("NETWORK")
+
+
+def build_network(name: str, verbose: bool = True, **kwargs: Any) -> Any:
+    """Build a network by name.
+
+    Args:
+        name: As registered.
+        verbose: Print the name.
+        **kwargs: Passed on.
+
+    Raises:
+        ValueError: Not registered.
+    """
+    check_availability(name, NETWORK_REGISTRY.registered_names())
+    if verbose:
+        print(f"Network: {name}")
+    return NETWORK_REGISTRY.get(name)(**kwargs)

@@ -1,0 +1,39 @@
+"""The gradient reversal layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ReverseGrad"]
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.scale * grads[0], None
+
+
+class ReverseGrad(nn.Module):
+    """Identity whose gradient is multiplied by ``-scale`` (DANN, arXiv:1505.07818)."""
+
+    def forward(self, input: Tensor, grad_scaling: float = 1.0) -> Tensor:
+        """Return the input; see the class.
+
+        Args:
+            input: Any tensor.
+            grad_scaling: The scale, not negative.
+
+        Raises:
+            ValueError: It is negative.
+        """
+        if grad_scaling < 0:
+            raise ValueError(f"grad_scaling must not be negative, got {grad_scaling}")
+        return _Reverse.apply(input, grad_scaling)

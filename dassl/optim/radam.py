@@ -1,0 +1,130 @@
+"""The optimisers that Dassl has in this module: over PyTorch's, with the behaviour of Dassl's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["AdamW", "PlainRAdam", "RAdam"]
+
+
+class RAdam(torch.optim.RAdam):
+    """Rectified Adam (arXiv:1908.03265) with decoupled weight decay, as its authors' code.
+
+    Attributes:
+        degenerated_to_sgd: In the first steps, whose variance cannot be rectified, do momentum
+            SGD; otherwise only the moments are updated.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        degenerated_to_sgd: bool = True,
+    ) -> None:
+        """Build like PyTorch's.
+
+        Args:
+            params: Parameters or groups.
+            lr: Learning rate.
+            betas: Decay of both moments.
+            eps: Added to the denominator.
+            weight_decay: Multiplied by the learning rate.
+            degenerated_to_sgd: See the class.
+        """
+        self.degenerated_to_sgd = degenerated_to_sgd
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay=True)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Do a step.
+
+        Args:
+            closure: Computes the loss again.
+        """
+        rates = {} if self.degenerated_to_sgd else self._still_degenerate()
+        with _rates(self, rates):
+            return super().step(closure)
+
+    def _still_degenerate(self) -> dict[int, float]:
+        """Return a rate of 0 for the groups whose next step could not be rectified."""
+        rates = {}
+        for number, group in enumerate(self.param_groups):
+            decay = group["betas"][1]
+            step = 1 + _steps(self, group)
+            longest = 2 / (1 - decay) - 1
+            if longest - 2 * step * decay**step / (1 - decay**step) <= 5:
+                rates[number] = 0.0
+        return rates
+
+
+class PlainRAdam(RAdam):
+    """`RAdam`; in its authors' code the same algorithm written plainly."""
+
+
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay (arXiv:1711.05101) and a linear warm-up.
+
+    Attributes:
+        warmup: Steps until the learning rate is reached; 0 for none.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup: int = 0,
+    ) -> None:
+        """Build like PyTorch's.
+
+        Args:
+            params: Parameters or groups.
+            lr: Learning rate.
+            betas: Decay of both moments.
+            eps: Added to the denominator.
+            weight_decay: Multiplied by the learning rate.
+            warmup: See the class.
+        """
+        self.warmup = warmup
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Do a step.
+
+        Args:
+            closure: Computes the loss again.
+        """
+        rates = {}
+        for number, group in enumerate(self.param_groups):
+            step = 1 + _steps(self, group)
+            if step < self.warmup:
+                rates[number] = 1e-8 + step * group["lr"] / self.warmup
+        with _rates(self, rates):
+            return super().step(closure)
+
+
+def _steps(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> int:
+    """Return how many steps a group has done."""
+    done = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
+    return int(max(done, default=0))
+
+
+@contextmanager
+def _rates(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> Iterator[None]:
+    """Give some groups, by number, another rate inside a block."""
+    kept = [group["lr"] for group in optimizer.param_groups]
+    for number, rate in rates.items():
+        optimizer.param_groups[number]["lr"] = rate
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, kept, strict=True):
+            group["lr"] = rate
