@@ -36,7 +36,7 @@ class TrainerBase(RegisteredModels):
     def __init__(self) -> None:
         """Start without models and without a TensorBoard writer."""
         super().__init__()
-        self._writer: Any = None
+        self._open_writer: Any = None
         self._log_dir: str | None = None
 
     def detect_anomaly(self, loss: Tensor) -> None:
@@ -104,11 +104,29 @@ class TrainerBase(RegisteredModels):
         """
         self._log_dir = log_dir
 
+    @property
+    def _writer(self) -> Any:
+        """The TensorBoard writer, Dassl's name; None before `init_writer` and after the end."""
+        if self._open_writer is None and self._log_dir is not None:
+            log_dir, self._log_dir = self._log_dir, None
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                print("TensorBoard is not installed: scalars are in the log only")
+                return None
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._open_writer = SummaryWriter(log_dir=log_dir)
+        return self._open_writer
+
+    @_writer.setter
+    def _writer(self, writer: Any) -> None:
+        self._open_writer = writer
+
     def close_writer(self) -> None:
         """Close the writer, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None
+        if self._open_writer is not None:
+            self._open_writer.close()
+        self._open_writer = self._log_dir = None
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write a number for TensorBoard; does nothing before `init_writer`.
@@ -118,18 +136,9 @@ class TrainerBase(RegisteredModels):
             scalar_value: Number.
             global_step: Position on the x axis.
         """
-        if self._writer is None:
-            if self._log_dir is None:
-                return
-            log_dir, self._log_dir = self._log_dir, None
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                print("TensorBoard is not installed: scalars are in the log only")
-                return
-            print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
-        self._writer.add_scalar(tag, scalar_value, global_step)
+        writer = self._writer
+        if writer is not None:
+            writer.add_scalar(tag, scalar_value, global_step)
 
     # ------------------------------------------------------------------ the loop
 

@@ -44,8 +44,8 @@ class RunResult(RunState):
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
         self.loaded_from: tuple[str, int | None] = ("", None)
         self._trained = False
-        self._last_test: tuple[str, Evaluation] | None = None
-        self._written: tuple[str, Evaluation] | None = None
+        self._tests: dict[str, Evaluation] = {}  # the last of every split, in their order
+        self._written: Evaluation | None = None
         git_revision()  # read now: the checkout may have changed by the end of the run
 
     def extra_result(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class RunResult(RunState):
                 images, trainers' own tests take the test images, as Dassl's does.
         """
         split = split or self.cfg.TEST.SPLIT
-        return "test" if split == "val" and self.val_loader is None else split
+        return "test" if split == "val" and getattr(self, "val_loader", None) is None else split
 
     def finish_test(
         self, split: str, returned: Any, evaluations: Sequence[Evaluation], seconds: float
@@ -107,7 +107,7 @@ class RunResult(RunState):
         found, _ = numbers(returned)
         if not evaluations:
             if not found:
-                self._last_test = None
+                self._tests.pop(split, None)
                 self.add_note(
                     f"{name} has neither used an evaluator nor returned a number: no result"
                 )
@@ -143,17 +143,21 @@ class RunResult(RunState):
         if per_class is None:
             per_class = self.evaluator.per_class() if hasattr(self.evaluator, "per_class") else []
         self.durations["test"] = seconds
-        self._last_test = (split, Evaluation(dict(results), per_class, []))
+        self._tests.pop(split, None)
+        self._tests[split] = Evaluation(dict(results), per_class, [])
         if not self._training and split == self.tested_split():
             self.write_result(eval_only=not self._trained)
 
     def finish_train(self) -> None:
         """Write the result of a trainer whose own ``after_train`` or ``train`` has not."""
-        last, split = self._last_test, self.tested_split()
-        if last is not None and last is self._written:
-            return
-        if last is not None and last[0] == split:
-            self.write_result(eval_only=False)
+        split = self.tested_split()
+        others = [name for name in self._tests if name not in ("train", "val", "test")]
+        if split not in self._tests and others:
+            self.add_note(f"{split} was not tested: the result is of {others[-1]}")
+            split = others[-1]
+        if split in self._tests:
+            if self._tests[split] is not self._written:
+                self.write_result(eval_only=False, split=split)
         elif not self.cfg.TEST.NO_TEST:
             self.add_note(
                 f"{type(self).__name__} has trained, but no test of its own has given a result on "
@@ -168,19 +172,20 @@ class RunResult(RunState):
         self.add_note(f"the evaluator gives no accuracy; what is called so is its {name}")
         return {"accuracy": value, **results}
 
-    def write_result(self, eval_only: bool) -> None:
-        """Write ``result.json`` from the last test and remove the resume file.
+    def write_result(self, eval_only: bool, split: str | None = None) -> None:
+        """Write ``result.json`` from the last test of a split and remove the resume file.
 
         Args:
             eval_only: The run did not train.
+            split: By default the one that TEST.SPLIT means.
 
         Raises:
             ValueError: There was no test.
         """
-        if self._last_test is None:
+        split = split or self.tested_split()
+        if split not in self._tests:
             raise ValueError("write_result needs a test before it")
-        self._written = self._last_test
-        split, test = self._last_test
+        test = self._written = self._tests[split]
         per_class, metrics = test.per_class, self._metrics(test.results)
         chance = 100.0 / self.dm.num_classes
         accuracy = test.results.get("accuracy")

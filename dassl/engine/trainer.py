@@ -310,8 +310,8 @@ class SimpleTrainer(RunResult):
             ValueError: It has given none.
         """
         found, _ = numbers(returned)
-        if not found and self._last_test is not None:
-            found = self._last_test[1].results
+        if not found and "val" in self._tests:
+            found = self._tests["val"].results
         if not found:
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but {type(self).__name__}.test() has neither used "

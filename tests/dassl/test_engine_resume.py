@@ -246,3 +246,18 @@ def test_tensorboard_does_not_change_training(make_cfg, monkeypatch, uninterrupt
     build_trainer(cfg).train()
     assert not (Path(cfg.OUTPUT_DIR) / "tensorboard").exists()
     assert_same_run(cfg, uninterrupted)
+
+
+def test_an_optimiser_with_other_parameters_does_not_resume(make_cfg, monkeypatch, capsys):
+    cfg = make_cfg(trainer="ToyCoOp")
+    trainer = build_trainer(cfg)
+    monkeypatch.setattr(trainer, "after_train", lambda: None)
+    trainer.train()
+    path = Path(cfg.OUTPUT_DIR) / "resume.pth.tar"
+    state = torch.load(path, weights_only=True)
+    state["optims"]["prompt_learner"]["param_groups"][0]["params"] = [0, 1]
+    torch.save(state, path)
+    build_trainer(cfg).train()
+    log = capsys.readouterr().out
+    assert "has other parameter groups in the optimiser of 'prompt_learner'" in log
+    assert "epoch [1/3]" in log.split("WARNING: not resuming")[1]

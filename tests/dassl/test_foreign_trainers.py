@@ -222,6 +222,26 @@ def test_best_val_with_a_test_of_its_own(make_cfg, returns):
         run(make_cfg, silent, "silent", TEST__FINAL_MODEL="best_val")
 
 
+def test_several_splits_at_the_end(make_cfg):
+    _, plain = run(make_cfg, style(ToyCoOp), "plain")
+    for number, splits in enumerate([("test", "val"), ("val", "test")]):
+
+        def after_train(self, splits=splits):
+            for split in splits:
+                self.test(split=split)
+
+        _, result = run(make_cfg, style(after_train=after_train), f"run{number}")
+        assert (result["split"], result["metrics"]) == ("test", plain["metrics"])
+
+    def own_words(self):
+        for split in ("base", "new"):
+            self.test(split)
+
+    _, result = run(make_cfg, style(after_train=own_words), "words")
+    assert (result["split"], result["metrics"]) == ("new", plain["metrics"])
+    assert result["notes"] == ["test was not tested: the result is of new"]
+
+
 def test_validation_images_are_not_the_result(make_cfg):
     _, result = run(make_cfg, style(after_train=lambda self: self.test(split="val")))
     assert result is None
@@ -310,7 +330,7 @@ def test_what_other_repositories_use_of_a_trainer(make_cfg):
             assert self.start_epoch == 0
             assert os.fspath(self.output_dir)
             assert list(self._models) == list(self._optims) == list(self._scheds)
-            assert self._writer is None or hasattr(self._writer, "add_scalar")
+            self._writer.add_scalar("mine", 1.0, self.epoch)
             assert self.get_current_lr() > 0
 
     trained, result = run(make_cfg, style(Using))
