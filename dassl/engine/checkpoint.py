@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dassl.utils.registry import nearest
-from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint
+from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_finite
 
 __all__ = [
     "check_finite_state",
@@ -64,9 +63,9 @@ def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
     Raises:
         FloatingPointError: A weight is infinite or NaN.
     """
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FloatingPointError(f"{what}: {key!r} has infinite or NaN values; not saved")
+    key = not_finite(state)
+    if key is not None:
+        raise FloatingPointError(f"{what}: {key!r} has infinite or NaN values; not saved")
 
 
 def plain_state(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dassl.utils.files import atomic_write
 from dassl.utils.registry import nearest
@@ -21,6 +21,7 @@ __all__ = [
     "count_num_param",
     "load_checkpoint",
     "load_pretrained_weights",
+    "not_finite",
     "open_all_layers",
     "open_specified_layers",
     "resume_from_checkpoint",
@@ -46,8 +47,8 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
 def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
     """Read a checkpoint without running code from it, tensors on the CPU.
 
-    Files that hold live objects (Dassl's ``scheduler``) are read by a restricted unpickler that
-    puts inert stand-ins in their place.
+    Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
+    becomes the dict of its weights. All contents are compared with their checksums.
 
     Args:
         fpath: Path of the file.
@@ -57,22 +58,44 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is damaged, cut off, or no PyTorch file.
+        ValueError: The file is damaged, cut off, or no PyTorch file, or it holds weights that are
+            infinite or NaN.
     """
     if fpath is None:
         raise ValueError("load_checkpoint needs a path, got None")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}"')
     try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
-    except Exception as refused:  # many types: which one depends on where the file is damaged
-        try:
-            return read_restricted(fpath)
-        except Exception as error:
-            raise ValueError(
-                f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
-                f"{str(error) or type(error).__name__}"
-            ) from refused
+        content = read_restricted(fpath)
+    except Exception as error:  # many types: which one depends on where the file is damaged
+        raise ValueError(
+            f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
+            f"{str(error) or type(error).__name__}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    key = not_finite(state) if isinstance(state, dict) else None
+    if key is not None:
+        raise ValueError(
+            f'"{fpath}" cannot be used: {key!r} in it has infinite or NaN values, as a training '
+            "that failed leaves behind; take another epoch or another copy of the file"
+        )
+    return content
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor with infinite or NaN values, or None.
+
+    Args:
+        state: State dict. Attention masks (``attn_mask``) are infinite on purpose.
+    """
+    for key, value in state.items():
+        mask = str(key).endswith("attn_mask")
+        if mask or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # The sum is finite only if all terms are, and ten times as fast; it may also overflow.
+        if not value.sum().isfinite() and not value.isfinite().all():
+            return str(key)
+    return None
 
 
 def _without_module_prefix(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
