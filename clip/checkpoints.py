@@ -13,7 +13,7 @@ from open_clip.model import (
 )
 from torch import Tensor
 
-from dassl.utils.torchtools import load_checkpoint
+from dassl.utils.torchtools import load_checkpoint, weights_in
 
 BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 
@@ -31,9 +31,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is no readable checkpoint in OpenAI's format "
             f"(a state dict or TorchScript archive): {error}"
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    items = content.items() if isinstance(content, dict) else ()
-    state = {str(k).removeprefix("module."): v for k, v in items if isinstance(v, Tensor)}
+    state = {k.removeprefix("module."): v for k, v in weights_in(content, path).items()}
     if "text_projection" not in state:
         raise ValueError(
             f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing"

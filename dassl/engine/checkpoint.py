@@ -145,10 +145,10 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: Damaged, without ``state_dict``, or made by another method or backbone.
     """
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f'"{path}" has no entry state_dict; it is no checkpoint of a training run')
     saved = checkpoint.get("meta")
-    saved = saved if isinstance(saved, dict) else {}
+    saved = checkpoint["meta"] = saved if isinstance(saved, dict) else {}
     for key, flag in (("method", "--trainer"), ("backbone", "--backbone")):
         if key in saved and key in meta and saved[key] != meta[key]:
             raise ValueError(

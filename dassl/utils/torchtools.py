@@ -26,6 +26,7 @@ __all__ = [
     "open_specified_layers",
     "resume_from_checkpoint",
     "save_checkpoint",
+    "weights_in",
 ]
 
 BEST_NAME = "model-best.pth.tar"
@@ -72,7 +73,7 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
             f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
             f"{str(error) or type(error).__name__}"
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
     key = not_finite(state) if isinstance(state, dict) else None
     if key is not None:
         raise ValueError(
@@ -80,6 +81,27 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
             "that failed leaves behind; take another epoch or another copy of the file"
         )
     return content
+
+
+def weights_in(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors by name in what `load_checkpoint` has read.
+
+    Args:
+        content: A state dict, or a dict with one as ``state_dict``.
+        path: Where it came from, for the message.
+
+    Raises:
+        ValueError: It is something else, or holds no tensor.
+    """
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f'"{path}" holds no weights by name, as a state_dict does; objects of other classes, '
+            "such as a whole model, are not read"
+        )
+    return tensors
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
@@ -159,9 +181,12 @@ def resume_from_checkpoint(
         raise FileNotFoundError(f'No "checkpoint" file in "{fdir}" (set by --resume)')
     path = Path(fdir) / pointer.read_text(encoding="utf-8").strip()
     checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+        raise ValueError(f'"{path}" has no entry epoch; it is no checkpoint of a training run')
+    state = weights_in(checkpoint, path)
     print(f'Loading checkpoint from "{path}"')
     try:
-        unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
+        unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f'"{path}" does not fit the model: {error}') from error
     if unexpected:
@@ -182,9 +207,10 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike[str
 
     Raises:
         FileNotFoundError: No such file.
+        ValueError: It cannot be read, or holds no weights.
     """
     checkpoint = load_checkpoint(weight_path)
-    saved = _without_module_prefix(checkpoint.get("state_dict", checkpoint))
+    saved = _without_module_prefix(weights_in(checkpoint, weight_path))
     own = model.state_dict()
     fitting = {
         key: value for key, value in saved.items() if key in own and own[key].shape == value.shape

@@ -15,7 +15,7 @@ from dassl.utils import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from tests.dassl.torch_files import live_checkpoint
+from tests.dassl.torch_files import SPOILED, live_checkpoint, spoil
 from tests.dassl.toys import ToyMethod, ToyModel
 
 
@@ -173,6 +173,28 @@ def test_files_that_are_no_checkpoint(trained):
     path.write_bytes(b"hello")
     with pytest.raises(ValueError, match=f'"{path}" is not a readable checkpoint'):
         trained.load_model(trained.output_dir, epoch=1)
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_spoiled_files_are_refused_and_change_nothing(trained, make_cfg, how):
+    path = Path(trained.output_dir) / "ToyMethod" / "model.pth.tar-1"
+    other = build_trainer(make_cfg("other", SEED=2))
+    before = {key: value.clone() for key, value in other.model.state_dict().items()}
+    spoil(path, how)
+    with pytest.raises(ValueError, match=f'"{path}" .*{SPOILED[how]}'):
+        other.load_model(trained.output_dir)
+    with pytest.raises(ValueError, match=f'"{path}" '):
+        resume_from_checkpoint(path.parent, other.model)
+    assert all(torch.equal(value, before[key]) for key, value in other.model.state_dict().items())
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_spoiled_initial_weights_are_refused(trained, make_cfg, how):
+    path = Path(trained.output_dir) / "ToyMethod" / "model.pth.tar-1"
+    spoil(path, how)
+    said = SPOILED[how].replace("has no entry state_dict", "holds no weights by name")
+    with pytest.raises(ValueError, match=f'"{path}" .*{said}'):
+        build_trainer(make_cfg("other", MODEL__INIT_WEIGHTS=str(path)))
 
 
 def test_convert_state_dict_accepts_foreign_layouts(trained, make_cfg):

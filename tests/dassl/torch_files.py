@@ -65,3 +65,33 @@ def flip_bit(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
+
+
+def flip_bit_in(path: Path, member: str) -> None:
+    """Damage one bit of a member of a PyTorch file."""
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (e for e in archive.infolist() if e.filename.partition("/")[2] == member)
+        inside = archive.read(entry)
+    content = path.read_bytes()
+    flip_bit(path, content.index(inside, entry.header_offset) + len(inside) // 2)
+
+
+# What can be wrong with a checkpoint, and what is said of it.
+SPOILED = {
+    "a flipped bit": "Bad CRC-32 for file",
+    "NaN": "has infinite or NaN values",
+    "a whole model": "has no entry state_dict",
+    "cut off": "is not a readable checkpoint",
+}
+
+
+def spoil(path: Path, how: str) -> None:
+    """Make one of these out of a checkpoint."""
+    if how == "a flipped bit":
+        flip_bit_in(path, "data/0")
+    elif how == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        content: Any = torch.load(path, weights_only=True)
+        next(v for v in content["state_dict"].values() if v.is_floating_point()).fill_(torch.nan)
+        torch.save(nn.Linear(2, 2) if how == "a whole model" else content, path)
