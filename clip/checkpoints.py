@@ -19,18 +19,12 @@ BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in an OpenAI-format file; never runs code of the file.
+    """The weights in a state dict or TorchScript archive of OpenAI's; never runs code of it.
 
     Raises:
-        ValueError: It is damaged, no such file, or has weights that are infinite or NaN.
+        ValueError: It cannot be read, has other weights, or some that are infinite or NaN.
     """
-    try:
-        content = load_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no readable checkpoint in OpenAI's format "
-            f"(a state dict or TorchScript archive): {error}"
-        ) from error
+    content = load_checkpoint(path)
     state = {k.removeprefix("module."): v for k, v in weights_in(content, path).items()}
     if "text_projection" not in state:
         raise ValueError(
