@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from clip.names import ALIGN_INPUTS, InputSpec, unreachable
+from dassl.utils.torchtools import load_checkpoint
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -115,6 +116,8 @@ def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokeni
     place = _place(name)
     auto: Any = transformers  # its types differ between versions
     try:
+        for file in sorted(Path(place).glob("pytorch_model*.bin")):
+            load_checkpoint(file)  # transformers compares no checksum
         config = auto.AutoConfig.from_pretrained(place)
         if config.model_type != "align":
             raise ValueError(f"its config.json is of a model of type {config.model_type!r}")

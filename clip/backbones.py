@@ -34,6 +34,7 @@ from clip.names import (
 )
 from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
 from clip.tokens import tokenize as tokenize_with
+from dassl.utils.torchtools import not_finite
 
 __all__ = [
     "OPENAI_INPUT",
@@ -163,7 +164,8 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
 
     Raises:
         ValueError: Unknown name or precision (nearest names are suggested), or a file that is no
-            checkpoint in OpenAI's format, or a directory without a complete ALIGN.
+            checkpoint in OpenAI's format, or a directory without a complete ALIGN, or weights that
+            are infinite or NaN.
         ConnectionError: The weights, or the tokenizer of a SigLIP or ALIGN, are not on this machine
             and cannot be downloaded.
     """
@@ -186,6 +188,11 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
         backbone = _load_file(Path(name), name, precision)
     else:
         raise unknown(name)
+    key = not_finite(backbone.model.state_dict())
+    if key is not None:
+        raise ValueError(
+            f"Backbone {name!r} cannot be used: {key!r} has infinite or NaN values in {precision}"
+        )
     return backbone.requires_grad_(False).eval().to(device)
 
 

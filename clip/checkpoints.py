@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,19 @@ from open_clip.model import (
 )
 from torch import Tensor
 
+from dassl.utils.torchtools import load_checkpoint, weights_in
+
 BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in an OpenAI-format file; never runs code of the file."""
-    try:
-        if zipfile.is_zipfile(path) and any(
-            n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()
-        ):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are what they are
-                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise ValueError(
-            f"{path} is no readable checkpoint in OpenAI's format "
-            f"(a state dict or TorchScript archive): {error}"
-        ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    state = {str(k).removeprefix("module."): v for k, v in content.items()}
+    """The weights in a state dict or TorchScript archive of OpenAI's; never runs code of it.
+
+    Raises:
+        ValueError: It cannot be read, has other weights, or some that are infinite or NaN.
+    """
+    content = load_checkpoint(path)
+    state = {k.removeprefix("module."): v for k, v in weights_in(content, path).items()}
     if "text_projection" not in state:
         raise ValueError(
             f"{path} holds no CLIP weights in OpenAI's layout: 'text_projection' is missing"
@@ -54,12 +45,12 @@ def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
         ValueError: They do not fit the layout.
     """
     derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
-    state = {k: v for k, v in state.items() if k not in derived}
+    state = {k: v for k, v in state.items() if k.rpartition(".")[2] not in derived}
     try:
         model = build_model_from_openai_state_dict(
             dict(state), cast_dtype=get_cast_dtype(precision)
         )
-    except (KeyError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # sizes are read off the weights, in many ways
         raise ValueError(f"{path} does not fit OpenAI's CLIP layout: {error}") from error
     model.float()
     model.load_state_dict(state)  # once more: the builder rounds the weights to half precision
@@ -71,7 +62,7 @@ def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
 
 def load_bundled(precision: str) -> Any:
     """The tiny open_clip model that the repository carries."""
-    content = torch.load(BUNDLED, map_location="cpu", weights_only=True)
+    content = load_checkpoint(BUNDLED)
     state = {k: v.float() for k, v in content["state_dict"].items()}
     # Only the tokens of its captions were ever trained: the others are zero and not stored.
     table = torch.zeros(content["vocab_size"], content["token_rows"].shape[1])

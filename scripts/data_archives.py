@@ -6,7 +6,6 @@ comes out, and not without limit. An archive that asks for anything else is refu
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import stat
@@ -25,9 +24,12 @@ from tqdm import tqdm
 from scripts.data_http import on_disk
 
 LONGEST_LINK = 4096
+LONGEST_HEADER = 10**6
 MOST_PADDING = 10**8
 # Python's own net below ours: from 3.12, and in the later releases of 3.10 and 3.11.
 _FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+# tarfile reads what they hold, names and comments, into memory as a whole.
+_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -50,7 +52,7 @@ class Limits:
 
     Attributes:
         size: Bytes of all files together.
-        members: Files, folders and links.
+        members: Files, folders and links, and the folders that these lie in.
     """
 
     size: int
@@ -58,8 +60,49 @@ class Limits:
 
     @classmethod
     def of(cls, archive: Path) -> Limits:
-        """What is plausible for an archive of pictures, which hardly compress, and some lists."""
-        return cls(20 * archive.stat().st_size + 10**8)
+        """What is plausible for an archive of pictures, which hardly compress, and some lists.
+
+        A member takes some 20 bytes of a well compressed tar, and an inode and a block of the disk.
+        """
+        size = archive.stat().st_size
+        return cls(20 * size + 10**8, min(50_000 + size // 20, cls.members))
+
+
+class Quota:
+    """What an archive has used of its limits.
+
+    Args:
+        limits: The limits.
+        archive: To name in the error.
+    """
+
+    def __init__(self, limits: Limits, archive: Path) -> None:
+        self.limits, self.archive = limits, archive
+        self.size, self.members = 0, 0
+        self._folders: set[PurePosixPath] = set()
+
+    def take(self, path: PurePosixPath) -> None:
+        """Count a member, and the folders that it needs, before it is written."""
+        self.members += 1
+        for folder in path.parents:
+            if folder in self._folders:
+                break
+            self._folders.add(folder)
+            self.members += folder.parts != ()  # the destination itself is none of the archive's
+        self.take_bytes(0)
+
+    def take_bytes(self, size: int) -> None:
+        """Count bytes before they are written, those of the copies that links become too.
+
+        Raises:
+            ArchiveError: It is too much.
+        """
+        self.size += size
+        if self.size > self.limits.size or self.members > self.limits.members:
+            raise ArchiveError(
+                f"{self.archive.name} holds more than {self.limits.size:,} bytes or "
+                f"{self.limits.members:,} members, which is implausible for its size"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,9 +153,13 @@ def extract(archive: Path, destination: Path, limits: Limits | None = None) -> N
 def _extract(archive: Path, destination: Path, limits: Limits) -> None:
     links: list[Member] = []
     written: set[PurePosixPath] = set()
+    quota = Quota(limits, archive)
     bar = tqdm(desc=f"  unpacking {archive.name}", unit=" files", disable=None)
     with bar, _damage_of(archive), _open(archive) as opened:
-        for member in _within(_members(opened), limits, archive):
+        for member in _members(opened):
+            quota.take(member.path)
+            # The header's size: the libraries take no more than that from the compressed data.
+            quota.take_bytes(member.size)
             if member.kind == "link":
                 links.append(member)
             else:
@@ -124,15 +171,30 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
         for link in links:
             if link.target not in written:
                 raise ArchiveError(f"{link.path} links to {link.target}, no file of the archive")
-            copy = destination / link.path
+            source, copy = destination / link.target, destination / link.path
+            quota.take_bytes(source.stat().st_size)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(destination / link.target, copy)
+            shutil.copyfile(source, copy)
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses long headers of names and comments."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
+        made = super().frombuf(buf, encoding, errors)
+        if made.type in (*_HEADERS, tarfile.SOLARIS_XHDTYPE) and made.size > LONGEST_HEADER:
+            raise ArchiveError(f"{made.name} is a header of {made.size:,} bytes")
+        return made
 
 
 def _open(archive: Path) -> Any:
-    if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
-        return zipfile.ZipFile(archive)
-    return tarfile.open(archive)
+    try:
+        return tarfile.open(archive, tarinfo=_Header)
+    except tarfile.ReadError:
+        if zipfile.is_zipfile(archive):
+            return zipfile.ZipFile(archive)
+        raise
 
 
 def _arguments(opened: Any) -> dict[str, Any]:
@@ -159,26 +221,6 @@ def _damage_of(archive: Path) -> Iterator[None]:
         raise
 
 
-def _within(members: Iterator[Member], limits: Limits, archive: Path) -> Iterator[Member]:
-    """Pass members on as long as they keep to the limits.
-
-    The bytes are those that the headers promise. The libraries take no more than that from the
-    compressed data.
-    """
-    size = 0
-    for number in itertools.count(1):
-        member = next(members, None)
-        if member is None:
-            return
-        size += member.size
-        if size > limits.size or number > limits.members:
-            raise ArchiveError(
-                f"{archive.name} holds more than {limits.size:,} bytes or {limits.members:,} "
-                "members, which is implausible for its size"
-            )
-        yield member
-
-
 def _members(opened: Any) -> Iterator[Member]:
     return _tar_members(opened) if isinstance(opened, tarfile.TarFile) else _zip_members(opened)
 
@@ -191,6 +233,8 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
         target = None
         if entry.isdir():
             kind = "folder"
+        elif entry.issparse():  # what is written for one is not what its header says
+            raise ArchiveError(f"{entry.name} is a sparse file")
         elif entry.isreg():
             kind = "file"
         elif entry.islnk():  # named from the root of the archive, unlike a symbolic link
@@ -227,12 +271,17 @@ def _zip_members(opened: zipfile.ZipFile) -> Iterator[Member]:
         if entry.is_dir():
             kind = "folder"
         elif mode == stat.S_IFLNK and entry.file_size <= LONGEST_LINK:
-            kind, target = "link", _link_target(path, opened.read(entry).decode())
+            kind, target = "link", _link_target(path, _text_of(opened, entry))
         elif mode in (0, stat.S_IFREG):
             kind = "file"
         else:
             raise ArchiveError(f"{entry.filename} is neither file, folder nor link")
         yield Member(path, kind, entry.file_size, target, entry)
+
+
+def _text_of(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
+    with opened.open(entry) as file:  # unlike ``opened.read``, it unpacks no more than asked for
+        return file.read(entry.file_size).decode()
 
 
 def _link_target(link: PurePosixPath, text: str) -> PurePosixPath | None:

@@ -17,8 +17,7 @@ from yacs.config import CfgNode
 import clip
 from clip.prompts import ensemble_prompts, match_key
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from dassl.engine.checkpoint import checkpoint_path
-from dassl.utils import load_checkpoint
+from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from trainers.base import CLIPTrainer
 from trainers.finetuning_model import LinearCLIP
 from trainers.finetuning_stages import FirstStageError, read_stage
@@ -126,7 +125,7 @@ class FineTuner(CLIPTrainer):
         if directory:
             name = self.model_name or type(self).__name__
             path = checkpoint_path(directory, name, epoch)
-            saved = (load_checkpoint(path).get("meta") or {}).get("classnames")
+            saved = (read_checkpoint(path, {}).get("meta") or {}).get("classnames")
             if saved and list(saved) != self.classes:
                 self.take_classes(list(saved))
         super().load_model(directory, epoch)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from clip.prompts import match_key
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoint import checkpoint_path, trainable_state
-from dassl.utils import load_checkpoint
+from dassl.engine.checkpoint import checkpoint_path, read_checkpoint, trainable_state
+from dassl.utils.torchtools import weights_in
 from trainers.finetuning_model import PARTS
 
 
@@ -47,7 +47,7 @@ def read_stage(
         raise FirstStageError(f"{key}: {directory!r} holds no weights of a finished run of {what}")
     try:
         path = checkpoint_path(directory, method, epoch or None)
-        content = load_checkpoint(path)
+        content = read_checkpoint(path, {})
     except (FileNotFoundError, ValueError) as error:
         where = f"{key} and FIRST_STAGE.EPOCH"
         message = str(error).replace("--model-dir and --load-epoch", where)
@@ -59,7 +59,7 @@ def read_stage(
             f"{meta['backbone']!r}; set --backbone to the former, or name another run of {what}"
         )
     check_same_classes(f"{key}: {path}", saved.get("classnames") or [], meta["classnames"])
-    state = {str(name): value for name, value in content["state_dict"].items()}
+    state = weights_in(content, path)
     parts = tuple(PARTS[part] for part in TRAINER_REGISTRY.get(method).trains)
     problem = misfit(model, state, parts)
     if problem:

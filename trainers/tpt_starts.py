@@ -12,9 +12,8 @@ from yacs.config import CfgNode
 
 from clip import freeze_except
 from dassl.engine import TRAINER_REGISTRY, read_result
-from dassl.engine.checkpoint import checkpoint_path, fitting_state
+from dassl.engine.checkpoint import checkpoint_path, fitting_state, read_checkpoint
 from dassl.engine.step import drop_caches
-from dassl.utils.torchtools import load_checkpoint
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
 from trainers.coop import coop_clip, released_context
@@ -171,13 +170,12 @@ def load_start(
     folder = TRAINER_REGISTRY.get(method).model_name or method
     try:
         path = checkpoint_path(directory, folder, epoch)
-        content = load_checkpoint(path)
+        content = read_checkpoint(path, {})
     except (FileNotFoundError, ValueError) as error:
         raise FirstStageError(
             f"{key} must be the directory of a run of {method}: {error}"
         ) from None
-    content = content if isinstance(content, dict) else {}
-    meta = content.get("meta") or {}
+    meta = content["meta"]
     for what, needed in (("method", method), ("backbone", cfg.MODEL.BACKBONE.NAME)):
         if meta.get(what, needed) != needed:
             raise FirstStageError(
@@ -186,7 +184,7 @@ def load_start(
     _check_form(method, cfg, Path(directory), key)
     freeze_except(model)  # the names of what trains are what the file must hold
     try:
-        state = STARTS[method].convert(dict(content.get("state_dict") or {}), model, method)
+        state = STARTS[method].convert(dict(content["state_dict"]), model, method)
         state = fitting_state(path, model, state, meta, trainer.checkpoint_meta())
     except ValueError as error:
         raise FirstStageError(f"{key}: {error}") from None

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from clip import freeze_except
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoint import checkpoint_path
+from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from dassl.engine.result import read_result
-from dassl.utils.torchtools import load_checkpoint
+from dassl.utils.torchtools import weights_in
 from trainers.base import FrozenTextCLIP
 from trainers.heads import RationalHead, cosine_logits
 from trainers.rada import MASK_DEFAULTS, rational_head
@@ -191,11 +191,12 @@ def load_mask(
             f"{key}: {root} has no checkpoint RAda/model.pth.tar-{epoch or '<epoch>'}; {within} "
             f"holds: {found}. Train one with --trainer RAda"
         ) from None
-    checkpoint = load_checkpoint(path)
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise ValueError(f"{key}: {path} has no state_dict; it is no checkpoint of a training run")
-    check_origin(root, path, checkpoint.get("meta") or {}, cfg, options, key)
+    try:
+        checkpoint = read_checkpoint(path, {})
+        state = weights_in(checkpoint, path)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    check_origin(root, path, checkpoint["meta"], cfg, options, key)
     head.check_state(state)
     own = {f"head.{name}": value for name, value in head.state_dict().items()}
     odd = [n for n in {**own, **state} if n not in own or n not in state]

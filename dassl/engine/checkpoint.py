@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dassl.utils.registry import nearest
-from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint
+from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_finite
 
 __all__ = [
     "check_finite_state",
@@ -64,9 +63,9 @@ def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
     Raises:
         FloatingPointError: A weight is infinite or NaN.
     """
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FloatingPointError(f"{what}: {key!r} has infinite or NaN values; not saved")
+    key = not_finite(state)
+    if key is not None:
+        raise FloatingPointError(f"{what}: {key!r} has infinite or NaN values; not saved")
 
 
 def plain_state(value: Any) -> Any:
@@ -146,10 +145,10 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: Damaged, without ``state_dict``, or made by another method or backbone.
     """
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f'"{path}" has no entry state_dict; it is no checkpoint of a training run')
     saved = checkpoint.get("meta")
-    saved = saved if isinstance(saved, dict) else {}
+    saved = checkpoint["meta"] = saved if isinstance(saved, dict) else {}
     for key, flag in (("method", "--trainer"), ("backbone", "--backbone")):
         if key in saved and key in meta and saved[key] != meta[key]:
             raise ValueError(

@@ -15,6 +15,7 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.config import config_hash
+from dassl.utils.restricted_unpickler import read_restricted
 from dassl.utils.torchtools import atomic_torch_save
 
 __all__ = [
@@ -105,7 +106,7 @@ def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_restricted(path)
     except Exception as error:  # many types: which one depends on where the file is damaged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'"{path}" is damaged or cut off: {reason}') from error

@@ -1,29 +1,38 @@
-"""Reading checkpoints that hold live objects, without ever running code from the file.
+"""Reading PyTorch files that strangers made: tensors and plain containers come out, nothing runs.
 
-Checkpoints written by Dassl can contain a live scheduler (and through it an optimiser), which
-``torch.load(weights_only=True)`` refuses as a whole. This reader rebuilds tensors and plain
-containers and puts an inert stand-in wherever the file names any other class or function: nothing
-is imported because a file says so, and nothing that a file can call does anything but build data.
+``torch.load(weights_only=True)`` is not enough here. It refuses Dassl's checkpoints, which hold a
+live scheduler and through it an optimiser. It does not read TorchScript archives, the form of
+OpenAI's weights, and ``torch.jit.load`` runs what is in them. It compares no checksum, and before
+torch 2.10 it believes a file about the size of its tensors and reads past the end of the memory.
+
+This reader takes the zip container (PyTorch 1.6 and later) apart with Python's own modules: every
+member is read once and checked against its checksum, and the pickle in it can build tensors and
+plain containers only. Whatever other class or function it names becomes an inert stand-in; nothing
+is imported because a file says so.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
-import struct
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["Inert", "read_restricted"]
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_EXPANSION = 10  # PyTorch stores without compression; a file packed anew shrinks somewhat
+MOST_REPEATED = 2**24  # elements of a tensor that repeats those in the file, as ``expand`` does
+MOST_MODULES = 10_000  # of a TorchScript archive; more are a module that contains itself
+
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -42,21 +51,29 @@ _STORAGE_DTYPES = {
 
 
 class Inert:
-    """Stands in for an object of a class that is not rebuilt; accepts everything, does nothing."""
+    """Stands in for an object of a class that is not rebuilt; accepts everything, does nothing.
 
-    def __new__(cls, *args: object, **kwargs: object) -> Inert:
-        """Ignore the constructor's arguments."""
-        return super().__new__(cls)
+    Attributes:
+        state: What the file gives the object as its state, usually its attributes by name.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Ignore the constructor's arguments."""
+        self.state: Any = None
+
+    def __new__(cls, *args: object, **kwargs: object) -> Inert:
+        """Ignore the constructor's arguments; a pickle may leave ``__init__`` out."""
+        made = super().__new__(cls)
+        made.state = None
+        return made
 
     def __call__(self, *args: object, **kwargs: object) -> Inert:
         """Being called gives another stand-in."""
         return Inert()
 
     def __setstate__(self, state: object) -> None:
-        """Ignore the pickled state."""
+        """Keep the pickled state, as data."""
+        self.state = state
 
     def __setitem__(self, key: object, value: object) -> None:
         """Ignore items."""
@@ -105,8 +122,9 @@ def _tensor(
     stride: tuple[int, ...],
     *ignored: object,
 ) -> Tensor:
-    # a view, checked against the storage's bounds: the legacy format fills storages afterwards
-    return storage.as_strided(tuple(size), tuple(stride), storage.storage_offset() + offset)
+    if math.prod(size) > max(storage.numel(), MOST_REPEATED):
+        raise ValueError(f"a tensor of {math.prod(size):,} elements has {storage.numel():,} stored")
+    return storage.as_strided(tuple(size), tuple(stride), offset)  # checks the storage's bounds
 
 
 def _tensor_with_dtype(
@@ -122,10 +140,6 @@ def _tensor_with_dtype(
     return _tensor(storage.view(dtype), offset, size, stride)
 
 
-def _parameter(data: Tensor, *ignored: object) -> Tensor:
-    return data
-
-
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")  # how protocol 2 writes bytes; other codecs are never needed
 
@@ -134,8 +148,9 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_with_dtype,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *ignored: data,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *ignored: data,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda build, kind, args, *ignored: build(*args),
     ("torch", "Size"): lambda size=(): tuple(size),
     ("collections", "defaultdict"): lambda *factory: {},
     ("collections", "Counter"): lambda counts=(): dict(counts),
@@ -148,8 +163,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
 class _RestrictedUnpickler(pickle.Unpickler):
     """Rebuilds tensors and plain containers; everything else becomes `Inert`."""
 
-    def __init__(self, file: IO[bytes], load_storage: Callable[[tuple[Any, ...]], Any]) -> None:
-        super().__init__(file, encoding="latin1")
+    def __init__(self, data: bytes, load_storage: Callable[[torch.dtype, str], Tensor]) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
         self._load_storage = load_storage
 
     def find_class(self, module: str, name: str) -> Any:
@@ -161,102 +176,105 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if name in _STORAGE_DTYPES and module in ("torch", "torch.cuda", "torch.storage"):
             return _StorageType(_STORAGE_DTYPES[name])
         dtype = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(dtype, torch.dtype):
-            return dtype
-        return type("Inert", (Inert,), {"__doc__": f"Stand-in for {module}.{name}."})
+        return dtype if isinstance(dtype, torch.dtype) else Inert
 
     def persistent_load(self, saved_id: Any) -> Any:
-        """Hand storages to the container format's reader."""
-        kind = saved_id[0]
-        kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
-        if kind == "module":  # legacy format: (kind, class, source file, source)
-            return saved_id[1]
-        if kind != "storage" or not isinstance(saved_id[1], _StorageType):
+        """The storage that the pickle names: ("storage", type, member, device, elements)."""
+        kind, of, key = saved_id[:3]
+        if kind != "storage" or not isinstance(of, _StorageType):
             raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
-        return self._load_storage(saved_id[1:])
+        return self._load_storage(of.dtype, str(key))
 
 
-def _from_bytes(data: bytes, dtype: torch.dtype, swap: bool = False) -> Tensor:
-    """Build a 1-D tensor that owns a copy of raw bytes."""
-    if not data:
-        return torch.empty(0, dtype=dtype)
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    if swap:
-        raw = raw.view(-1, dtype.itemsize).flip(1).reshape(-1)
-    return raw.view(dtype)
+def _unpickle(data: bytes, load_storage: Callable[[torch.dtype, str], Tensor]) -> Any:
+    for opcode, argument, _ in pickletools.genops(data):
+        # The unpickler makes room for as many objects as the number says.
+        number = int(argument or 0) if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else 0
+        if number > len(data):
+            raise pickle.UnpicklingError(f"it numbers an object {number:,}")
+    return _RestrictedUnpickler(data, load_storage).load()
 
 
-def _read_zip(file: IO[bytes]) -> Any:
-    """Read the zip container (PyTorch 1.6 and later)."""
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
-        if len(pickles) != 1:
-            raise ValueError("the archive has no data.pkl")
-        prefix = pickles[0].split("/")[0]
-        order = sys.byteorder
-        if f"{prefix}/byteorder" in names:
-            order = cast(Any, archive.read(f"{prefix}/byteorder").decode("ascii").strip())
-        storages: dict[str, Tensor] = {}
-
-        def load_storage(saved: tuple[Any, ...]) -> Tensor:
-            kind, key = saved[0], str(saved[1])
-            if key not in storages:
-                data = archive.read(f"{prefix}/data/{key}")
-                storages[key] = _from_bytes(data, kind.dtype, order != sys.byteorder)
-            return storages[key]
-
-        pickled = io.BytesIO(archive.read(pickles[0]))
-        return _RestrictedUnpickler(pickled, load_storage).load()
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, bytearray]:
+    """The members of an archive of ``size`` bytes by name, each checked against its checksum."""
+    entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > MOST_EXPANSION * size + 2**20:
+        raise ValueError(
+            f"it has {size:,} bytes and would unpack to {unpacked:,}, more than "
+            f"{MOST_EXPANSION} times as much"
+        )
+    members: dict[str, bytearray] = {}
+    for entry in entries:
+        if entry.filename in members:
+            raise ValueError(f"it holds {entry.filename!r} twice")
+        with archive.open(entry) as file:  # no more is unpacked than what the entry announces
+            members[entry.filename] = bytearray(file.read(entry.file_size))
+    return members
 
 
-def _read_legacy(file: IO[bytes]) -> Any:
-    """Read the container of PyTorch before 1.6: five pickles, then the raw storages."""
-    storages: dict[str, Tensor] = {}
+def _unpack(members: dict[str, bytearray]) -> Any:
+    """What the members of a PyTorch file or TorchScript archive are together."""
+    roots = [name.split("/")[0] for name in members if name.split("/")[1:] == ["data.pkl"]]
+    if len(roots) != 1:
+        raise ValueError(f"the archive has {len(roots) or 'no'} data.pkl")
+    root = roots[0]
+    order = members.get(f"{root}/byteorder", bytearray(sys.byteorder, "ascii")).decode("ascii")
+    if order.strip() != sys.byteorder:
+        raise ValueError(f"its numbers are {order.strip()}-endian, this machine's are not")
 
-    def load_storage(saved: tuple[Any, ...]) -> Tensor:
-        kind, key, numel, view = saved[0], str(saved[1]), int(saved[3]), saved[4:]
-        if key not in storages:
-            if not 0 <= numel <= size // kind.dtype.itemsize:
-                raise ValueError(f"storage {key} claims {numel} elements, more than the file has")
-            storages[key] = torch.empty(numel, dtype=kind.dtype)
-        if view and view[0] is not None:
-            _, offset, length = view[0]
-            return storages[key][offset : offset + length]
-        return storages[key]
+    def load_storage(dtype: torch.dtype, key: str) -> Tensor:
+        data = members.get(f"{root}/data/{key}")
+        if data is None:
+            raise ValueError(f"its member data/{key} is missing")
+        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
-    size = os.fstat(file.fileno()).st_size
-    if _RestrictedUnpickler(file, load_storage).load() != _LEGACY_MAGIC:
-        raise ValueError("not a PyTorch file")
-    _RestrictedUnpickler(file, load_storage).load()  # protocol version
-    system = _RestrictedUnpickler(file, load_storage).load()
-    if not system.get("little_endian", True):
-        raise ValueError("big-endian files of PyTorch before 1.6 are not supported")
-    result = _RestrictedUnpickler(file, load_storage).load()
-    keys = _RestrictedUnpickler(file, load_storage).load()
-    for key in keys:
-        target = storages[str(key)]
-        (numel,) = struct.unpack("<q", file.read(8))
-        data = file.read(numel * target.element_size())
-        if numel != target.numel() or len(data) != numel * target.element_size():
-            raise ValueError(f"storage {key} is cut off or has another size than announced")
-        target.copy_(_from_bytes(data, target.dtype))
-    return result
+    content = _unpickle(bytes(members[f"{root}/data.pkl"]), load_storage)
+    if f"{root}/constants.pkl" not in members:
+        return content
+    return _torchscript_state(content)
+
+
+def _torchscript_state(root: Any) -> dict[str, Tensor]:
+    """The tensors in a TorchScript module by the names that its ``state_dict`` has."""
+    state: dict[str, Tensor] = {}
+    waiting = [("", root)]
+    for prefix, module in waiting:  # it grows on the way
+        if not isinstance(module.state, dict):
+            raise ValueError("a module of the TorchScript archive restores itself by code, not run")
+        for name, value in module.state.items():
+            if isinstance(value, Tensor):
+                state[f"{prefix}{name}"] = value
+            elif isinstance(value, Inert):
+                waiting.append((f"{prefix}{name}.", value))
+        if len(waiting) > MOST_MODULES:
+            raise ValueError(f"the TorchScript archive has more than {MOST_MODULES:,} modules")
+    return state
 
 
 def read_restricted(path: str | os.PathLike[str]) -> Any:
-    """Read a PyTorch file of either format, tensors on the CPU.
+    """Read a PyTorch file or the weights in a TorchScript archive, tensors on the CPU.
 
     Args:
         path: Path of the file.
 
     Returns:
-        What was saved, with `Inert` stand-ins for every object that is no tensor or container.
+        What was saved, with `Inert` stand-ins for every object that is no tensor or container. Of
+        a TorchScript archive, its parameters and buffers by name.
 
     Raises:
-        ValueError: Not a PyTorch file, cut off, or damaged.
+        ValueError: Not a PyTorch file, cut off, damaged, or of PyTorch before 1.6.
     """
     with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-        file.seek(0)
-        return _read_zip(file) if is_zip else _read_legacy(file)
+        start, size = file.read(16), os.fstat(file.fileno()).st_size
+        if start.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"):
+            raise ValueError(
+                "it is in the format of PyTorch before 1.6, which has no checksums and is not "
+                'read. If you trust its origin, convert it: python -c "import torch; '
+                f"torch.save(torch.load({str(path)!r}, map_location='cpu'), 'NEW FILE')\""
+            )
+        if not start.startswith(b"PK\x03\x04"):
+            raise ValueError("it does not begin as a file of torch.save does")
+        with zipfile.ZipFile(file) as archive:
+            members = _members(archive, size)
+    return _unpack(members)

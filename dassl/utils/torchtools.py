@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dassl.utils.files import atomic_write
 from dassl.utils.registry import check_availability, nearest
@@ -22,10 +22,12 @@ __all__ = [
     "init_network_weights",
     "load_checkpoint",
     "load_pretrained_weights",
+    "not_finite",
     "open_all_layers",
     "open_specified_layers",
     "resume_from_checkpoint",
     "save_checkpoint",
+    "weights_in",
 ]
 
 BEST_NAME = "model-best.pth.tar"
@@ -47,8 +49,8 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
 def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
     """Read a checkpoint without running code from it, tensors on the CPU.
 
-    Files that hold live objects (Dassl's ``scheduler``) are read by a restricted unpickler that
-    puts inert stand-ins in their place.
+    Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
+    becomes the dict of its weights. All contents are compared with their checksums.
 
     Args:
         fpath: Path of the file.
@@ -58,22 +60,65 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is damaged, cut off, or no PyTorch file.
+        ValueError: The file is damaged, cut off, or no PyTorch file, or it holds weights that are
+            infinite or NaN.
     """
     if fpath is None:
         raise ValueError("load_checkpoint needs a path, got None")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}"')
     try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
-    except Exception as refused:  # many types: which one depends on where the file is damaged
-        try:
-            return read_restricted(fpath)
-        except Exception as error:
-            raise ValueError(
-                f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
-                f"{str(error) or type(error).__name__}"
-            ) from refused
+        content = read_restricted(fpath)
+    except Exception as error:  # many types: which one depends on where the file is damaged
+        raise ValueError(
+            f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
+            f"{str(error) or type(error).__name__}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    key = not_finite(state) if isinstance(state, dict) else None
+    if key is not None:
+        raise ValueError(
+            f'"{fpath}" cannot be used: {key!r} in it has infinite or NaN values, as a training '
+            "that failed leaves behind; take another epoch or another copy of the file"
+        )
+    return content
+
+
+def weights_in(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors by name in what `load_checkpoint` has read.
+
+    Args:
+        content: A state dict, or a dict with one as ``state_dict``.
+        path: Where it came from, for the message.
+
+    Raises:
+        ValueError: It is something else, or holds no tensor.
+    """
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f'"{path}" holds no weights by name, as a state_dict does; objects of other classes, '
+            "such as a whole model, are not read"
+        )
+    return tensors
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor with infinite or NaN values, or None.
+
+    Args:
+        state: State dict. Attention masks (``attn_mask``) are infinite on purpose.
+    """
+    for key, value in state.items():
+        mask = str(key).endswith("attn_mask")
+        if mask or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # The sum is finite only if all terms are, and ten times as fast; it may also overflow.
+        if not value.sum().isfinite() and not value.isfinite().all():
+            return str(key)
+    return None
 
 
 def _without_module_prefix(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
@@ -137,9 +182,12 @@ def resume_from_checkpoint(
         raise FileNotFoundError(f'No "checkpoint" file in "{fdir}" (set by --resume)')
     path = Path(fdir) / pointer.read_text(encoding="utf-8").strip()
     checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+        raise ValueError(f'"{path}" has no entry epoch; it is no checkpoint of a training run')
+    state = weights_in(checkpoint, path)
     print(f'Loading checkpoint from "{path}"')
     try:
-        unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
+        unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f'"{path}" does not fit the model: {error}') from error
     if unexpected:
@@ -160,9 +208,10 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike[str
 
     Raises:
         FileNotFoundError: No such file.
+        ValueError: It cannot be read, or holds no weights.
     """
     checkpoint = load_checkpoint(weight_path)
-    saved = _without_module_prefix(checkpoint.get("state_dict", checkpoint))
+    saved = _without_module_prefix(weights_in(checkpoint, weight_path))
     own = model.state_dict()
     fitting = {
         key: value for key, value in saved.items() if key in own and own[key].shape == value.shape

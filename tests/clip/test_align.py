@@ -14,6 +14,7 @@ from clip import TextBank
 from clip.align import spec_of
 from clip.names import has_vision_transformer
 from tests.clip.sources import save_align
+from tests.dassl.torch_files import flip_bit_in
 
 TEXTS = ["a cat", "two dogs", "a long red photo of the two blue cats of the dog"]
 
@@ -198,6 +199,12 @@ def pickled(copy):
     torch.save({"temperature": Exploit(copy / "owned")}, copy / "pytorch_model.bin")
 
 
+def flipped(copy):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    flip_bit_in(copy / "pytorch_model.bin", "data/5")
+
+
 BROKEN = {
     "no config": lambda copy: (copy / "config.json").unlink(),
     "another model": lambda copy: (copy / "config.json").write_text('{"model_type": "clip"}'),
@@ -210,6 +217,7 @@ BROKEN = {
         copy, lambda s: s.update({"text_projection.bias": torch.zeros(3)})
     ),
     "code": pickled,
+    "a flipped bit": flipped,
 }
 
 

@@ -8,6 +8,7 @@ import clip
 from clip import backbones, checkpoints, names
 from clip.backbones import has_vision_transformer, input_spec
 from tests.conftest import tiny_model
+from tests.dassl.torch_files import flip_bit_in
 
 
 def assert_same_model(backbone, stock):
@@ -44,14 +45,49 @@ def test_half_precision_state_dict_as_openai_writes_it(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchscript_archive(tmp_path):
-    model = tiny_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_torchscript_archive(tmp_path, monkeypatch, dtype):
+    model = tiny_model().to(dtype)
+    model.register_buffer("input_resolution", torch.tensor(32))  # as OpenAI's archives have it
     inputs = {
-        "encode_image": torch.zeros(1, 3, 32, 32),
+        "encode_image": torch.zeros(1, 3, 32, 32, dtype=dtype),
         "encode_text": torch.zeros(1, 77, dtype=torch.long),
     }
-    torch.jit.trace_module(model, inputs, check_trace=False).save(str(tmp_path / "archive.pt"))
-    assert_same_model(clip.load(str(tmp_path / "archive.pt")), tiny_model())
+    path = tmp_path / "archive.pt"
+    torch.jit.trace_module(model, inputs, check_trace=False).save(str(path))
+    expected = torch.jit.load(str(path)).state_dict()
+    monkeypatch.setattr(torch.jit, "load", None)  # it would run what is in the archive
+    state = checkpoints.read_state_dict(path)
+    assert state.keys() == expected.keys()
+    assert all(v.dtype == expected[k].dtype for k, v in state.items())
+    assert all(torch.equal(v, expected[k]) for k, v in state.items())
+    assert_same_model(clip.load(str(path)), tiny_model().to(dtype).float())
+
+
+@pytest.mark.parametrize("name", ["text_projection", "transformer.resblocks.0.ln_1.bias"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, name):
+    state = tiny_model().state_dict()
+    state[name].view(-1)[1] = float("inf")
+    torch.save(state, tmp_path / "bad.pt")
+    for function in (clip.load, input_spec):
+        with pytest.raises(ValueError, match=rf"bad\.pt.*'{name}' in it has infinite or NaN"):
+            function(str(tmp_path / "bad.pt"))
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+    state = tiny_model().state_dict()
+    state["visual.proj"][0, 0] = 1e6
+    torch.save(state, tmp_path / "large.pt")
+    assert clip.load(str(tmp_path / "large.pt")).model.visual.proj[0, 0] == 1e6
+    with pytest.raises(ValueError, match="'visual.proj' has infinite or NaN values in fp16"):
+        clip.load(str(tmp_path / "large.pt"), precision="fp16")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save(tiny_model().state_dict(), tmp_path / "bad.pt")
+    flip_bit_in(tmp_path / "bad.pt", "data/7")
+    with pytest.raises(ValueError, match="Bad CRC-32 for file 'bad/data/7'"):
+        clip.load(str(tmp_path / "bad.pt"))
 
 
 def test_training_checkpoint_with_module_prefix(tmp_path):

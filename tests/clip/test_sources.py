@@ -122,6 +122,20 @@ def test_low_precision(source, precision, dtype):
 
 
 @pytest.mark.parametrize("source", EVERY, indirect=True)
+def test_weights_that_are_no_numbers_are_refused(source, tmp_path):
+    name, stock = source
+    with torch.no_grad():
+        list(stock.parameters())[-1].view(-1)[0] = torch.nan
+    if name.startswith("align"):
+        stock.save_pretrained(tmp_path)
+    else:
+        (file,) = (p for p in tmp_path.iterdir() if p.suffix in (".pt", ".bin"))
+        torch.save(stock.state_dict(), file)
+    with pytest.raises(ValueError, match="infinite or NaN values"):
+        clip.load(name)
+
+
+@pytest.mark.parametrize("source", EVERY, indirect=True)
 def test_preprocessing_constants(source):
     name, _ = source
     backbone = clip.load(name)

@@ -11,6 +11,7 @@ import torch
 
 from dassl.engine import build_trainer, read_result
 from dassl.engine.resume import read_resume
+from tests.dassl.torch_files import flip_bit_in
 from tests.dassl.toys import ToyMethod
 
 CHANGES = {
@@ -139,6 +140,18 @@ def test_a_damaged_resume_file_is_ignored_loudly(
     assert f'WARNING: not resuming: "{path}" is damaged or cut off' in log
     assert_same_run(cfg, uninterrupted)
     assert any("ignored" in note for note in read_result(cfg.OUTPUT_DIR)["notes"])
+
+
+def test_a_flipped_bit_in_a_resume_file_is_noticed(make_cfg, uninterrupted, monkeypatch, capsys):
+    cfg = make_cfg(**CHANGES)
+    interrupted(cfg, monkeypatch)
+    flip_bit_in(Path(cfg.OUTPUT_DIR) / "resume.pth.tar", "data/0")
+    build_trainer(cfg).train()
+    log = capsys.readouterr().out
+    assert "WARNING: not resuming" in log
+    assert "is damaged or cut off: Bad CRC-32 for file" in log
+    assert "epoch [1/4]" in log.split("WARNING")[1]
+    assert_same_run(cfg, uninterrupted)
 
 
 def test_another_configuration_does_not_resume(make_cfg, monkeypatch, capsys):

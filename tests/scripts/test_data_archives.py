@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -213,6 +214,81 @@ def test_bomb_is_implausible_for_its_size(tmp_path, kind, monkeypatch):
     path.write_bytes(pack({f"{i}": b"\0" * 30_000_000 for i in range(10)}, kind))
     assert path.stat().st_size < 400_000
     refused(path, "implausible for its size")
+
+
+def tar_bomb(path, kind, count, size):
+    """One file of zeros and many links to it, in a compressed tar."""
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("d/file")
+        member.size = size
+        archive.addfile(member, io.BytesIO(b"\0" * size))
+        for i in range(count):
+            member = tarfile.TarInfo(f"d/{i}")
+            member.type, member.linkname = kind, "file" if kind == SYMBOLIC else "d/file"
+            archive.addfile(member)
+
+
+@pytest.mark.parametrize("kind", [SYMBOLIC, HARD])
+def test_links_count_as_the_copies_that_they_become(tmp_path, kind):
+    path = tmp_path / "a.tar.gz"
+    tar_bomb(path, kind, 4, 1000)
+    extract(path, tmp_path / "out", Limits(5000))
+    refused(path, "more than 4,999 bytes", Limits(4999))
+    tar_bomb(path, kind, 60, 2_000_000)  # 2 MB in the headers, 122 MB on the disk
+    assert path.stat().st_size < 10_000
+    refused(path, "implausible for its size")
+
+
+def test_links_in_a_zip_count_too(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(zip_link("d/l.jpg", "./x.jpg"))  # 7 bytes, and a copy of them
+    extract(path, tmp_path / "out", Limits(7 + 7 + 7))
+    refused(path, "more than 13 bytes", Limits(13))
+
+
+def test_a_link_that_replaced_a_file_counts_as_what_it_became(tmp_path):
+    members = [("big", FILE, "", b"x" * 1000), ("b", FILE, "", b"1"), ("b", HARD, "big", b"")]
+    (tmp_path / "a.tar").write_bytes(tar_with(*members, ("c", HARD, "b", b"")))
+    extract(tmp_path / "a.tar", tmp_path / "out", Limits(3001))
+    refused(tmp_path / "a.tar", "more than 3,000 bytes", Limits(3000))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_folders_that_are_only_in_names_count(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(pack({"a/b/c/x": b"", "a/b/c/y": b"", "a/d/z": b""}, name))
+    extract(path, tmp_path / "out", Limits(0, 7))  # x y z a b c d
+    refused(path, "or 6 members", Limits(0, 6))
+
+
+def test_many_empty_files_are_implausible(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(tar_of({"/".join(f"{i:05}") + "/x": b"" for i in range(9_000)}, "w:gz"))
+    assert Limits.of(path).members == 50_000 + path.stat().st_size // 20
+    extract(path, tmp_path / "out")
+    names = {f"{i}/" + "/".join("abcdefghij" * 9) + "/x": b"" for i in range(700)}
+    path.write_bytes(tar_of(names, "w:gz"))
+    assert Limits.of(path).members < 60_000
+    refused(path, "members, which is implausible for its size")
+
+
+def test_sparse_files_are_refused(tmp_path):
+    member = tarfile.TarInfo("sparse")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % 2**32
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    (tmp_path / "a.tar").write_bytes(bytes(header) + b"\0" * 10240)
+    refused(tmp_path / "a.tar", "sparse is a sparse file")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE]
+)
+def test_long_headers_are_refused_before_they_fill_the_memory(tmp_path, kind):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(tar_with(("n", kind, "", b"x" * 1_000_001))))
+    refused(path, "header of 1,000,001 bytes")
 
 
 def test_pictures_are_plausible(tmp_path):

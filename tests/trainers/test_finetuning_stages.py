@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.finetuning_runs import HALF, batch
 from trainers.finetuning_stages import FirstStageError
 
@@ -68,6 +69,19 @@ def test_first_stage_of_another_backbone_is_refused(train_fft, build_fft):
     torch.save(content, file)
     with pytest.raises(FirstStageError, match=r"backbone 'ViT-B/16', this run has 'shapes'"):
         build_fft("LPFT", "FIRST_STAGE.DIR", lp).train()
+
+
+def test_spoiled_first_stages_are_refused(train_fft, build_fft):
+    lp = train_fft("LP", output="lp")
+    (file,) = Path(lp, "LP").glob("model.pth.tar-1")
+    whole = file.read_bytes()
+    for how, said in SPOILED.items():
+        file.write_bytes(whole)
+        spoil(file, how)
+        with pytest.raises(FirstStageError, match=f'"{file}" .*{said}'):
+            build_fft("LPFT", "FIRST_STAGE.DIR", lp).train()
+        with pytest.raises(ValueError, match=f'"{file}" .*{said}'):
+            build_fft("LP").load_model(lp)
 
 
 def test_first_stage_with_another_mask_is_refused(train_fft, build_fft):

@@ -11,6 +11,7 @@ import torch
 import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
+from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.baselines import write_released
 from tests.trainers.plain import coupled, plain_image, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.starts import (
@@ -212,6 +213,17 @@ def test_start_of_another_origin(build, trained, change):
     ((what, value),) = change.items()
     with pytest.raises(FirstStageError, match=f"trained with {what} '{value}'"):
         build("CoOp", "FIRST_STAGE.DIR", run.output_dir)
+
+
+def test_spoiled_starts_are_refused(build, trained):
+    directory = trained("CoOp").output_dir
+    (file,) = Path(directory).glob("*/model.pth.tar-*")
+    whole = file.read_bytes()
+    for how, said in SPOILED.items():
+        file.write_bytes(whole)
+        spoil(file, how)
+        with pytest.raises(FirstStageError, match=f'FIRST_STAGE.DIR.*"{file}" .*{said}'):
+            build("CoOp", "FIRST_STAGE.DIR", directory)
 
 
 def test_released_context_is_a_start(build, tmp_path):

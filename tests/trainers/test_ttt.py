@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
+from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.starts import context_by_hand, record_gradients
 from trainers import tpt
 from trainers.heads import RationalHead
@@ -462,6 +463,16 @@ class TestDagger:
             torch.save({**content, "meta": {**content["meta"], **change}}, path)
             with pytest.raises(ValueError, match=f"TRAINER.RAdaTTT.FROM.*{said}"):
                 build("RAdaTTT", "TRAINER.RAdaTTT.FROM", trained.output_dir)
+
+    def test_spoiled_masks(self, trained, build):
+        (path,) = Path(trained.output_dir, "RAda").glob("model.pth.tar-*")
+        whole = path.read_bytes()
+        for how, said in SPOILED.items():
+            path.write_bytes(whole)
+            spoil(path, how)
+            with pytest.raises(ValueError, match=f'RAdaTTT.FROM: "{path}" .*{said}'):
+                build("RAdaTTT", "TRAINER.RAdaTTT.FROM", trained.output_dir)
+        path.write_bytes(whole)
 
     def test_directory_without_a_mask(self, build, tmp_path):
         for place, said in (("none", "no directory"), (".", "no checkpoint RAda/model.pth.tar")):
