@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 import clip
 import datasets
+from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
@@ -136,6 +137,8 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
     _require_names(cfg)
+    if cfg.DATASET.PROMPT_TEMPLATE:
+        check_template(cfg.DATASET.PROMPT_TEMPLATE, "DATASET.PROMPT_TEMPLATE")
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg

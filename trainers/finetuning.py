@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip.prompts import ensemble_prompts, match_key
+from clip.prompts import ensemble_prompts, match_key, template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint
@@ -28,8 +28,9 @@ class FineTuner(CLIPTrainer):
     """Base of the methods with a classifier W; cross entropy unless a method has another loss.
 
     W starts as the text features of the classes, for each the normalised mean over ``TEMPLATES``
-    prompts: 80 or 7, open_clip's ImageNet ensembles. A two-stage method starts from a run of
-    another trainer, whose directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
+    prompts: 80 or 7, open_clip's ImageNet ensembles, and a template that the user chose
+    (``DATASET.PROMPT_TEMPLATE``). A two-stage method starts from a run of another trainer, whose
+    directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
 
     What was trained is evaluated on data sets with the same classes or some of them, by name; a
     classifier over ImageNet also on its shifts, see
@@ -76,9 +77,19 @@ class FineTuner(CLIPTrainer):
 
     def ensemble_weights(self, backbone: clip.Backbone) -> Tensor:
         """Unit-norm text features of the classes from the prompt ensemble, (K, D)."""
-        prompts = ensemble_prompts(self.classes, self.options.TEMPLATES)
+        prompts = self.ensemble(self.classes, self.options.TEMPLATES)
         bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
         return F.normalize(bank.to(self.device).class_features(backbone), dim=-1)
+
+    def text_bank(self) -> clip.TextBank:
+        """One text of each class that W starts from; all of them are not needed yet."""
+        backbone, chosen = self.model.backbone, self.template("")
+        prompts = (
+            template_prompts(self.classes, chosen)
+            if chosen
+            else [texts[:1] for texts in ensemble_prompts(self.classes, self.options.TEMPLATES)]
+        )
+        return clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """Cross entropy: pictures (B, 3, S, S) or cached features (B, D), labels (B,)."""
