@@ -20,6 +20,7 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint
 from trainers.base import CLIPTrainer
+from trainers.class_rows import class_rows
 from trainers.finetuning_model import LinearCLIP
 from trainers.finetuning_stages import FirstStageError, read_stage
 
@@ -121,6 +122,18 @@ class FineTuner(CLIPTrainer):
         meta = self.checkpoint_meta()
         return read_stage(stage.DIR, stage.EPOCH, self.first_stages, self.model, meta)
 
+    def per_class(self) -> list[str]:
+        """W, one row per class."""
+        return ["classifier"]
+
+    def row_names(self) -> list[str]:
+        """Of W's classes."""
+        return self.classes
+
+    def class_free(self) -> str:
+        """See :meth:`trainers.class_rows.ClassRows.class_free`."""
+        return "a method with a text encoder"
+
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
     ) -> None:
@@ -149,20 +162,19 @@ class FineTuner(CLIPTrainer):
             ValueError: They are not.
         """
         dataset, model = self.dm.dataset, self.model
-        own = [match_key(name) for name in dataset.classnames]
-        known = {match_key(name): label for label, name in enumerate(classes)}
         # Its labels are ImageNet's in any case, and a class may stand for several of them.
         if [match_key(n) for n in dataset.imagenet_names] != [match_key(n) for n in classes]:
-            absent = [name for name in dataset.classnames if match_key(name) not in known]
+            rows = class_rows(dataset.classnames, classes)
+            absent = [n for n, row in zip(dataset.classnames, rows, strict=True) if row is None]
             if absent:
                 raise ValueError(
-                    f"{len(absent)} of the {len(own)} classes of {self.cfg.DATASET.NAME} are none "
+                    f"{len(absent)} of the {len(rows)} classes of {self.cfg.DATASET.NAME} are none "
                     f"of the {len(classes)} that the classifier was trained on: "
                     f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}. A linear "
                     "classifier knows no others; choose a target whose classes are among them "
                     "(--dataset-config-file, --targets), or a method with a text encoder"
                 )
-            model.columns = [known[name] for name in own]
+            model.columns = [row for row in rows if row is not None]
         self.classes = list(classes)
         model.resize(len(self.classes))
 
