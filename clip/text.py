@@ -149,6 +149,16 @@ class TextBank(nn.Module):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def twins(self) -> list[list[int]]:
+        """Groups of classes whose prompts are the same token by token, as they are encoded."""
+        rows = [row.tobytes() for row in self.tokens.cpu().numpy()]
+        groups: dict[frozenset[bytes], list[int]] = {}
+        for k, (start, count) in enumerate(
+            zip(self.starts.tolist(), self.counts.tolist(), strict=True)
+        ):
+            groups.setdefault(frozenset(rows[start : start + count]), []).append(k)
+        return [group for group in groups.values() if len(group) > 1]
+
     def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
         """Numbers of one prompt per class, drawn uniformly: (K,).
 

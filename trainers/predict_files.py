@@ -27,12 +27,14 @@ class Prediction:
         rows: Of each picture its path and (class name, probability) of the best, best first.
         unreadable: Reason by path.
         about: Trainer, backbone and run.
+        notes: What a reader must know, as in a run's result.
     """
 
     classnames: list[str]
     rows: list[tuple[str, list[tuple[str, float]]]] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -125,6 +127,7 @@ def write_prediction(found: Prediction, path: Path) -> None:
                 for image, best in found.rows
             ]
             content = {**found.about, "classnames": found.classnames, "images": images}
-            json.dump({**content, "unreadable": found.unreadable}, file, indent=1)
+            content |= {"unreadable": found.unreadable, "notes": found.notes}
+            json.dump(content, file, indent=1)
             file.write("\n")
     print(f'Predictions written to "{path}"')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from open_clip import IMAGENET_CLASSNAMES
 from torch import nn
 from yacs.config import CfgNode
 
-from clip.prompts import described_prompts, ensemble_prompts, template_prompts
+from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
 from dassl.engine import TrainerX
 from datasets.base import CLIPDataset
@@ -85,12 +87,17 @@ class PromptTexts(TrainerX):
         return next((module for module in modules if isinstance(module, TextBank)), None)
 
     def show_prompts(self) -> None:
-        """Log what the first class's first prompt is; note a chosen template without effect."""
+        """Log the first prompt; note what is wrong with the texts, or has no effect on them.
+
+        Raises:
+            ValueError: A class has no name.
+        """
         bank = self.text_bank()
         if bank is not None:
             print(
                 f'First prompt: "{bank.texts[0]}" ({bank.num_classes} classes, {len(bank)} texts)'
             )
+            self._note_texts(bank)
         chosen = chosen_template(self.cfg.DATASET)
         if chosen not in ("", CLIPDataset.default_template) and not self._template_read:
             first = f", the first is {bank.texts[0]!r}" if bank is not None else ""
@@ -99,6 +106,48 @@ class PromptTexts(TrainerX):
                 f"other prompts{first}; see the options of TRAINER."
                 f"{self.config_section or type(self).__name__}"
             )
+
+    def _note_texts(self, bank: TextBank) -> None:
+        """Note classes that the text encoder cannot tell apart or make sense of, and cut texts."""
+        names = list(self.dm.dataset.classnames)
+        nameless = [label for label, name in enumerate(names) if not readable(name).strip()]
+        if nameless:
+            raise ValueError(
+                f"{len(nameless)} of {len(names)} classes have no name (labels {nameless[:5]}, "
+                f"{names[nameless[0]]!r}); every class needs one that a text encoder can read, "
+                "DATASET.CLASSNAMES names a file with others"
+            )
+        signs = [name for name in names if not any(sign.isalnum() for sign in name)]
+        if signs:
+            self.add_note(
+                f"{len(signs)} of {len(names)} class names have neither letter nor digit: "
+                f"{_listed(signs)}"
+            )
+        groups = [[names[k] for k in group] for group in bank.twins() if max(group) < len(names)]
+        groups = [group for group in groups if not self._known_twins(group)]
+        if groups:
+            self.add_note(
+                f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
+                f"apart, whose prompts have the same tokens: {_listed(groups)}"
+            )
+        backbone = getattr(self.model, "backbone", None)
+        cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
+        if cut and cut not in self.notes:
+            self.notes.append(cut)  # logged when they were tokenised
+
+    def _known_twins(self, names: list[str]) -> bool:
+        """Whether two classes of ImageNet share a name in the field's list too."""
+        of_imagenet = "ImageNet" in self.cfg.DATASET.NAME
+        return of_imagenet and len(set(names)) == 1 and IMAGENET_CLASSNAMES.count(names[0]) > 1
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """The first three: names, or groups of names joined by "and"."""
+    shown = [
+        " and ".join(map(repr, item[:3])) if isinstance(item, list) else repr(item)
+        for item in items[:3]
+    ]
+    return ", ".join(shown) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def _prompt_source(dataset: CfgNode) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from dassl.config import to_plain
 from dassl.engine import build_trainer, trainable_state
 from dassl.utils import (
     load_checkpoint,
@@ -58,6 +59,7 @@ def test_content(trained):
         "config_hash": content["meta"]["config_hash"],
         "classnames": ["red_square", "green square", "blue square"],
         "num_classes": 3,
+        "config": to_plain(trained.cfg),
     }
     assert content["scheduler"] == {"last_epoch": 1, "base_lrs": [0.05]}
 
