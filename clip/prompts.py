@@ -45,7 +45,7 @@ def check_template(template: str, what: str = "A prompt template") -> None:
 def fill(template: str, classname: str) -> str:
     """The template with the class name in place of ``{}``; errors as :func:`check_template`."""
     check_template(template)
-    return template.replace("{}", readable(classname))
+    return template.strip().replace("{}", readable(classname))
 
 
 def template_prompts(classnames: Sequence[str], template: str) -> list[list[str]]:

@@ -110,6 +110,7 @@ class ClassRows(TrainerX):
             ValueError: A class was not trained, or it is certain that rows without names are of
                 others.
         """
+        self._check_contexts(path, state_dict)
         own = list(self.row_names())
         keys = [key for key in self.per_class() if key in state_dict]
         if classnames is None:
@@ -129,6 +130,18 @@ class ClassRows(TrainerX):
                 f"{self.class_free()}"
             )
         return {**state_dict, **{key: state_dict[key][rows] for key in keys}}
+
+    def _check_contexts(self, path: Path, state_dict: dict[str, Tensor]) -> None:
+        """Refuse one context for all classes where each has its own, and the other way round."""
+        for name, module in self.model.named_modules():
+            if not isinstance(module, ContextPrompts):
+                continue
+            found = state_dict.get(f"{name}.vectors")
+            if found is not None and (len(found) > 1) != module.per_class:
+                has = f"{len(found)} contexts, one per class" if len(found) > 1 else "one context"
+                raise ValueError(
+                    f'"{path}" has {has}, unlike this run: set TRAINER.CoOp.CSC {len(found) > 1}'
+                )
 
     def _unnamed(
         self, path: Path, state_dict: dict[str, Tensor], keys: Sequence[str]

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -126,7 +127,11 @@ def write_prediction(found: Prediction, path: Path) -> None:
                 {"image": image, "predictions": [{"class": n, "probability": p} for n, p in best]}
                 for image, best in found.rows
             ]
-            content = {**found.about, "classnames": found.classnames, "images": images}
+            content: dict[str, Any] = {
+                **found.about,
+                "classnames": found.classnames,
+                "images": images,
+            }
             content |= {"unreadable": found.unreadable, "notes": found.notes}
             json.dump(content, file, indent=1)
             file.write("\n")

@@ -122,6 +122,16 @@ def test_contexts_of_base_classes_are_none_of_new_ones(trained, make_config, met
     assert "\n" not in str(error.value)
 
 
+def test_one_context_or_one_per_class(make_config, tmp_path):
+    for rows, own, message in ((20, "False", "20 contexts.*CSC True"), (1, "True", "CSC False")):
+        words = (*SMALL, *CSC, "TRAINER.CoOp.CSC", own)
+        trainer = build_trainer(make_config("CoOp/base2novel", *words))
+        state = {"ctx": torch.randn(rows, 2, 128)}
+        directory = write_released(tmp_path / own, "prompt_learner", state, 50)
+        with pytest.raises(ValueError, match=message):
+            trainer.load_model(directory, epoch=50)
+
+
 def test_evaluation_from_the_command_line(trained, shapes_root, tmp_path):
     run = trained("CoOp", HALF, "base")
     words = [

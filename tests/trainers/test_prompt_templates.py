@@ -113,6 +113,16 @@ def test_what_the_yaml_ships_changes_no_recipe(build, capsys, method, first):
     assert not any("PROMPT_TEMPLATE" in note for note in trainer.notes)
 
 
+def test_the_yaml_text_on_the_command_line_is_a_choice(build):
+    """It makes another run of a method that has its own template, and the same texts elsewhere."""
+    words = ("DATASET.PROMPT_TEMPLATE", "A photo of a {},")
+    assert build("ZeroshotCLIP/base2novel", *words).text_bank().texts[0] == (
+        "A photo of a dotted green star,"
+    )
+    plain, own = build("LightRA/base2novel"), build("LightRA/base2novel", *words)
+    assert own.text_bank().texts == plain.text_bank().texts
+
+
 @pytest.mark.parametrize(
     ("name", "template", "chosen"),
     [
