@@ -33,6 +33,7 @@ from clip.names import (
     unreachable,
 )
 from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
+from clip.tokens import cuts
 from clip.tokens import tokenize as tokenize_with
 from dassl.utils.torchtools import not_finite
 
@@ -151,6 +152,10 @@ class Backbone(nn.Module):
             ValueError: ``truncate`` is false and a text does not fit; it names the text.
         """
         return tokenize_with(self._tokenizer, texts, self.context_length, truncate)
+
+    def cuts(self, texts: list[str], tokens: Tensor) -> str:
+        """What :meth:`tokenize` said of texts that it cut to tokens (N, T); empty if of none."""
+        return cuts(self._tokenizer, texts, tokens)
 
 
 def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:

@@ -25,17 +25,27 @@ def match_key(classname: str) -> str:
     return " ".join(readable(classname).split())
 
 
-def fill(template: str, classname: str) -> str:
-    """The template with the class name in place of ``{}``.
+def check_template(template: str, what: str = "A prompt template") -> None:
+    """Refuse a template that does not say once where the class name goes.
+
+    Args:
+        template: With ``{}``.
+        what: The key that set it, for the message.
 
     Raises:
-        ValueError: The template has no ``{}``.
+        ValueError: ``{}`` is missing or repeated, or there are other braces.
     """
-    if "{}" not in template:
+    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(
-            f"A prompt template needs {{}} where the class name goes, got {template!r}"
+            f"{what} needs {{}} where the class name goes, once and without other braces, such as "
+            f"'a photo of a {{}}.'; got {template!r}"
         )
-    return template.replace("{}", readable(classname))
+
+
+def fill(template: str, classname: str) -> str:
+    """The template with the class name in place of ``{}``; errors as :func:`check_template`."""
+    check_template(template)
+    return template.strip().replace("{}", readable(classname))
 
 
 def template_prompts(classnames: Sequence[str], template: str) -> list[list[str]]:

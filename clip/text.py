@@ -108,6 +108,9 @@ class TextBank(nn.Module):
         tokenize: Texts -> (N, T) token numbers, as :meth:`clip.backbones.Backbone.tokenize`.
         end_of_text: (N, T) -> (N,), or None if sequences must not be cut.
 
+    Attributes:
+        texts: The P prompts, for messages.
+
     Raises:
         ValueError: There is no class, or a class has no prompt.
     """
@@ -126,7 +129,8 @@ class TextBank(nn.Module):
         if empty or not prompts:
             raise ValueError(f"Every class needs a prompt; none for the classes numbered {empty}")
         counts = torch.tensor([len(texts) for texts in prompts])
-        tokens = tokenize([text for texts in prompts for text in texts])
+        self.texts = [text for texts in prompts for text in texts]
+        tokens = tokenize(self.texts)
         lengths = (
             end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
         )
@@ -144,6 +148,16 @@ class TextBank(nn.Module):
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def twins(self) -> list[list[int]]:
+        """Groups of classes whose prompts are the same token by token, as they are encoded."""
+        rows = [row.tobytes() for row in self.tokens.cpu().numpy()]
+        groups: dict[frozenset[bytes], list[int]] = {}
+        for k, (start, count) in enumerate(
+            zip(self.starts.tolist(), self.counts.tolist(), strict=True)
+        ):
+            groups.setdefault(frozenset(rows[start : start + count]), []).append(k)
+        return [group for group in groups.values() if len(group) > 1]
 
     def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
         """Numbers of one prompt per class, drawn uniformly: (K,).

@@ -51,23 +51,31 @@ def tokenize(
                     "Shorten it, or let truncate=True cut it"
                 )
     tokens = tokenizer(texts, context_length=context_length)
-    if truncate:
-        _report_cuts(tokenizer, texts, tokens)
+    if truncate and (sentence := cuts(tokenizer, texts, tokens)):
+        print(sentence)
     return tokens
 
 
-def _report_cuts(tokenizer: Any, texts: list[str], tokens: Tensor) -> None:
+def cuts(tokenizer: Any, texts: list[str], tokens: Tensor) -> str:
+    """A sentence that counts the texts that were cut; empty if none was.
+
+    Args:
+        tokenizer: See :func:`count_tokens`.
+        texts: N texts.
+        tokens: What the tokenizer made of them, (N, T).
+    """
     inner = getattr(tokenizer, "tokenizer", None)
     padding = 0 if inner is None else inner.pad_token_id
     # Only rows without padding can have been cut. The last position tells nothing: it is an end
     # token in every full row, and SigLIP pads with its end token.
     full = tokens[:, -2].ne(padding).nonzero().flatten().tolist()
     cut = [texts[i] for i in full if count_tokens(tokenizer, texts[i]) > tokens.shape[1]]
-    if cut:
-        print(
-            f"{len(cut)} of {len(texts)} texts are longer than the model's {tokens.shape[1]} "
-            f"tokens and were cut, first {_quoted(cut[0])}"
-        )
+    if not cut:
+        return ""
+    return (
+        f"{len(cut)} of {len(texts)} texts are longer than the model's {tokens.shape[1]} tokens "
+        f"and were cut, first {_quoted(cut[0])}"
+    )
 
 
 def _quoted(text: str) -> str:

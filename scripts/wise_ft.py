@@ -122,8 +122,13 @@ def both_ends(
     first = copied(trainer)
     trainer.load_model(str(start or end))
     if start is not None:
-        first = copied(trainer)
+        first, classes = copied(trainer), list(trainer.row_names())
         trainer.load_model(str(end))
+        if trainer.row_names() != classes:
+            raise ValueError(
+                f"--start: {start} was trained on other classes than {end}, or on the same in "
+                "another order, and there is nothing between rows of different classes"
+            )
     elif "classifier" in first and isinstance(trainer, FineTuner):
         # Made now, since those of a target's classes may be fewer than the run's.
         first["classifier"] = trainer.ensemble_weights(trainer.model.backbone)

@@ -11,20 +11,17 @@ from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer
-from clip.prompts import described_prompts, ensemble_prompts, template_prompts
 from clip.text import unit_norm
-from dassl.engine import TrainerX
 from datasets.masking import masked_logits
-from trainers.config import REPOSITORY, resolve
+from trainers.class_rows import ClassRows
 from trainers.features import check_features, use_features
 from trainers.heads import CosineHead, HeadOutput, choose, cosine_logits
+from trainers.prompt_texts import PROMPT_SOURCES as PROMPT_SOURCES
+from trainers.prompt_texts import PromptTexts
 from trainers.sanity import CHOICES, sanity_check
-from trainers.templates import hand_made
-
-PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 
 
-class CLIPTrainer(TrainerX):
+class CLIPTrainer(PromptTexts, ClassRows):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
     A method sets ``defaults`` (its keys under ``TRAINER.<name>``), returns one module from
@@ -45,7 +42,9 @@ class CLIPTrainer(TrainerX):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        self.match_initial_weights()
         self._print_choices()
+        self.show_prompts()
         self.zero_shot_check = sanity_check(self)
         if self.uses_features(cfg):
             use_features(self)
@@ -146,58 +145,6 @@ class CLIPTrainer(TrainerX):
         if check is not None:
             check({name: value for name, value in state_dict.items() if name.startswith("head.")})
         return state_dict
-
-    def prompts(self, context: str = "") -> list[list[str]]:
-        """Each class's prompts.
-
-        Args:
-            context: Words before the name, "a photo of a", whatever the dataset. If empty, the
-                dataset's own prompts, of the kind that ``DATASET.PROMPT_SOURCE`` names: ``json``,
-                its template before each description of ``DATASET.PROMPT_PATH``; ``template`` alone;
-                ``ensemble``, open_clip's 7 or 80 templates (``DATASET.PROMPT_ENSEMBLE``) and its
-                own; ``auto``, descriptions if a file is named, else the ensemble.
-
-        Raises:
-            FileNotFoundError: The file of descriptions is missing.
-            ValueError: A value is not allowed, or classes have no description.
-        """
-        names = self.dm.dataset.classnames
-        if context:
-            return template_prompts(names, context.replace("_", " ") + " {}.")
-        dataset = self.cfg.DATASET
-        template = dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME)
-        source = _prompt_source(dataset)
-        if source == "json":
-            print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")
-            return described_prompts(names, template, resolve(dataset.PROMPT_PATH))
-        if source == "template":
-            print(f"Prompts: {template!r}")
-            return template_prompts(names, template)
-        print(f"Prompts: open_clip's {dataset.PROMPT_ENSEMBLE} templates and {template!r}")
-        return ensemble_prompts(names, dataset.PROMPT_ENSEMBLE, [template])
-
-
-def _prompt_source(dataset: CfgNode) -> str:
-    """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
-
-    Raises:
-        ValueError: It is none of the four, or ``json`` without a file.
-    """
-    source = choose("DATASET.PROMPT_SOURCE", dataset.PROMPT_SOURCE, PROMPT_SOURCES)
-    if source == "json" and not dataset.PROMPT_PATH:
-        raise ValueError(
-            "DATASET.PROMPT_SOURCE is 'json', but DATASET.PROMPT_PATH is empty; it must name a "
-            "file of class descriptions"
-        )
-    if source != "auto":
-        return source
-    if dataset.PROMPT_PATH:
-        return "json"
-    path = f"prompts/{dataset.NAME}.json"
-    unused = (REPOSITORY / path).is_file()
-    hint = f"{path} is there, but DATASET.PROMPT_PATH does not name it" if unused else ""
-    print(f"No class descriptions: {hint or 'DATASET.PROMPT_PATH names no file'}")
-    return "ensemble"
 
 
 class PromptedCLIP(nn.Module):

@@ -75,8 +75,9 @@ class AdaptedFeatureCLIP(FrozenTextCLIP):
 class CLIPAdapter(CLIPTrainer):
     """The image-side adapter of the released code; CE(s f h^T, y), both encoders frozen.
 
-    h are the features of the dataset's hand-made template, encoded once (the release encodes them
-    at every step); features can be kept (``--feature-cache``).
+    h are the features of the dataset's hand-made template, or of the one that the user chose
+    (``DATASET.PROMPT_TEMPLATE``), encoded once (the release encodes them at every step); features
+    can be kept (``--feature-cache``).
 
     Config, ``TRAINER.CLIPAdapter``: REDUCTION, D over the inner width; RATIO, the adapter's share:
     0.2 as released, where the paper searches it per dataset; PREC, fp32 by default as released.
@@ -90,7 +91,8 @@ class CLIPAdapter(CLIPTrainer):
         """The frozen backbone and the adapter, the only part that trains."""
         backbone = self.load_backbone()
         freeze_except(backbone)
-        prompts = template_prompts(self.dm.dataset.classnames, hand_made(self.cfg.DATASET.NAME))
+        template = self.template(hand_made(self.cfg.DATASET.NAME))
+        prompts = template_prompts(self.dm.dataset.classnames, template)
         adapter = FeatureAdapter(backbone.embed_dim, self.options.REDUCTION, self.options.RATIO)
         return AdaptedFeatureCLIP(backbone, prompts, adapter)
 

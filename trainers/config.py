@@ -11,9 +11,11 @@ from yacs.config import CfgNode
 
 import clip
 import datasets
+from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
+from trainers.templates import chosen_template
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"
@@ -136,6 +138,12 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
     _require_names(cfg)
+    if cfg.DATASET.PROMPT_TEMPLATE:
+        check_template(cfg.DATASET.PROMPT_TEMPLATE, "DATASET.PROMPT_TEMPLATE")
+        if "DATASET.PROMPT_TEMPLATE" in options[::2] and not chosen_template(cfg.DATASET):
+            # The user wrote what the dataset's YAML says. A blank, which no text has in the end,
+            # tells the two apart in every record of the config.
+            cfg.DATASET.PROMPT_TEMPLATE += " "
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg

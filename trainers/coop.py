@@ -36,6 +36,7 @@ class ContextCLIP(PromptedCLIP):
         super().__init__(backbone, names, renormalize=True)
         bank = ClassContextBank if context.per_class else TextBank
         self.bank = bank(names, partial(context.tokenize, backbone), backbone.end_of_text())
+        self.bank.texts = [context.template.replace("{}", name) for [name] in names]
         context.check_texts(self.bank.tokens)
 
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip.prompts import ensemble_prompts, match_key
+from clip.prompts import ensemble_prompts, match_key, template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from trainers.base import CLIPTrainer
+from trainers.class_rows import class_rows
 from trainers.finetuning_model import LinearCLIP
 from trainers.finetuning_stages import FirstStageError, read_stage
 
@@ -27,8 +28,9 @@ class FineTuner(CLIPTrainer):
     """Base of the methods with a classifier W; cross entropy unless a method has another loss.
 
     W starts as the text features of the classes, for each the normalised mean over ``TEMPLATES``
-    prompts: 80 or 7, open_clip's ImageNet ensembles. A two-stage method starts from a run of
-    another trainer, whose directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
+    prompts: 80 or 7, open_clip's ImageNet ensembles, and a template that the user chose
+    (``DATASET.PROMPT_TEMPLATE``). A two-stage method starts from a run of another trainer, whose
+    directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
 
     What was trained is evaluated on data sets with the same classes or some of them, by name; a
     classifier over ImageNet also on its shifts, see
@@ -75,9 +77,19 @@ class FineTuner(CLIPTrainer):
 
     def ensemble_weights(self, backbone: clip.Backbone) -> Tensor:
         """Unit-norm text features of the classes from the prompt ensemble, (K, D)."""
-        prompts = ensemble_prompts(self.classes, self.options.TEMPLATES)
+        prompts = self.ensemble(self.classes, self.options.TEMPLATES)
         bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
         return F.normalize(bank.to(self.device).class_features(backbone), dim=-1)
+
+    def text_bank(self) -> clip.TextBank:
+        """One text of each class that W starts from; all of them are not needed yet."""
+        backbone, chosen = self.model.backbone, self.template("")
+        prompts = (
+            template_prompts(self.classes, chosen)
+            if chosen
+            else [texts[:1] for texts in ensemble_prompts(self.classes, self.options.TEMPLATES)]
+        )
+        return clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """Cross entropy: pictures (B, 3, S, S) or cached features (B, D), labels (B,)."""
@@ -109,6 +121,18 @@ class FineTuner(CLIPTrainer):
         meta = self.checkpoint_meta()
         return read_stage(stage.DIR, stage.EPOCH, self.first_stages, self.model, meta)
 
+    def per_class(self) -> list[str]:
+        """W, one row per class."""
+        return ["classifier"]
+
+    def row_names(self) -> list[str]:
+        """Of W's classes."""
+        return self.classes
+
+    def class_free(self) -> str:
+        """See :meth:`trainers.class_rows.ClassRows.class_free`."""
+        return "a method with a text encoder"
+
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
     ) -> None:
@@ -137,20 +161,19 @@ class FineTuner(CLIPTrainer):
             ValueError: They are not.
         """
         dataset, model = self.dm.dataset, self.model
-        own = [match_key(name) for name in dataset.classnames]
-        known = {match_key(name): label for label, name in enumerate(classes)}
         # Its labels are ImageNet's in any case, and a class may stand for several of them.
         if [match_key(n) for n in dataset.imagenet_names] != [match_key(n) for n in classes]:
-            absent = [name for name in dataset.classnames if match_key(name) not in known]
+            rows = class_rows(dataset.classnames, classes)
+            absent = [n for n, row in zip(dataset.classnames, rows, strict=True) if row is None]
             if absent:
                 raise ValueError(
-                    f"{len(absent)} of the {len(own)} classes of {self.cfg.DATASET.NAME} are none "
+                    f"{len(absent)} of the {len(rows)} classes of {self.cfg.DATASET.NAME} are none "
                     f"of the {len(classes)} that the classifier was trained on: "
                     f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}. A linear "
                     "classifier knows no others; choose a target whose classes are among them "
                     "(--dataset-config-file, --targets), or a method with a text encoder"
                 )
-            model.columns = [known[name] for name in own]
+            model.columns = [row for row in rows if row is not None]
         self.classes = list(classes)
         model.resize(len(self.classes))
 

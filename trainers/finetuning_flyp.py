@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from clip.prompts import ensemble_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
@@ -61,10 +60,10 @@ class CaptionedCLIP(PromptedCLIP):
 class FLYP(CLIPTrainer):
     """Each image against a caption of its label; both encoders and the scale s train.
 
-    A caption is one of the class's ``TEMPLATES`` prompts (80 or 7, open_clip's ImageNet ensembles),
-    drawn at each step; class weights for evaluation are their mean. Config, ``TRAINER.FLYP``:
-    TEMPLATES; POSITIVES, what a class's further captions in a batch count as, see
-    :func:`contrastive_loss`.
+    A caption is one of the class's ``TEMPLATES`` prompts (80 or 7, open_clip's ImageNet ensembles,
+    and a template that the user chose for the dataset), drawn at each step; class weights for
+    evaluation are their mean. Config, ``TRAINER.FLYP``: TEMPLATES; POSITIVES, what a class's
+    further captions in a batch count as, see :func:`contrastive_loss`.
     """
 
     protocols = ("fft",)
@@ -79,7 +78,7 @@ class FLYP(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """Both encoders, all of which trains."""
-        prompts = ensemble_prompts(self.dm.dataset.classnames, self.options.TEMPLATES)
+        prompts = self.ensemble(self.dm.dataset.classnames, self.options.TEMPLATES)
         self.captions = self.register_generator("captions")
         model = CaptionedCLIP(self.load_backbone(), prompts, renormalize=True)
         return model.requires_grad_(True)

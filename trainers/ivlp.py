@@ -41,7 +41,7 @@ def ivlp_clip(
     freeze_except(backbone)
     model = PromptedCLIP(
         backbone,
-        trainer.prompts(context),
+        trainer.prompts(context, learned=prompts is not None),
         renormalize=True,
         head=head(backbone.embed_dim) if head else None,
     )

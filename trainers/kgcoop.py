@@ -6,7 +6,6 @@ arXiv:2303.13283.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,22 +56,22 @@ class TaughtCLIP(ContextCLIP):
         return self._teacher
 
 
-def taught_clip(trainer: CLIPTrainer, templates: Mapping[str, str], **context: Any) -> TaughtCLIP:
+def taught_clip(trainer: CLIPTrainer, template: str, **context: Any) -> TaughtCLIP:
     """A backbone with a context, and its teacher.
 
     Args:
         trainer: Knows backbone, dataset and classes.
-        templates: The teacher's, by dataset; "a photo of a {}." for others.
+        template: The teacher's, with ``{}`` for the name.
         context: Arguments of :func:`clip.attach_context`.
     """
-    template = templates.get(trainer.cfg.DATASET.NAME, DEFAULT)
     backbone = context_backbone(trainer, **context)
     return TaughtCLIP(backbone, trainer.dm.dataset.classnames, template)
 
 
 def kgcoop_clip(trainer: CLIPTrainer, options: CfgNode) -> TaughtCLIP:
     """What the ``options`` of :class:`KgCoOp` describe."""
-    return taught_clip(trainer, KGCOOP, **first_words(options))
+    template = trainer.template(KGCOOP.get(trainer.cfg.DATASET.NAME, DEFAULT))
+    return taught_clip(trainer, template, **first_words(options))
 
 
 def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
@@ -89,7 +88,8 @@ def released_kgcoop(state: dict[str, Tensor], model: nn.Module, method: str) -> 
 class KgCoOp(ContextTrainer):
     """KgCoOp: CE(s f h^T, y) + W (1 - mean cos(h, h0)), h of the context, h0 of CoOp's templates.
 
-    Only the describable textures have another template, "a photo of a {}, a type of texture.".
+    Only the describable textures have another template, "a photo of a {}, a type of texture.". A
+    template that the user chose for the dataset (``DATASET.PROMPT_TEMPLATE``) is the reference's.
 
     Config, ``TRAINER.KgCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; W (8 in the
     released scripts, 1 in the code); PREC. Until August 2023 the release stepped two schedulers on

@@ -35,7 +35,7 @@ def maple_clip(
     prompts, _ = attach_coupled_prompts(
         backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, init=init
     )
-    classifier = model(backbone, trainer.prompts(context), renormalize=True, **more)
+    classifier = model(backbone, trainer.prompts(context, learned=True), renormalize=True, **more)
     freeze_except(classifier)
     prompts.check_texts(classifier.bank.tokens)
     return classifier

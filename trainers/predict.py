@@ -20,7 +20,8 @@ from dassl.data import build_data_loader
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, read_result
-from dassl.utils import set_random_seed
+from dassl.engine.checkpoint import checkpoint_path
+from dassl.utils import load_checkpoint, set_random_seed
 from dassl.utils.registry import check_availability
 from trainers.config import build_config
 from trainers.predict_files import (
@@ -52,9 +53,9 @@ def run_predict(args: argparse.Namespace) -> int:
         ValueError: A flag or a key has a value that cannot be used.
     """
     check_flags(args)
-    paths = find_images(args.predict)
     cfg = prediction_config(args)
-    names = class_names(args, cfg)
+    names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
+    paths = find_images(args.predict)
     found = predict(cfg, names, paths, args.top_k, args.model_dir, args.load_epoch)
     print_table(found)
     if args.predict_output:
@@ -85,19 +86,21 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         FileNotFoundError: There is no such directory, or a config file is missing.
-        ValueError: The run has no ``result.json`` and no trainer is named, or a key is unknown.
+        ValueError: Neither the run's ``result.json`` nor its weights say how it was made and no
+            trainer is named, or a key is unknown.
     """
     below: dict[str, Any] = {}
     if args.model_dir:
         if not Path(args.model_dir).is_dir():
             raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
-        result = read_result(args.model_dir)
-        if result is not None:
-            below = {k: v for k, v in result["config"].items() if k not in _NOT_TAKEN_OVER}
+        config = (read_result(args.model_dir) or saved_meta(args)).get("config")
+        if config:
+            below = {k: v for k, v in config.items() if k not in _NOT_TAKEN_OVER}
         elif not (args.trainer or args.config_file):
             raise ValueError(
-                f"--model-dir: {args.model_dir} has no complete result.json, which says how the "
-                "model was made; wait for the run to end, or give --config-file and --trainer"
+                f"--model-dir: {args.model_dir} has neither a complete result.json nor weights "
+                "that say how the model was made; wait for the run to end, or give --config-file "
+                "and --trainer"
             )
     elif not (args.trainer or args.config_file):
         below = {"TRAINER": {"NAME": ZERO_SHOT}}
@@ -108,11 +111,25 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
     cfg.VERBOSE = False
     cfg.INPUT.ON_BAD_IMAGE = "skip"
     cfg.TEST.ZERO_SHOT_CHECK = "none"
+    cfg.TEST.FINAL_MODEL = "last_step"  # nothing is trained, and there are no images to choose on
     cfg.FEATURE_CACHE.ENABLED = False
     if args.seed is None:
         cfg.SEED = max(cfg.SEED, 0)  # random views are the same each time
     cfg.freeze()
     return cfg
+
+
+def saved_meta(args: argparse.Namespace) -> dict[str, Any]:
+    """What the weights in ``--model-dir`` say of their run; empty if there are none."""
+    for folder in sorted(path for path in Path(args.model_dir).iterdir() if path.is_dir()):
+        try:
+            content = load_checkpoint(checkpoint_path(args.model_dir, folder.name, args.load_epoch))
+        except FileNotFoundError:
+            continue
+        meta = content.get("meta") if isinstance(content, dict) else None
+        if isinstance(meta, dict) and "method" in meta:
+            return meta
+    return {}
 
 
 def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
@@ -129,6 +146,9 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
         rows = sorted(result["per_class"], key=lambda row: row["label"])
         if len(rows) == result.get("num_classes"):
             return [row["name"] for row in rows]
+    saved = saved_meta(args).get("classnames") if args.model_dir else None
+    if saved:
+        return list(saved)
     if not args.dataset_config_file and result is None:
         raise ValueError(
             "--predict needs class names: give --classnames FILE (one a line), --model-dir of a "
@@ -241,5 +261,6 @@ def predict(
         ):
             names = [classnames[label] for label in labels]
             found.rows.append((path, list(zip(names, values, strict=True))))
+    found.notes = list(trainer.notes)
     found.unreadable = trainer.dm.bad_images() | dict(trainer.test_loader.bad_images)
     return found

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -27,12 +28,14 @@ class Prediction:
         rows: Of each picture its path and (class name, probability) of the best, best first.
         unreadable: Reason by path.
         about: Trainer, backbone and run.
+        notes: What a reader must know, as in a run's result.
     """
 
     classnames: list[str]
     rows: list[tuple[str, list[tuple[str, float]]]] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -124,7 +127,12 @@ def write_prediction(found: Prediction, path: Path) -> None:
                 {"image": image, "predictions": [{"class": n, "probability": p} for n, p in best]}
                 for image, best in found.rows
             ]
-            content = {**found.about, "classnames": found.classnames, "images": images}
-            json.dump({**content, "unreadable": found.unreadable}, file, indent=1)
+            content: dict[str, Any] = {
+                **found.about,
+                "classnames": found.classnames,
+                "images": images,
+            }
+            content |= {"unreadable": found.unreadable, "notes": found.notes}
+            json.dump(content, file, indent=1)
             file.write("\n")
     print(f'Predictions written to "{path}"')

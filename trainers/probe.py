@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from clip.adapters import Adapter
 from clip.prompts import match_key
+from trainers.class_rows import class_rows, imagenet_rows
 
 
 def fingerprints(classnames: Sequence[str]) -> Tensor:
@@ -80,13 +81,10 @@ class Probe(Adapter):
 
     def _rows(self, classes: Tensor, dataset: Any) -> list[int] | None:
         """Where the run's classes are among a probe's; None if one is not."""
-        current = self.current.tolist()
-        if classes.tolist() == current:
-            return list(range(len(current)))
-        places = {int(number): row for row, number in reversed(list(enumerate(classes)))}
-        if any(number not in places for number in current):
+        found = class_rows(self.current.tolist(), classes.tolist(), keys=(int,))
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found):
             return None
-        columns = dataset.imagenet_labels or []
-        if len(classes) == len(dataset.imagenet_names) and all(len(c) == 1 for c in columns):
-            return [c[0] for c in columns]  # two pairs of ImageNet's classes share a name
-        return [places[number] for number in current]
+        if len(classes) == len(dataset.imagenet_names) and (labels := imagenet_rows(dataset)):
+            return labels
+        return rows

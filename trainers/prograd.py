@@ -46,7 +46,8 @@ class ProGrad(ContextTrainer):
     L_g is the cross entropy between softmax(z0 / T) and softmax(z / T), times T^2, for logits z of
     the context and z0 of the pre-trained model with a template. L_g is never added to L_d; where
     the gradients conflict, :func:`aligned_gradient` takes a part away. Templates are CoOp's with
-    what the classes are in front: "a type of pet, a photo of a {}.".
+    what the classes are in front: "a type of pet, a photo of a {}."; or what the user chose
+    (``DATASET.PROMPT_TEMPLATE``).
 
     Config, ``TRAINER.ProGrad``: N_CTX, M; CTX_INIT, whether the context starts from the template's
     words, right-aligned, with zero vectors left of them, or else from random vectors; LAMBDA; T;
@@ -59,9 +60,9 @@ class ProGrad(ContextTrainer):
         """The frozen backbone with a context, and the teacher."""
         self._aside: Tensor | None = None  # its gradient is L_g's of the batch
         self._conflict = 0.0
-        template = HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT)
+        template = self.template(HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT))
         init = template.partition("{}")[0].strip() if self.options.CTX_INIT else ""
-        return taught_clip(self, HINT_FIRST, n_ctx=self.options.N_CTX, init=init)
+        return taught_clip(self, template, n_ctx=self.options.N_CTX, init=init)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""

@@ -28,7 +28,8 @@ class ProVP(CLIPTrainer):
 
     CE(s f h^T, y) + REF_WEIGHT CE(f f0^T, (1, .., B)), where f0 are the frozen features of the same
     images. As in the released code the second term is of plain cosines, without s or a temperature,
-    and in one direction. h are frozen features of one template per dataset.
+    and in one direction. h are frozen features of one template per dataset, or of the one
+    that the user chose (``DATASET.PROMPT_TEMPLATE``).
 
     Config, ``TRAINER.ProVP``: N_CTX prompts; PROMPT_DEPTH blocks with prompts of their own; ALPHA,
     the share of the previous ones; REF_WEIGHT; PREC. The release changes nothing but patches with
@@ -58,7 +59,7 @@ class ProVP(CLIPTrainer):
             backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, alpha=options.ALPHA
         )
         freeze_except(backbone)
-        template = HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT)
+        template = self.template(HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT))
         prompts = template_prompts(dataset.classnames, template)
         return FrozenTextCLIP(backbone, prompts, renormalize=True)
 

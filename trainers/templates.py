@@ -1,5 +1,13 @@
 """CoOp's hand-made templates, by dataset; what zero-shot CLIP and several teachers read."""
 
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from datasets.table import ROWS
+
+_SHIPPED = {row.name: row.template for row in ROWS}
+
 DEFAULT = "a photo of a {}."
 
 HAND_MADE = {
@@ -17,6 +25,20 @@ HAND_MADE = {
 def hand_made(dataset: str) -> str:
     """The template of a dataset (its registered name); "a photo of a {}." if CoOp has no other."""
     return HAND_MADE.get(dataset, DEFAULT)
+
+
+def chosen_template(dataset: CfgNode) -> str:
+    """``DATASET.PROMPT_TEMPLATE`` where the user has chosen it; else "".
+
+    A dataset of this repository has a template in its YAML, for descriptions and the ensemble.
+    Published numbers of methods with a template of their own were made with that one, so that the
+    YAML's is no choice; any other text is. A dataset of the user's own has no other template.
+
+    Args:
+        dataset: The config's section.
+    """
+    template = dataset.PROMPT_TEMPLATE
+    return "" if template == _SHIPPED.get(dataset.NAME) else template
 
 
 # KgCoOp's reference prompts (arXiv:2303.13283) differ in one dataset.

@@ -117,7 +117,9 @@ class TPT(StartedTrainer):
         )
         freeze_except(backbone)
         backbone.requires_grad_(False)  # the tokens of an episode are copies
-        model = PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
+        model = PromptedCLIP(
+            backbone, self.prompts(options.CTX_INIT, learned=True), renormalize=True
+        )
         if prompts is not None:
             prompts.check_texts(model.bank.tokens)
         return model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
+from yacs.config import CfgNode
 
-from clip.prompts import ensemble_prompts, template_prompts
+from clip.prompts import check_template, template_prompts
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.templates import hand_made
@@ -12,14 +13,25 @@ from trainers.templates import hand_made
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(CLIPTrainer):
-    """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``."""
+    """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``.
+
+    A template that the user chose for the dataset (``DATASET.PROMPT_TEMPLATE``) takes the place of
+    the hand-made one, not of TEMPLATE.
+    """
 
     defaults = {"TEMPLATE": ""}
     frozen_image_encoder = True
 
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse a template without a place for the name."""
+        super().check_cfg(cfg)
+        template = cfg.TRAINER.ZeroshotCLIP.TEMPLATE
+        if template:
+            check_template(template, "TRAINER.ZeroshotCLIP.TEMPLATE")
+
     def build_model(self) -> nn.Module:
         """CLIP with the dataset's template."""
-        template = self.options.TEMPLATE or hand_made(self.cfg.DATASET.NAME)
+        template = self.options.TEMPLATE or self.template(hand_made(self.cfg.DATASET.NAME))
         prompts = template_prompts(self.dm.dataset.classnames, template)
         return PromptedCLIP(self.load_backbone(), prompts, renormalize=True)
 
@@ -29,7 +41,8 @@ class ZeroshotCLIP2(CLIPTrainer):
     """The mean over a template ensemble, as CoOp's trainer of that name.
 
     ``TRAINER.ZeroshotCLIP2.TEMPLATES`` is 7 (open_clip's chosen ones; CoOp's choice) or 80. Except
-    on ImageNet the dataset's hand-made template joins the 7.
+    on ImageNet the dataset's hand-made template joins the 7. One that the user chose
+    (``DATASET.PROMPT_TEMPLATE``) joins either.
     """
 
     defaults = {"TEMPLATES": 7}
@@ -38,6 +51,6 @@ class ZeroshotCLIP2(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """CLIP with class weights from the ensemble."""
         size, dataset = self.options.TEMPLATES, self.cfg.DATASET.NAME
-        extra = [hand_made(dataset)] if size == 7 and dataset != "ImageNet" else []
-        prompts = ensemble_prompts(self.dm.dataset.classnames, size, extra)
+        own = hand_made(dataset) if size == 7 and dataset != "ImageNet" else ""
+        prompts = self.ensemble(self.dm.dataset.classnames, size, own)
         return PromptedCLIP(self.load_backbone(), prompts, renormalize=True)

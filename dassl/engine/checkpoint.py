@@ -20,6 +20,7 @@ __all__ = [
     "fitting_state",
     "plain_state",
     "read_checkpoint",
+    "saved_classes",
     "trainable_state",
     "unwrap",
 ]
@@ -156,6 +157,17 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
                 f"{meta[key]!r}; set {flag} {saved[key]} or another --model-dir"
             )
     return checkpoint
+
+
+def saved_classes(checkpoint: Any) -> list[str] | None:
+    """Return the class names that a checkpoint was trained on, in label order, if it has them.
+
+    Args:
+        checkpoint: Content of the file.
+    """
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    names = meta.get("classnames") if isinstance(meta, Mapping) else None
+    return list(names) if names else None
 
 
 def fitting_state(

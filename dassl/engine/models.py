@@ -16,6 +16,7 @@ from dassl.engine.checkpoint import (
     fitting_state,
     plain_state,
     read_checkpoint,
+    saved_classes,
     trainable_state,
     unwrap,
 )
@@ -131,6 +132,20 @@ class RegisteredModels:
         """
         return state_dict
 
+    def match_classes(
+        self, path: Path, state_dict: dict[str, Any], classnames: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Bring what a checkpoint holds per class into the order of the classes; identity here.
+
+        Called by `load_model` behind `convert_state_dict`.
+
+        Args:
+            path: Of the checkpoint, for messages.
+            state_dict: With the model's keys.
+            classnames: Of its classes, in label order; None if it does not name them.
+        """
+        return state_dict
+
     def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
         """Return the folder of a run directory that a model is loaded from; its name by default.
 
@@ -211,6 +226,7 @@ class RegisteredModels:
             path = checkpoint_path(directory, self.checkpoint_folder(directory, name), epoch)
             checkpoint = read_checkpoint(path, meta)
             state = self.convert_state_dict(dict(checkpoint["state_dict"]))
+            state = self.match_classes(path, state, saved_classes(checkpoint))
             state = fitting_state(path, model, state, checkpoint.get("meta"), meta)
             loads.append((name, path, state, checkpoint.get("epoch")))
         for name, path, state, trained in loads:

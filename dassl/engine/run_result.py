@@ -60,6 +60,7 @@ class RunResult(RunState):
             "config_hash": config_hash(self.cfg),
             "classnames": list(self.dm.lab2cname.values()),
             "num_classes": int(self.dm.num_classes),
+            "config": to_plain(self.cfg),
         }
 
     def load_model(

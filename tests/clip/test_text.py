@@ -131,3 +131,10 @@ def test_class_without_prompt_is_refused(tiny_backbone):
 
 def test_prompts_stay_out_of_state_dicts(bank):
     assert bank.state_dict() == {}
+
+
+def test_classes_of_the_same_tokens_are_twins(tiny_backbone):
+    prompts = [["a cat", "one cat"], ["a dog"], ["One  cat", "a CAT"], ["a cat"], ["a dog"]]
+    bank = TextBank(prompts, tiny_backbone.tokenize, tiny_backbone.end_of_text())
+    assert bank.twins() == [[0, 2], [1, 4]]
+    assert bank.texts[:3] == ["a cat", "one cat", "a dog"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dassl.config import to_plain
 from dassl.engine import build_trainer, trainable_state
 from dassl.utils import (
     load_checkpoint,
@@ -56,6 +57,7 @@ def test_content(trained):
         "config_hash": content["meta"]["config_hash"],
         "classnames": ["red_square", "green square", "blue square"],
         "num_classes": 3,
+        "config": to_plain(trained.cfg),
     }
     assert content["scheduler"] == {"last_epoch": 1, "base_lrs": [0.05]}
 

@@ -254,3 +254,101 @@ class TestErrors:
     def test_names_as_json(self, tmp_path):
         (tmp_path / "a.json").write_text('["red circle", "blue star"]')
         assert read_names(tmp_path / "a.json") == ["red circle", "blue star"]
+
+
+class TestRunsWithoutTheirData:
+    """What the folder of the weights alone has to say."""
+
+    def only_weights(self, run, tmp_path) -> Path:
+        """A copy of the run's weights; its pictures and its result stay behind."""
+        copy = tmp_path / "elsewhere"
+        shutil.copytree(Path(run.output_dir, run.model_name), copy / run.model_name)
+        return copy
+
+    def test_weights_alone_are_enough(self, trained, predict, pictures, tmp_path, monkeypatch):
+        words = ("--predict", pictures, "--top-k", "20", "--model-dir")
+        _, expected = predict(*words, trained.output_dir)
+        copy = self.only_weights(trained, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        status, found = predict(*words, copy, "--root", tmp_path / "gone", output="again.json")
+        assert status == 0
+        assert found["classnames"] == list(trained.dm.dataset.classnames)
+        assert (found["trainer"], found["images"]) == ("LightRA", expected["images"])
+        status, first = predict(*words, copy, "--load-epoch", "1", output="first.json")
+        assert (status, first["images"]) == (0, expected["images"])
+
+    def test_a_run_that_chose_on_validation_images(self, trained, predict, pictures, tmp_path):
+        copy = self.only_weights(trained, tmp_path)
+        file = copy / trained.model_name / "model.pth.tar-1"
+        content = torch.load(file, weights_only=True)
+        content["meta"]["config"]["TEST"]["FINAL_MODEL"] = "best_val"
+        torch.save(content, file)
+        status, _ = predict("--predict", pictures, "--model-dir", copy)
+        assert status == 0
+
+    def test_weights_that_do_not_say_how_they_were_made(self, trained, predict, pictures, tmp_path):
+        copy = self.only_weights(trained, tmp_path)
+        file = copy / trained.model_name / "model.pth.tar-1"
+        content = torch.load(file, weights_only=True)
+        del content["meta"]["config"]
+        torch.save(content, file)
+        code, _ = predict("--predict", pictures, "--model-dir", copy)
+        assert "neither a complete result.json nor weights" in code
+        assert "--config-file" in code
+        words = (
+            "--config-file",
+            "configs/trainers/LightRA/base2novel.yaml",
+            "--backbone",
+            "shapes",
+        )
+        status, found = predict("--predict", pictures, "--model-dir", copy, *words)
+        assert status == 0
+        assert found["classnames"] == list(trained.dm.dataset.classnames)
+
+    def test_descriptions_that_are_gone(self, trained, predict, pictures, tmp_path):
+        copy = self.only_weights(trained, tmp_path)
+        file = copy / trained.model_name / "model.pth.tar-1"
+        content = torch.load(file, weights_only=True)
+        content["meta"]["config"]["DATASET"]["PROMPT_PATH"] = "prompts/gone.json"
+        torch.save(content, file)
+        code, _ = predict("--predict", pictures, "--model-dir", copy)
+        assert "prompts/gone.json" in code
+        assert "DATASET.PROMPT_PATH" in code
+
+
+def test_template_of_the_command_line(pictures, names, tmp_path, capsys):
+    file = tmp_path / "found.json"
+    command = ["--predict", str(pictures), *zero_shot(names), "--predict-output", str(file)]
+    found = []
+    for options in ([], ["DATASET.PROMPT_TEMPLATE", "a blurred {} on paper."]):
+        with pytest.raises(SystemExit):
+            train.main([*command, "--device", "cpu", "--", *options])
+        found.append(json.loads(file.read_text()))
+    assert found[0]["images"] != found[1]["images"]
+    assert 'First prompt: "a blurred solid blue square on paper."' in capsys.readouterr().out
+
+
+def test_names_that_are_the_same_are_noted(predict, pictures, names, capsys):
+    names.write_text("Heart\nheart\nstar\n")
+    _, found = predict("--predict", pictures, *zero_shot(names))
+    (note,) = found["notes"]
+    assert "2 of 3 classes apart" in note
+    assert "'Heart' and 'heart'" in note
+    assert note in capsys.readouterr().out
+
+
+def test_the_last_example_of_the_readme(tmp_path, monkeypatch, capsys):
+    """It works before the suite was drawn."""
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    section = readme.read_text().partition("## Classify your own pictures")[2]
+    block = section.partition("```bash\n")[2].partition("```")[0].replace("\\\n", " ")
+    command = block.strip().splitlines()[-1].split()
+    assert command[:3] == ["python", "train.py", "--predict"]
+    words = [str(readme.parent / word) if word.startswith("configs/") else word
+             for word in command[2:]]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*words, "--device", "cpu"])
+    assert stop.value.code == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "striped_pink_star/" in line]
+    assert len(rows) == len(list(tmp_path.glob("data/shapes/a/test/striped_pink_star/*.png"))) > 0

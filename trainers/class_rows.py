@@ -1,0 +1,196 @@
+"""Which row of what was trained class by class belongs to which class: by name, not by place."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clip.context import ContextPrompts
+from clip.prompts import match_key
+from dassl.engine import TrainerX
+from dassl.engine.checkpoint import saved_classes
+from dassl.utils import load_checkpoint
+
+
+def class_rows(
+    classes: Sequence[Any],
+    trained: Sequence[Any],
+    keys: Sequence[Callable[[Any], Any]] = (str, match_key),
+) -> list[int | None]:
+    """Number of each class's row.
+
+    Classes of one name, of which ImageNet has two pairs, have their rows in the order in which they
+    occur; a name that was trained less often has the first one's row.
+
+    Args:
+        classes: Names of K classes.
+        trained: Names of the classes that the rows are for, in their order.
+        keys: What makes two names the same, the strictest first.
+
+    Returns:
+        K numbers; None for a class that was not trained.
+    """
+    rows: list[int | None] = [None] * len(classes)
+    free = dict.fromkeys(range(len(trained)))
+    for key in keys:
+        places: dict[Any, list[int]] = defaultdict(list)
+        for row in free:
+            places[key(trained[row])].append(row)
+        for k, name in enumerate(classes):
+            if rows[k] is None and places[key(name)]:
+                row = rows[k] = places[key(name)].pop(0)
+                del free[row]
+    loose = keys[-1]
+    first = {loose(name): row for row, name in reversed(list(enumerate(trained)))}
+    return [
+        first.get(loose(name)) if row is None else row
+        for row, name in zip(rows, classes, strict=True)
+    ]
+
+
+def dataset_rows(dataset: Any, trained: Sequence[str]) -> list[int | None]:
+    """:func:`class_rows` of a dataset's classes; by label where both are ImageNet's.
+
+    Args:
+        dataset: With ``classnames``.
+        trained: Names of the classes that the rows are for, in their order.
+    """
+    labels = imagenet_rows(dataset)
+    if labels and _keys(dataset.imagenet_names) == _keys(trained):
+        return [*labels]
+    return class_rows(dataset.classnames, trained)
+
+
+def imagenet_rows(dataset: Any) -> list[int]:
+    """ImageNet's label of each class of a dataset; empty where a class is none or several."""
+    labels = getattr(dataset, "imagenet_labels", None) or []
+    return [row[0] for row in labels] if all(len(row) == 1 for row in labels) else []
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    return [match_key(name) for name in names]
+
+
+class ClassRows(TrainerX):
+    """The part of a trainer that knows what of its model has a row per class, and whose it is."""
+
+    def per_class(self) -> list[str]:
+        """Names of what the model learns with a row per class: contexts of classes of their own."""
+        contexts = {
+            f"{name}.vectors": module
+            for name, module in self.model.named_modules()
+            if isinstance(module, ContextPrompts)
+        }
+        return [name for name, module in contexts.items() if module.per_class]
+
+    def row_names(self) -> list[str]:
+        """The classes of these rows, in their order."""
+        return self.dm.dataset.classnames
+
+    def class_free(self) -> str:
+        """What to train to be free of the classes of training, for messages."""
+        return "with TRAINER.CoOp.CSC False, one context for all classes"
+
+    def match_classes(
+        self, path: Path, state_dict: dict[str, Tensor], classnames: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """Pick the rows of the run's classes, in their order, by name.
+
+        Args:
+            path: Of the checkpoint, for messages.
+            state_dict: With the model's keys.
+            classnames: Of the checkpoint's classes, in label order; None if it does not name them.
+
+        Raises:
+            ValueError: A class was not trained, or it is certain that rows without names are of
+                others.
+        """
+        self._check_contexts(path, state_dict)
+        own = list(self.row_names())
+        keys = [key for key in self.per_class() if key in state_dict]
+        if classnames is None:
+            return self._unnamed(path, state_dict, keys)
+        keys = [key for key in keys if len(state_dict[key]) == len(classnames)]
+        if not keys or list(classnames) == own:
+            return state_dict
+        rows = dataset_rows(self.dm.dataset, classnames)
+        absent = [name for name, row in zip(own, rows, strict=True) if row is None]
+        if absent:
+            raise ValueError(
+                f'"{path}" has weights for each class ({keys[0]}), and {len(absent)} of the '
+                f"{len(own)} classes of {self.cfg.DATASET.NAME} are none of the {len(classnames)} "
+                f"that were trained: {', '.join(map(repr, absent[:5]))}"
+                f"{' ...' if len(absent) > 5 else ''}. Choose classes that are among them "
+                "(--dataset-config-file, DATASET.SUBSAMPLE_CLASSES, --classnames), or train "
+                f"{self.class_free()}"
+            )
+        return {**state_dict, **{key: state_dict[key][rows] for key in keys}}
+
+    def _check_contexts(self, path: Path, state_dict: dict[str, Tensor]) -> None:
+        """Refuse one context for all classes where each has its own, and the other way round."""
+        for name, module in self.model.named_modules():
+            if not isinstance(module, ContextPrompts):
+                continue
+            found = state_dict.get(f"{name}.vectors")
+            if found is not None and (len(found) > 1) != module.per_class:
+                has = f"{len(found)} contexts, one per class" if len(found) > 1 else "one context"
+                raise ValueError(
+                    f'"{path}" has {has}, unlike this run: set TRAINER.CoOp.CSC {len(found) > 1}'
+                )
+
+    def _unnamed(
+        self, path: Path, state_dict: dict[str, Tensor], keys: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Rows in the order of the labels, with a note; a released file names no classes."""
+        keys = [key for key in keys if len(state_dict[key]) == len(self.row_names())]
+        if not keys:  # nothing per class, or its shape is what is wrong
+            return state_dict
+        if self.cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+            raise ValueError(
+                f'"{path}" has weights for each class ({keys[0]}) and does not name the classes, '
+                "but new classes (DATASET.SUBSAMPLE_CLASSES) are never those that were trained; "
+                "test it on the classes it was trained on"
+            )
+        self.add_note(f'"{path}" does not name its classes: {keys[0]} is taken in label order')
+        return state_dict
+
+    def match_initial_weights(self) -> None:
+        """Put what MODEL.INIT_WEIGHTS has per class where the names say; errors as match_classes.
+
+        It was loaded by its place, if there are as many classes, and else left out.
+        """
+        path = self.cfg.MODEL.INIT_WEIGHTS
+        if not path or not self.per_class():
+            return
+        content = load_checkpoint(path)
+        state = content.get("state_dict", content)
+        own = self.model.state_dict()
+        keys = [key for key in self.per_class() if key in state]
+        loaded = {key: state[key] for key in keys if state[key].shape == own[key].shape}
+        if loaded:
+            matched = self.match_classes(Path(path), loaded, saved_classes(content))
+            self.model.load_state_dict(matched, strict=False)
+
+    def resume_model_if_exist(self, directory: str | os.PathLike[str]) -> int:
+        """Continue from the last checkpoints in a directory, of the same classes.
+
+        Raises:
+            ValueError: What has a row per class was trained on other classes, or in another order.
+        """
+        path = Path(directory, self.model_name or type(self).__name__)
+        if self.per_class() and (path / "checkpoint").is_file():
+            file = path / (path / "checkpoint").read_text(encoding="utf-8").strip()
+            names = saved_classes(load_checkpoint(file))
+            if names is not None and names != list(self.row_names()):
+                raise ValueError(
+                    f'"{file}" (--resume) has weights for each class ({self.per_class()[0]}) and '
+                    f"was trained on {len(names)} classes, {', '.join(names[:3])} ..., this run "
+                    f"has {len(self.row_names())}, {', '.join(self.row_names()[:3])} ...; training "
+                    "goes on with the same classes in the same order only"
+                )
+        return super().resume_model_if_exist(directory)

@@ -1,0 +1,173 @@
+"""Where the prompts of a method come from, and what the log says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from open_clip import IMAGENET_CLASSNAMES
+from torch import nn
+from yacs.config import CfgNode
+
+from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
+from clip.text import TextBank
+from dassl.engine import TrainerX
+from datasets.base import CLIPDataset
+from trainers.config import REPOSITORY, resolve
+from trainers.heads import choose
+from trainers.templates import chosen_template, hand_made
+
+PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
+
+
+class PromptTexts(TrainerX):
+    """The part of a trainer that makes prompts of the config and the class names."""
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    _template_read = False  # whether prompts were made of the template that the user chose
+
+    def template(self, own: str) -> str:
+        """The template that the user chose for the dataset, else the method's.
+
+        Args:
+            own: The method's, with ``{}`` for the name; "" for none.
+        """
+        self._template_read = True
+        return chosen_template(self.cfg.DATASET) or own
+
+    def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
+        """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class.
+
+        Args:
+            classnames: K names.
+            size: 7 or 80.
+            own: See :meth:`template`.
+        """
+        template = self.template(own)
+        if template:
+            print(f"Prompts: open_clip's {size} templates and {template!r}")
+        return ensemble_prompts(classnames, size, [template] if template else [])
+
+    def prompts(self, context: str = "", learned: bool = False) -> list[list[str]]:
+        """Each class's prompts.
+
+        Args:
+            context: Words before the name, "a photo of a", whatever the dataset; a template that
+                the user chose takes the place of a method's default. If empty, the dataset's own
+                prompts, of the kind that ``DATASET.PROMPT_SOURCE`` names: ``json``, its template
+                before each description of ``DATASET.PROMPT_PATH``; ``template`` alone;
+                ``ensemble``, open_clip's 7 or 80 templates (``DATASET.PROMPT_ENSEMBLE``) and its
+                own; ``auto``, descriptions if a file is named, else the ensemble.
+            learned: Whether learned prompts stand where the words do, so that they have to stay.
+
+        Raises:
+            FileNotFoundError: The file of descriptions is missing.
+            ValueError: A value is not allowed, or classes have no description.
+        """
+        names = self.dm.dataset.classnames
+        if context:
+            words = context.replace("_", " ") + " {}."
+            default = context == self.defaults.get("CTX_INIT") and not learned
+            return template_prompts(names, self.template(words) if default else words)
+        dataset = self.cfg.DATASET
+        template = self.template(dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME))
+        source = _prompt_source(dataset)
+        if source == "json":
+            print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")
+            return described_prompts(names, template, resolve(dataset.PROMPT_PATH))
+        if source == "template":
+            print(f"Prompts: {template!r}")
+            return template_prompts(names, template)
+        return self.ensemble(names, dataset.PROMPT_ENSEMBLE, template)
+
+    def text_bank(self) -> TextBank | None:
+        """The texts that stand for the classes; None if the method has none."""
+        model = getattr(self, "model", None)
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        return next((module for module in modules if isinstance(module, TextBank)), None)
+
+    def show_prompts(self) -> None:
+        """Log the first prompt; note what is wrong with the texts, or has no effect on them.
+
+        Raises:
+            ValueError: A class has no name.
+        """
+        bank = self.text_bank()
+        if bank is not None:
+            print(
+                f'First prompt: "{bank.texts[0]}" ({bank.num_classes} classes, {len(bank)} texts)'
+            )
+            self._note_texts(bank)
+        chosen = chosen_template(self.cfg.DATASET)
+        if chosen not in ("", CLIPDataset.default_template) and not self._template_read:
+            first = f", the first is {bank.texts[0]!r}" if bank is not None else ""
+            self.add_note(
+                f"DATASET.PROMPT_TEMPLATE {chosen!r} has no effect: {type(self).__name__} has "
+                f"other prompts{first}; see the options of TRAINER."
+                f"{self.config_section or type(self).__name__}"
+            )
+
+    def _note_texts(self, bank: TextBank) -> None:
+        """Note classes that the text encoder cannot tell apart or make sense of, and cut texts."""
+        names = list(self.dm.dataset.classnames)
+        nameless = [label for label, name in enumerate(names) if not readable(name).strip()]
+        if nameless:
+            raise ValueError(
+                f"{len(nameless)} of {len(names)} classes have no name (labels {nameless[:5]}, "
+                f"{names[nameless[0]]!r}); every class needs one that a text encoder can read, "
+                "DATASET.CLASSNAMES names a file with others"
+            )
+        signs = [name for name in names if not any(sign.isalnum() for sign in name)]
+        if signs:
+            self.add_note(
+                f"{len(signs)} of {len(names)} class names have neither letter nor digit: "
+                f"{_listed(signs)}"
+            )
+        groups = [[names[k] for k in group] for group in bank.twins() if max(group) < len(names)]
+        groups = [group for group in groups if not self._known_twins(group)]
+        if groups:
+            self.add_note(
+                f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
+                f"apart, whose prompts have the same tokens: {_listed(groups)}"
+            )
+        backbone = getattr(self.model, "backbone", None)
+        cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
+        if cut and cut not in self.notes:
+            self.notes.append(cut)  # logged when they were tokenised
+
+    def _known_twins(self, names: list[str]) -> bool:
+        """Whether two classes of ImageNet share a name in the field's list too."""
+        of_imagenet = "ImageNet" in self.cfg.DATASET.NAME
+        return of_imagenet and len(set(names)) == 1 and IMAGENET_CLASSNAMES.count(names[0]) > 1
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """The first three: names, or groups of names joined by "and"."""
+    shown = [
+        " and ".join(map(repr, item[:3])) if isinstance(item, list) else repr(item)
+        for item in items[:3]
+    ]
+    return ", ".join(shown) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _prompt_source(dataset: CfgNode) -> str:
+    """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
+
+    Raises:
+        ValueError: It is none of the four, or ``json`` without a file.
+    """
+    source = choose("DATASET.PROMPT_SOURCE", dataset.PROMPT_SOURCE, PROMPT_SOURCES)
+    if source == "json" and not dataset.PROMPT_PATH:
+        raise ValueError(
+            "DATASET.PROMPT_SOURCE is 'json', but DATASET.PROMPT_PATH is empty; it must name a "
+            "file of class descriptions"
+        )
+    if source != "auto":
+        return source
+    if dataset.PROMPT_PATH:
+        return "json"
+    path = f"prompts/{dataset.NAME}.json"
+    unused = (REPOSITORY / path).is_file()
+    hint = f"{path} is there, but DATASET.PROMPT_PATH does not name it" if unused else ""
+    print(f"No class descriptions: {hint or 'DATASET.PROMPT_PATH names no file'}")
+    return "ensemble"
