@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.errors import plain_main
 from datasets import downloads
 from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
@@ -290,6 +291,7 @@ def confirmed() -> bool:
     return input("Download this? [y/N] ").strip().lower() in ("y", "yes")
 
 
+@plain_main
 def main(
     argv: Sequence[str] | None = None,
     *,

@@ -25,6 +25,7 @@ import datasets
 from clip.prompts import fill, load_descriptions, match_key
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import build_dataset
+from dassl.errors import plain_main
 from dassl.utils import nearest
 from dassl.utils.files import atomic_write
 from scripts.describe_endpoint import ChatEndpoint
@@ -322,6 +323,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if short else 0
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, or 130 if interrupted."""
     args = build_parser().parse_args(argv)

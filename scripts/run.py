@@ -33,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.errors import plain_main
 from scripts import protocols, report
 from scripts.jobs import Job, Planner, Settings, check_options
 from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices
@@ -234,6 +235,7 @@ def print_report(settings: Settings) -> None:
         print(error, file=sys.stderr)
 
 
+@plain_main
 def main(
     argv: Sequence[str] | None = None,
     *,

@@ -29,6 +29,7 @@ from dassl.engine.distributed import (
 from dassl.engine.models import Names
 from dassl.engine.precision import autocast_context
 from dassl.engine.resume import resolve_seed
+from dassl.engine.run_folder import check_room
 from dassl.engine.run_result import RunResult
 from dassl.engine.step import freeze_statistics, keep_no_activations
 from dassl.evaluation import build_evaluator
@@ -228,7 +229,14 @@ class SimpleTrainer(RunResult):
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
+        split = self.cfg.TEST.SPLIT
+        if not self.cfg.TEST.NO_TEST and self._loader(split) is None:
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has no images in the split {split!r} (TEST.SPLIT) to "
+                "test on after training; set TEST.NO_TEST True to train only"
+            )
         if is_main():
+            check_room(self.output_dir, self._models)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"))
         self.time_start = time.time()
         self.resume()
@@ -280,7 +288,7 @@ class SimpleTrainer(RunResult):
             ValueError: There are no images in the split.
         """
         split = split or self.cfg.TEST.SPLIT
-        loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
+        loader = self._loader(split)
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}")
         started = time.time()
@@ -299,6 +307,9 @@ class SimpleTrainer(RunResult):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         self.record_test(split, results, time.time() - started)
         return float(next(iter(results.values())))
+
+    def _loader(self, split: str) -> Any:
+        return {"val": self.val_loader, "test": self.test_loader}.get(split)
 
     def model_inference(self, input: Tensor) -> Any:
         """Return the model's logits, (B, K).

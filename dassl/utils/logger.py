@@ -30,8 +30,12 @@ class Logger:
         """Write text to both and flush the file, so that a killed run keeps its log."""
         self.console.write(text)
         if not self.file.closed:
-            self.file.write(text)
-            self.file.flush()
+            try:
+                self.file.write(text)
+                self.file.flush()
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
         return len(text)
 
     def flush(self) -> None:

@@ -82,7 +82,7 @@ class FakeRepo:
         )
         # All that the scripts need of the engine.
         (path / "dassl/config").mkdir(parents=True)
-        for file in (ROOT / "dassl/__init__.py", *(ROOT / "dassl/config").glob("*.py")):
+        for file in (*(ROOT / "dassl").glob("*.py"), *(ROOT / "dassl/config").glob("*.py")):
             shutil.copy(file, path / file.relative_to(ROOT))
         for script in ROOT.glob("run_*.sh"):
             shutil.copy(script, path)
