@@ -11,6 +11,7 @@ import builtins
 import errno
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def ending(error: BaseException, also: tuple[type[BaseException], ...] = ()) -> 
     """
     if isinstance(error, KeyboardInterrupt):
         return Ending("interrupted; what was finished is kept", INTERRUPTED)
-    if isinstance(error, BrokenPipeError) and _output_is_broken():
+    if isinstance(error, BrokenPipeError) and error.filename is None and _reader_has_gone():
         return Ending("the reader of the output has gone (as after | head)", _CLOSED_PIPE)
     text, name = _text(error)
     kind = getattr(builtins, name, type(error))
@@ -195,9 +196,18 @@ def _output_is_broken() -> bool:
     return False
 
 
+def _reader_has_gone() -> bool:
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+    except (OSError, ValueError, AttributeError):  # no stream of the system's, or Windows
+        return False
+
+
 def _drop_unwritable_output() -> None:
     """Let standard output go nowhere if it cannot be written: Python writes the rest at its end."""
-    if _output_is_broken():
+    if _output_is_broken() or _reader_has_gone():
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
