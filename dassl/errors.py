@@ -24,6 +24,7 @@ __all__ = ["DEBUG_VARIABLE", "INTERRUPTED", "Ending", "ending", "plain_errors", 
 DEBUG_VARIABLE = "DEBUG_ERRORS"  # set to 1, every program shows where an error came from
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 _CLOSED_PIPE = 141  # and of one whose reader has gone
+_TURN = 10.0  # seconds that other processes of a run leave the first to say what all would say
 
 Main = TypeVar("Main", bound=Callable[..., int])
 
@@ -156,7 +157,7 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
         if found is None or debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            time.sleep(2)
+            time.sleep(_TURN)
         if found.status == 1:
             sys.exit(f"error: {found.line}")
         with suppress(OSError):

@@ -69,6 +69,7 @@ DATASETS = (*protocols.DATASET_ORDER, "folder")
 @pytest.fixture(autouse=True)
 def _quick_pool(monkeypatch):
     monkeypatch.setattr(JobPool, "poll", 0.01)
+    monkeypatch.setattr(JobPool, "patience", 0.05)
 
 
 class FakeRepo:
