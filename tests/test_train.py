@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_an_unreadable_picture_is_one_line_whenever_it_is_met(
     picture = next((tmp_path / "data/shapes/main/test").rglob("*.png"))
     picture.write_bytes(picture.read_bytes()[:40])
     for workers in ("0", "1"):
-        options = ("DATALOADER.NUM_WORKERS", workers, "OPTIM.MAX_EPOCH", "0")
+        options = ("DATALOADER.NUM_WORKERS", workers)
         message = refused(capsys, run, *options, root=tmp_path / "data", output=workers)
         assert message.startswith(f'error: Cannot decode the image "{picture}": ')
         assert "\n" not in message
@@ -199,11 +200,11 @@ def test_a_name_that_is_too_long_is_told_before_anything(capsys, run):
 
 
 def test_a_full_disk_is_told_before_training(capsys, run, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    message = refused(capsys, run)
+    disk = SimpleNamespace(f_bavail=3, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    message = refused(capsys, run, method="RAda/base2novel")
     assert f'"{tmp_path / "run"}": ' in message
-    assert "0.1 MiB are needed for checkpoints, 0.0 MiB are free" in message
+    assert "0.8 MiB are needed for checkpoints, 0.0 MiB are free" in message
     assert not (tmp_path / "run" / "resume.pth.tar").exists()
 
 

@@ -83,7 +83,8 @@ def check_flags(args: argparse.Namespace) -> None:
     beside = f"beside --{mode}" if mode != "train" else "in a training run"
     for name, use in _USES.items():
         value = getattr(args, name)
-        if value not in (None, "", False) and mode not in use.modes:
+        given = not (value is None or value is False or value == "")
+        if given and mode not in use.modes:
             flag = "--" + name.replace("_", "-")
             shown = "" if value is True else f" {_words(value)}"
             raise ValueError(f"{flag}{shown} does nothing {beside}: {use.fix}")

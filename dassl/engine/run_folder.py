@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +86,10 @@ def check_room(directory: str | os.PathLike[str], models: Mapping[str, nn.Module
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder / name))
     states = [value for model in models.values() for value in trainable_state(model).values()]
     needed = 2 * sum(value.numel() * value.element_size() for value in states)
-    free = shutil.disk_usage(folder).free
+    if not hasattr(os, "statvfs"):  # Windows
+        return
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise OSError(
             errno.ENOSPC,
