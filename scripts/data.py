@@ -324,7 +324,10 @@ def main(
             return run_list(args, table)
         if args.command == "fetch":
             return run_fetch(args, configs, table, policy)
-        return run_check(args, *choose_targets(args, configs))
+        targets = choose_targets(args, configs)
+        if args.workers is not None and not args.full:
+            raise ValueError(f"--workers {args.workers} does nothing without --full; leave it out.")
+        return run_check(args, *targets)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     except LocalError as error:

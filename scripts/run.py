@@ -257,6 +257,8 @@ def main(
     parser = build_parser()
     args = parser.parse_args(words[:cut])
     try:
+        if args.dry_run and args.no_report:
+            raise ValueError("--no-report does nothing beside --dry-run; leave it out.")
         if args.jobs_per_device < 1:
             raise ValueError(f"--jobs-per-device: {args.jobs_per_device} is below 1.")
         devices = parse_devices(split_words(args.devices), args.jobs_per_device)
