@@ -156,7 +156,7 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
         _drop_unwritable_output()
         if found is None or debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(_TURN)
         if found.status == 1:
             sys.exit(f"error: {found.line}")
