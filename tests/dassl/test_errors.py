@@ -202,3 +202,16 @@ def test_a_checkpoint_that_cannot_be_written_names_the_file_and_leaves_the_old_o
     assert done.stderr.count("\n") == 1
     assert torch.load(path, weights_only=True)["weights"].sum() == 3
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_goes_wrong_in_all_processes_of_a_run_is_said_once(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from dassl.errors import plain_errors\n"
+        "with plain_errors():\n    raise ValueError('the same everywhere')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    done = subprocess.run([*launcher, str(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("error: the same everywhere") == 1
