@@ -150,7 +150,8 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
     """
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
     except BaseException as error:
         found = ending(error, also)
         _drop_unwritable_output()
@@ -192,7 +193,7 @@ def _output_is_broken() -> bool:
         sys.stdout.flush()
     except OSError:
         return True
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed
         pass
     return False
 

@@ -37,7 +37,7 @@ def run_folder(directory: str | os.PathLike[str]) -> Iterator[None]:
     if not is_main():
         yield
         return
-    folder = Path(directory).expanduser()
+    folder = Path(directory)
     try:
         lock = _take(folder)
     except OSError as error:
@@ -79,7 +79,7 @@ def check_room(directory: str | os.PathLike[str], models: Mapping[str, nn.Module
         OSError: A file has the name of a folder that is needed, or there is not enough space for a
             checkpoint and the resume file, without the optimiser's state.
     """
-    folder = Path(directory).expanduser()
+    folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*models, "tensorboard"):
         if (folder / name).exists() and not (folder / name).is_dir():

@@ -230,7 +230,8 @@ class SimpleTrainer(RunResult):
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
         split = self.cfg.TEST.SPLIT
-        if not self.cfg.TEST.NO_TEST and self._loader(split) is None:
+        own_test = type(self).test is not SimpleTrainer.test
+        if not (self.cfg.TEST.NO_TEST or own_test) and self._loader(split) is None:
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no images in the split {split!r} (TEST.SPLIT) to "
                 "test on after training; set TEST.NO_TEST True to train only"
