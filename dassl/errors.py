@@ -37,8 +37,8 @@ _MEMORY = (
 _SPACE = "make space there, or write to another folder"
 _OPEN_FILES = "raise the limit (ulimit -n 4096), or lower DATALOADER.NUM_WORKERS"
 _SHARED = (
-    "its share of memory, or the shared memory of /dev/shm, was too small: give it more (docker "
-    "run --shm-size 8g), lower DATALOADER.NUM_WORKERS or the batch size, or set NUM_WORKERS 0"
+    "workers lack memory, or shared memory (/dev/shm): give them more (docker run --shm-size 8g), "
+    "lower DATALOADER.NUM_WORKERS or the batch size, or set NUM_WORKERS 0"
 )
 _BY_NUMBER = {
     errno.ENOSPC: _SPACE,

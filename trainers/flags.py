@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -103,6 +104,7 @@ def check_effect(args: argparse.Namespace, trainer: Any) -> None:
         trainer: Built, nothing loaded yet.
 
     Raises:
+        FileNotFoundError: --model-dir is no directory.
         ValueError: A flag does nothing here, or --eval-only lacks the weights to test.
     """
     cfg = trainer.cfg
@@ -140,6 +142,8 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
     reads = type(trainer).load_model is not RunResult.load_model
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
+    if not Path(args.model_dir).is_dir():
+        raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
     # Protocols name the run before also for methods that train nothing: it is to be one of those.
     result = read_result(args.model_dir)
     if args.load_epoch is not None or result is None or result["trainer"] != name:

@@ -117,6 +117,8 @@ def test_weights_that_a_method_needs_or_cannot_use(built, tmp_path):
     check_effect(parse("--eval-only", "--model-dir", "d"), trained)
     check_effect(parse("--eval-only"), frozen)
 
+    with pytest.raises(FileNotFoundError, match="--model-dir: no directory nowhere"):
+        check_effect(parse("--eval-only", "--model-dir", "nowhere"), frozen)
     directory = ("--eval-only", "--model-dir", str(tmp_path))
     said = f"--model-dir {tmp_path} does nothing: ZeroshotCLIP trains nothing"
     assert said in refused(frozen, *directory)
