@@ -157,9 +157,9 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
         _drop_unwritable_output()
         if found is None or debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(_TURN)
         if found.status == 1:
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                time.sleep(_TURN)
             sys.exit(f"error: {found.line}")
         with suppress(OSError):
             print(f"error: {found.line}", file=sys.stderr)
