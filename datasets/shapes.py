@@ -17,7 +17,7 @@ import json
 import os
 import random
 import shutil
-import tempfile
+import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dassl.locks import LockedError, Owner, acquire, is_old
 from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 
 VERSION = "1"  # of the pictures; folders written by another version are drawn anew
+_PARTIAL, _OLD, _LOCK = ".shapes-", "-old", ".lock"  # beside the suite: what is being drawn
 
 _SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
 _SUITE_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
@@ -160,7 +162,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     """Draw the suite below ``<root>/shapes`` unless it is there already.
 
     The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs
-    that start together, or a kill in between, do no harm.
+    that start together, or a kill in between, do no harm. What killed jobs left is removed.
 
     Args:
         root: Folder of all datasets; created if it does not exist.
@@ -172,6 +174,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
         OSError: The folder cannot be written.
     """
     target = Path(root).expanduser() / "shapes"
+    _remove_leftovers(target.parent)
     if _is_current(target):
         return target
     if target.exists() and not (target / "version.txt").is_file():
@@ -180,17 +183,32 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
             "away, or choose another --root."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".shapes-", dir=target.parent))
-    try:
-        print(f"Drawing the bundled Shapes suite into {target} (once, a few seconds)")
-        for name, suite_set in SUITE.items():
-            _write_set(name, suite_set, partial)
-        (partial / "version.txt").write_text(VERSION + "\n")
-        partial.chmod(0o755)  # mkdtemp's is private
-        _move_into_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = target.parent / f"{_PARTIAL}{uuid.uuid4().hex}"
+    with acquire(partial.with_name(f"{partial.name}{_LOCK}")) as lock:
+        lock.record(Owner.of(os.getpid()))
+        try:
+            partial.mkdir()
+            print(f"Drawing the bundled Shapes suite into {target} (once, a few seconds)")
+            for name, suite_set in SUITE.items():
+                _write_set(name, suite_set, partial)
+            (partial / "version.txt").write_text(VERSION + "\n")
+            _move_into_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove what killed jobs left: folders that nobody has locked, or old ones without locks."""
+    with contextlib.suppress(OSError):
+        for left in root.glob(f"{_PARTIAL}*"):
+            name = left.name.removesuffix(_LOCK).removesuffix(_OLD)
+            with (
+                contextlib.suppress(OSError, LockedError),
+                acquire(root / f"{name}{_LOCK}", patience=0) as lock,
+            ):
+                if left.is_dir() and (lock.held or is_old(left)):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_current(folder: Path) -> bool:
@@ -203,7 +221,8 @@ def _move_into_place(partial: Path, target: Path) -> None:
     if _is_current(target):
         return
     if target.exists() and not _is_current(target):  # of another version
-        outdated = Path(tempfile.mkdtemp(prefix=".shapes-old-", dir=target.parent))
+        outdated = partial.with_name(f"{partial.name}{_OLD}")
+        outdated.mkdir()
         with contextlib.suppress(FileNotFoundError):  # another job has moved it
             os.replace(target, outdated / "shapes")
         shutil.rmtree(outdated, ignore_errors=True)

@@ -30,6 +30,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dassl.errors import plain_main
 from scripts import (
     bench_baselines,
     bench_lightra,
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases and print a table, or one measurement with ``--worker``."""
     words = sys.argv[1:] if argv is None else list(argv)

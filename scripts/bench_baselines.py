@@ -41,6 +41,7 @@ import clip
 from clip import adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
+from dassl.errors import plain_main
 from dassl.utils.registry import check_availability
 from scripts import efficiency
 from scripts.bench_tools import (
@@ -314,6 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a method could not be measured."""
     parser = build_parser()
@@ -327,13 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, least in (("classes", 1), ("steps", 1), ("threads", 1), ("batch", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    try:
-        for name in args.trainers:
-            known = [*efficiency.methods(), *test_time_methods()]
-            check_availability(name.partition(":")[0], known)
-        results = run(args)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for name in args.trainers:
+        known = [*efficiency.methods(), *test_time_methods()]
+        check_availability(name.partition(":")[0], known)
+    results = run(args)
     print(json.dumps(results, indent=2) if args.json else efficiency.render(results, COLUMNS))
     return int(any("error" in one for one in results))

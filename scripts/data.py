@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.errors import plain_main
 from datasets import downloads
 from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
@@ -290,6 +291,7 @@ def confirmed() -> bool:
     return input("Download this? [y/N] ").strip().lower() in ("y", "yes")
 
 
+@plain_main
 def main(
     argv: Sequence[str] | None = None,
     *,
@@ -322,7 +324,10 @@ def main(
             return run_list(args, table)
         if args.command == "fetch":
             return run_fetch(args, configs, table, policy)
-        return run_check(args, *choose_targets(args, configs))
+        targets = choose_targets(args, configs)
+        if args.workers is not None and not args.full:
+            raise ValueError(f"--workers {args.workers} does nothing without --full; leave it out.")
+        return run_check(args, *targets)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     except LocalError as error:

@@ -7,7 +7,6 @@ the next call goes on where it stopped.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dassl.locks import LockedError, Owner, acquire
 from dassl.utils import read_json, write_json
 from datasets.base import DatasetRow
 from datasets.downloads import Address, Download, RemoteFile
@@ -242,10 +242,12 @@ def alone(root: Path) -> Iterator[None]:
     """
     with on_disk():
         (root / CACHE).mkdir(parents=True, exist_ok=True)
-        lock = open(root / CACHE / "lock", "w")
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LocalError(f"another fetch is at work in {root}; wait for it to end") from error
+            lock = acquire(root / CACHE / "lock")
+        except LockedError as busy:
+            who = f" ({busy.owner})" if busy.owner else ""
+            message = f"another fetch is at work in {root}{who}; wait for it to end"
+            raise LocalError(message) from None
+        lock.record(Owner.of(os.getpid()))
+    with lock:
         yield

@@ -25,11 +25,13 @@ import datasets
 from clip.prompts import fill, load_descriptions, match_key
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import build_dataset
+from dassl.errors import plain_main
 from dassl.utils import nearest
 from dassl.utils.files import atomic_write
 from scripts.describe_endpoint import ChatEndpoint
 from scripts.describe_local import LocalModel
 from scripts.describe_text import Model, ModelError, Task, accept, keys_of
+from scripts.flags import refuse_flags
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRUITLESS = 5  # classes in a row without one usable sentence after which the model is given up
@@ -231,6 +233,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_LOCAL = ("--device", "--seed")
+_ENDPOINT = ("--model", "--api-key-env", "--requests-per-minute", "--retries", "--timeout")
+
+
+def check_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    """Refuse flags that do nothing beside the others.
+
+    Raises:
+        ValueError: There is one.
+    """
+    args = parser.parse_args(argv)
+    if args.classnames:
+        refuse_flags(parser, argv, ("--root",), "beside --classnames, which is read as named")
+    if args.local:
+        refuse_flags(parser, argv, _ENDPOINT, "beside --local, which asks no endpoint")
+    elif args.base_url:
+        refuse_flags(parser, argv, _LOCAL, "beside --base-url; it is for --local")
+
+
 def _count(text: str, least: int = 0) -> int:
     if int(text) < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
@@ -322,10 +343,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if short else 0
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, or 130 if interrupted."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     try:
+        check_flags(parser, argv)
         return run(args)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import clip
 from dassl.engine import TRAINER_REGISTRY
+from dassl.errors import plain_main
 from dassl.utils.registry import check_availability
 from scripts.bench_tools import (
     RANDOM_VIT,
@@ -271,6 +272,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         ]
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a method could not be measured."""
     parser = build_parser()
@@ -286,12 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     if min(args.batch) < 1:
         parser.error(f"--batch must be at least 1, got {min(args.batch)}")
-    try:
-        for name in args.trainers:
-            check_availability(name, methods())
-        results = run(args)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for name in args.trainers:
+        check_availability(name, methods())
+    results = run(args)
     print(json.dumps(results, indent=2) if args.json else render(results))
     return int(any("error" in one for one in results))

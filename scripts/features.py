@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.data.feature_cache import (
     DEFAULT_DIR,
-    FeatureCacheError,
     FeatureEntry,
     clear_cache,
     list_cache,
     mebibytes,
 )
+from dassl.errors import plain_main
 
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -117,23 +117,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when nothing could be done."""
     args = build_parser().parse_args(argv)
     directory = args.dir.expanduser()
-    try:
-        if not directory.is_dir():
-            raise FileNotFoundError(
-                f"--dir: no folder {directory}; it is FEATURE_CACHE.DIR of the runs"
-            )
-        if args.command == "clear":
-            print(clear(directory, args.dataset))
-        else:
-            entries = sorted(list_cache(directory), key=_place)
-            print(as_json(entries) if args.json else table(entries, time.time()))
-    except (FeatureCacheError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"--dir: no folder {directory}; it is FEATURE_CACHE.DIR of the runs"
+        )
+    if args.command == "clear":
+        print(clear(directory, args.dataset))
+    else:
+        entries = sorted(list_cache(directory), key=_place)
+        print(as_json(entries) if args.json else table(entries, time.time()))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import signal
@@ -18,10 +17,12 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from dassl.locks import FileLock, LockedError, Owner, acquire, at_work
 from scripts.jobs import Job
 from scripts.result_files import read_result
 
 _TAIL_BYTES = 16384
+_LOCK = ".job.lock"  # of a job's folder, held by the driver that runs it; names the job's process
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class _Running:
     job: Job
     device: Device
     process: subprocess.Popen[bytes]
+    lock: FileLock
     started: float
 
 
@@ -126,6 +128,7 @@ class JobPool:
 
     grace = 10.0  # seconds between asking children to stop and killing them
     poll = 0.1  # seconds between looks at the children
+    patience = 1.0  # seconds between looks at a job that another driver's process runs
 
     def __init__(
         self,
@@ -141,6 +144,7 @@ class JobPool:
         self.outcomes: dict[Job, Outcome] = {}
         self.signals: list[int] = []
         self._reasons: dict[Job, str] = {}
+        self._busy: dict[Job, float] = {}  # jobs that other processes run, and when to look again
         self._free = [device for _ in range(jobs_per_device) for device in devices]
         self._cwd = cwd
 
@@ -153,7 +157,7 @@ class JobPool:
                 while (self.waiting or self.running) and not self.signals:
                     self._start_ready(bar)
                     self._reap(bar)
-                    if self.running:
+                    if self.running or self.waiting:
                         time.sleep(self.poll)
             finally:
                 self._stop_running()
@@ -185,6 +189,8 @@ class JobPool:
             parent = self.outcomes.get(job.parent) if job.parent is not None else None
             if job.parent is not None and parent is None:
                 continue
+            if time.monotonic() < self._busy.get(job, 0):
+                continue
             if parent is not None and parent.status not in ("ran", "done"):
                 self._end(Outcome(job, "skipped", f"{parent.job} {parent.status}"), bar)
             elif not self._reason(job):
@@ -199,24 +205,54 @@ class JobPool:
         return self._reasons[job]
 
     def _start(self, job: Job, bar: tqdm) -> None:
+        lock = None
         try:
             job.directory.mkdir(parents=True, exist_ok=True)
-            with open(job.log, "ab") as log:
-                if not _lock(log):
-                    self._end(Outcome(job, "failed", "another process is running it"), bar)
-                    return
-                if not job.to_do():
-                    # Another driver finished it between our look and the lock.
-                    self._end(Outcome(job, "done"), bar)
-                    return
-                device = self._free[0]
-                process = self._launch(job, device, log)
+            found = self._take(job)
+            if isinstance(found, str):
+                self._wait_for(job, found, bar)
+                return
+            lock = found
+            if job.to_do():
+                self._run(job, lock, bar)
+                return
+            # Another driver finished it between our look and the lock.
+            self._end(Outcome(job, "done"), bar)
         except OSError as error:
             self._end(Outcome(job, "failed", f"could not be started: {error}"), bar)
-            return
+        if lock is not None:
+            lock.release()
+
+    def _take(self, job: Job) -> FileLock | str:
+        """Return a job's lock, or which process is at work on it."""
+        path = job.directory / _LOCK
+        try:
+            lock = acquire(path, patience=0)
+        except LockedError as busy:
+            return str(busy.owner or "another driver")
+        # A driver that was killed leaves its job behind, which goes on.
+        left = Owner.read(path)
+        others = str(left) if left is not None and left.runs() else at_work(job.directory)
+        if others:
+            lock.release(keep=True)
+            return others
+        return lock
+
+    def _wait_for(self, job: Job, others: str, bar: tqdm) -> None:
+        if job not in self._busy:
+            bar.write(f"{job}: waiting, {others} is running it", file=sys.stderr)
+        self._busy[job] = time.monotonic() + self.patience
+        self._reasons.pop(job, None)  # it may be done then
+
+    def _run(self, job: Job, lock: FileLock, bar: tqdm) -> None:
+        device = self._free[0]
+        with open(job.log, "ab") as log:
+            process = self._launch(job, device, log)
         self.waiting.remove(job)
         self._free.remove(device)
-        self.running.append(_Running(job, device, process, time.monotonic()))
+        self.running.append(_Running(job, device, process, lock, time.monotonic()))
+        with contextlib.suppress(OSError):  # it only tells others who is at work
+            lock.record(Owner.of(process.pid))
         bar.set_postfix(running=len(self.running), refresh=True)
 
     def _launch(self, job: Job, device: Device, log: BinaryIO) -> subprocess.Popen[bytes]:
@@ -245,6 +281,12 @@ class JobPool:
             self.running.remove(entry)
             self._free.append(entry.device)
             job = entry.job
+            others = at_work(job.directory) if status > 0 else ""
+            entry.lock.release()
+            if others:  # they were there first, unseen, and the job would not disturb them
+                self.waiting.append(job)
+                self._wait_for(job, others, bar)
+                continue
             result = read_result(job.directory)
             if status < 0:
                 outcome = Outcome(job, "failed", f"killed by {signal.Signals(-status).name}")
@@ -282,6 +324,7 @@ class JobPool:
             # Also when the leader is gone: a worker of its group may have ignored the request.
             _signal_group(entry.process, signal.SIGKILL)
             entry.process.wait()
+            entry.lock.release()
             self.outcomes[entry.job] = Outcome(entry.job, "interrupted", "stopped while running")
         self.running.clear()
 
@@ -290,18 +333,6 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
     # PermissionError is how macOS answers for a group of which only a zombie is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def _lock(log: BinaryIO) -> bool:
-    """Lock a job's log; the child inherits the lock and holds it even if the driver is killed."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # A file system without locks: run without this protection rather than not at all.
-        return True
-    return True
 
 
 def last_lines(path: Path, count: int = 15) -> list[str]:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from clip.backbones import OPENAI_INPUT
 from clip.checkpoints import BUNDLED, save_bundled
 from clip.text import encode_tokens
+from dassl.errors import plain_errors
 from datasets.shapes_captions import caption
 from datasets.shapes_render import COLOURS, FORMS, IMAGE_SIZE, TEXTURES, Objects, Style, render
 
@@ -148,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -27,6 +27,7 @@ from yacs.config import CfgNode
 
 import datasets  # noqa: F401 - registers the datasets
 from dassl.engine import build_trainer, read_result
+from dassl.errors import plain_main
 from trainers.config import argument_parser, build_config
 from trainers.token_statistics import (
     FILE_NAME,
@@ -116,14 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or end with a message."""
     args = build_parser().parse_args(argv)
-    try:
-        found, path = make_statistics(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found, path = make_statistics(args)
     shape = " x ".join(str(size) for size in found.mean.shape)
     print(f'{shape} means and variances of {found.images:,} images written to "{path}"')
     return 0

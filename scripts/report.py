@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.errors import plain_main
 from scripts.figures import check_plot_path, save_figure
 from scripts.protocols import (
     PROTOCOLS,
@@ -158,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when there is nothing to report."""
     parser = build_parser()

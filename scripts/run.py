@@ -33,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.errors import plain_main
 from scripts import protocols, report
 from scripts.jobs import Job, Planner, Settings, check_options
 from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices
@@ -234,6 +235,7 @@ def print_report(settings: Settings) -> None:
         print(error, file=sys.stderr)
 
 
+@plain_main
 def main(
     argv: Sequence[str] | None = None,
     *,
@@ -255,6 +257,8 @@ def main(
     parser = build_parser()
     args = parser.parse_args(words[:cut])
     try:
+        if args.dry_run and args.no_report:
+            raise ValueError("--no-report does nothing beside --dry-run; leave it out.")
         if args.jobs_per_device < 1:
             raise ValueError(f"--jobs-per-device: {args.jobs_per_device} is below 1.")
         devices = parse_devices(split_words(args.devices), args.jobs_per_device)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.data.datasets import Datum
 from dassl.data.wrapper import read_image
+from dassl.errors import plain_main
 from scripts.drawing.image_choice import Choice, by_lot, choose_images, select
 from scripts.drawing.mask_values import (
     Maps,
@@ -206,18 +207,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or end with a message."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.points < 1:
         parser.error(f"--points must be at least 1, got {args.points}")
-    try:
-        for path in draw(args):
-            print(f'Drawn: "{path}"')
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for path in draw(args):
+        print(f'Drawn: "{path}"')
     return 0
 
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.config import merge_file
 from dassl.engine import build_trainer, drop_caches, trainable_state
 from dassl.engine.result import RESULT_NAME
+from dassl.errors import plain_main
 from dassl.utils import set_random_seed
 from datasets import table
 from scripts import protocols
@@ -204,20 +205,17 @@ def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:
     save_png(figure, path)
 
 
+@plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 with a message."""
     args = build_parser().parse_args(argv)
     args.alphas = sorted(set(args.alphas))
     output = args.output or args.model_dir / "wise_ft"
-    try:
-        source, curve = measure(args)
-        save_csv(output / "wise_ft.csv", curve)
-        start = args.start or "the pre-trained model"
-        title = f"{args.model_dir.parents[1].name}: weights from {start} (0) to the run (1)"
-        save_picture(output / "wise_ft.png", curve, source, title)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    source, curve = measure(args)
+    save_csv(output / "wise_ft.csv", curve)
+    start = args.start or "the pre-trained model"
+    title = f"{args.model_dir.parents[1].name}: weights from {start} (0) to the run (1)"
+    save_picture(output / "wise_ft.png", curve, source, title)
     print((output / "wise_ft.csv").read_text(), end="")
     print(f'Drawn: "{output / "wise_ft.png"}"')
     return 0

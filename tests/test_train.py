@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,7 +127,7 @@ def test_debug_shows_the_error_itself(run):
         run("--debug", "--backbone", "ViT-B/61")
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_good_state(run, tmp_path, monkeypatch):
+def test_non_finite_loss_stops_and_keeps_the_last_good_state(capsys, run, tmp_path, monkeypatch):
     from trainers.lightra import LightRA
 
     original, steps = LightRA.forward_loss, []
@@ -134,12 +138,112 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_state(run, tmp_path, monk
         return out if len(steps) <= 4 else type(out)(out.loss * float("nan"), out.logits)
 
     monkeypatch.setattr(LightRA, "forward_loss", explode)
-    with pytest.raises(FloatingPointError, match=r"epoch|batch|step"):
-        run("OPTIM.MAX_EPOCH", "9")
+    message = refused(capsys, run, "OPTIM.MAX_EPOCH", "9")
+    assert "the loss is infinite or NaN (nan) in epoch 3, batch 1" in message
     assert not (tmp_path / "run" / "result.json").exists()
     state = torch.load(tmp_path / "run" / "resume.pth.tar", weights_only=True)
     assert state["epoch"] in (1, 2)
     assert "nan" not in str(state["models"] if "models" in state else state).lower()
+
+
+def test_untrained_weights_are_no_result(capsys, run, tmp_path):
+    message = refused(capsys, run, "--eval-only")
+    assert "--eval-only needs --model-dir, the folder of a finished run of LightRA" in message
+    assert "--trainer ZeroshotCLIP" in message
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_unreadable_picture_is_one_line_whenever_it_is_met(
+    capsys, run, shapes_root, tmp_path, monkeypatch
+):
+    shutil.copytree(shapes_root, tmp_path / "data")
+    picture = next((tmp_path / "data/shapes/main/test").rglob("*.png"))
+    picture.write_bytes(picture.read_bytes()[:40])
+    for workers in ("0", "1"):
+        options = ("DATALOADER.NUM_WORKERS", workers)
+        message = refused(capsys, run, *options, root=tmp_path / "data", output=workers)
+        assert message.startswith(f'error: Cannot decode the image "{picture}": ')
+        assert "\n" not in message
+
+
+def test_a_set_without_training_or_test_pictures_is_told_before_training(
+    capsys, run, tmp_path, monkeypatch
+):
+    message = refused(capsys, run, dataset="shapes_v2")
+    assert "ShapesV2 has no training images" in message
+    build = train.build_trainer
+
+    def without_tests(cfg):
+        trainer = build(cfg)
+        trainer.test_loader = None
+        return trainer
+
+    monkeypatch.setattr(train, "build_trainer", without_tests)
+    message = refused(capsys, run)
+    assert "Shapes has no images in the split 'test' (TEST.SPLIT)" in message
+    assert "TEST.NO_TEST True" in message
+    assert not (tmp_path / "run" / "resume.pth.tar").exists()
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_an_output_folder_that_is_a_file_is_told_before_anything(capsys, run, tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    message = refused(capsys, run, output=str(Path("file", below)))
+    assert str(Path(tmp_path, "file", below)) in message
+    assert "OUTPUT_DIR, set by --output-dir" in message
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_name_that_is_too_long_is_told_before_anything(capsys, run):
+    message = refused(capsys, run, output="x" * 300)
+    assert "File name too long (OUTPUT_DIR, set by --output-dir); choose a shorter name" in message
+
+
+def test_a_full_disk_is_told_before_training(capsys, run, tmp_path, monkeypatch):
+    disk = SimpleNamespace(f_bavail=3, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    message = refused(capsys, run, method="RAda/base2novel")
+    assert f'"{tmp_path / "run"}": ' in message
+    assert "0.8 MiB are needed for checkpoints, 0.0 MiB are free" in message
+    assert not (tmp_path / "run" / "resume.pth.tar").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_last_state_stays(
+    capsys, run, tmp_path, monkeypatch
+):
+    real = os.fsync
+
+    def full(descriptor):
+        if (tmp_path / "run" / "resume.pth.tar").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused(capsys, run, "OPTIM.MAX_EPOCH", "3")
+    assert f'"{tmp_path / "run" / "resume.pth.tar"}": No space left on device' in message
+    state = torch.load(tmp_path / "run" / "resume.pth.tar", weights_only=True)
+    assert state["epoch"] == 1
+    assert [path.name for path in (tmp_path / "run").rglob("*.tmp")] == []
+
+
+def test_ctrl_c_is_one_line(capsys, run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build_trainer", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; what was finished is kept\n"
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(run, monkeypatch):
+    def mistake(*_):
+        raise KeyError("x")
+
+    monkeypatch.setattr(train, "build_trainer", mistake)
+    with pytest.raises(KeyError):
+        run()
 
 
 def test_a_feature_cache_that_cannot_be_written_is_one_line(run, tmp_path, capsys, monkeypatch):

@@ -51,7 +51,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--eval-only", action="store_true", help="test the weights in --model-dir")
-    parser.add_argument("--model-dir", default="", help="folder of a finished run, for --eval-only")
+    parser.add_argument(
+        "--model-dir", default="", help="folder of a finished run, for --eval-only and --predict"
+    )
     parser.add_argument(
         "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
     )
@@ -73,9 +75,13 @@ def argument_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--classnames", help="file of class names, one a line or a JSON list; else the run's own"
     )
-    predict.add_argument("--top-k", type=int, default=5, help="classes per picture (5)")
+    predict.add_argument("--top-k", type=int, help="classes per picture (5)")
     predict.add_argument("--predict-output", help="file to write, .csv or .json")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="show where an error came from; in any program: DEBUG_ERRORS=1",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
 

@@ -35,6 +35,7 @@ from trainers.predict_files import (
 from trainers.templates import hand_made
 
 ZERO_SHOT = "ZeroshotCLIP"
+TOP_K = 5
 # What only tells where a run lay, trained and was made; a prediction has its own.
 _NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA")
 
@@ -56,7 +57,8 @@ def run_predict(args: argparse.Namespace) -> int:
     cfg = prediction_config(args)
     names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
     paths = find_images(args.predict)
-    found = predict(cfg, names, paths, args.top_k, args.model_dir, args.load_epoch)
+    top_k = TOP_K if args.top_k is None else args.top_k
+    found = predict(cfg, names, paths, top_k, args.model_dir, args.load_epoch)
     print_table(found)
     if args.predict_output:
         write_prediction(found, Path(args.predict_output))
@@ -71,7 +73,7 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ValueError: --top-k below 1, or --predict-output with a suffix that stands for no format.
     """
-    if args.top_k < 1:
+    if args.top_k is not None and args.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {args.top_k}")
     suffix = Path(args.predict_output).suffix.lower() if args.predict_output else ".csv"
     if suffix not in SUFFIXES:

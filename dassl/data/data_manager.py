@@ -57,7 +57,7 @@ def build_data_loader(
         The loader.
 
     Raises:
-        ValueError: No images, or no full batch can be drawn.
+        ValueError: No images, no full batch can be drawn, or workers may not open enough files.
     """
     if not data_source:
         raise ValueError("build_data_loader needs at least one image, data_source is empty")
@@ -71,6 +71,8 @@ def build_data_loader(
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
     # More processes than cores only wait for each other; what they load does not depend on it.
     workers = min(workers, max(1, _cores() // local_size()))
+    if workers > 0:
+        _allow_open_files(workers)
     # A generator of its own: otherwise starting workers would draw from the global one.
     generator = torch.Generator()
     generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
@@ -103,6 +105,28 @@ def _shard(sampler: EpochSampler, batch_size: int, is_train: bool) -> Any:
     if world_size() == 1:
         return sampler
     return ShardedSampler(sampler, batch_size, rank(), world_size(), divide=is_train)
+
+
+def _allow_open_files(workers: int) -> None:
+    """Raise this process's limit on open files to what workers need, where that is allowed.
+
+    Every tensor on its way from a worker is an open file. A worker that meets the limit loses its
+    batch, for which the run would wait for ever.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = 64 + 32 * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise ValueError(
+            f"DATALOADER.NUM_WORKERS: {workers} workers need about {needed} open files, but this "
+            f"process may have {hard} (ulimit -n); raise the limit, or set NUM_WORKERS 0"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _cores() -> int:

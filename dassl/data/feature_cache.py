@@ -31,11 +31,7 @@ from dassl.data.feature_entry import (
     explained,
     mebibytes,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows: concurrent jobs all make an entry, and the first one's stays
-    fcntl = None  # type: ignore[assignment]
+from dassl.locks import LockedError, acquire
 
 __all__ = [
     "DEFAULT_DIR",
@@ -50,7 +46,6 @@ __all__ = [
 
 DEFAULT_DIR = "./feature_cache"
 FORMAT = 1
-_held: set[int] = set()  # descriptors of this process's locks
 _LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
 
 
@@ -70,6 +65,7 @@ class FeatureCache:
         with explained(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.directory).close()
+            _sweep(self.directory)
 
     def fetch(
         self, key: dict[str, Any], rows: int, make: Callable[[FeatureWriter], None]
@@ -92,8 +88,6 @@ class FeatureCache:
         path = self.directory / entry_name(key)
         found = _find(path, key)
         if found is None:
-            with explained(self.directory):
-                _sweep(self.directory)
             with _locked(path) as alone:
                 found = _find(path, key)  # another job may have made it meanwhile
                 if found is None:
@@ -238,48 +232,15 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
         Whether this job has the lock; never where the file system has none.
     """
     lock = path.with_name(f".{path.name}.lock")
-    with explained(path.parent):
-        descriptor = _acquire(lock, wait) if fcntl is not None else None
-    if descriptor is None:
+
+    def say() -> None:
+        print(f"Feature cache: waiting for another job, which is at work on {path.name}")
+
+    found = None
+    with explained(path.parent), suppress(LockedError):
+        found = acquire(lock, wait=say if wait else None, patience=0)
+    if found is None:
         yield False
         return
-    _held.add(descriptor)
-    try:
-        yield True
-    finally:
-        lock.unlink(missing_ok=True)
-        _held.remove(descriptor)
-        os.close(descriptor)
-
-
-def _forget_locks() -> None:
-    """Close a forked process's copies of the locks, or they would outlive their owner."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _acquire(lock: Path, wait: bool) -> int | None:
-    """Return a descriptor with the lock, or None."""
-    mode = fcntl.LOCK_EX | fcntl.LOCK_NB
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, mode)
-            # Who had it before may have removed the file: a lock on that one keeps nobody out.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                    return descriptor
-        except BlockingIOError:
-            if not wait:
-                os.close(descriptor)
-                return None
-            print(f"Feature cache: waiting for another job, which is at work on {lock.stem[1:]}")
-            mode = fcntl.LOCK_EX
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return None
-        os.close(descriptor)
+    with found:
+        yield found.held

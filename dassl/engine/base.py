@@ -111,8 +111,9 @@ class TrainerBase(RegisteredModels):
             log_dir, self._log_dir = self._log_dir, None
             try:
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                print("TensorBoard is not installed: scalars are in the log only")
+            except Exception as error:  # a broken installation raises nearly anything
+                reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+                print(f"TensorBoard is not installed{reason}: scalars are in the log only")
                 return None
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._open_writer = SummaryWriter(log_dir=log_dir)

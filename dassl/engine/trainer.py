@@ -31,6 +31,7 @@ from dassl.engine.distributed import (
 from dassl.engine.models import Names
 from dassl.engine.precision import autocast_context
 from dassl.engine.resume import resolve_seed
+from dassl.engine.run_folder import check_room
 from dassl.engine.run_result import RunResult
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import freeze_statistics, keep_no_activations
@@ -278,7 +279,15 @@ class SimpleTrainer(RunResult):
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
+        split = self.cfg.TEST.SPLIT
+        own_test = type(self).test is not SimpleTrainer.test
+        if not (self.cfg.TEST.NO_TEST or own_test) and self._loader(split) is None:
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has no images in the split {split!r} (TEST.SPLIT) to "
+                "test on after training; set TEST.NO_TEST True to train only"
+            )
         if is_main():
+            check_room(self.output_dir, self._models)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"))
         self.time_start = time.time()
         self.resume()
@@ -349,7 +358,7 @@ class SimpleTrainer(RunResult):
             ValueError: There are no images in the split, or the evaluator gave no number.
         """
         split = split or self.cfg.TEST.SPLIT
-        loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
+        loader = self._loader(split)
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}")
         self.set_model_mode("eval")
@@ -369,6 +378,9 @@ class SimpleTrainer(RunResult):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
+
+    def _loader(self, split: str) -> Any:
+        return {"val": self.val_loader, "test": self.test_loader}.get(split)
 
     def model_inference(self, input: Tensor) -> Any:
         """Return the model's logits, (B, K).

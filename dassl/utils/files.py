@@ -71,6 +71,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
     Yields:
         The open temporary file.
+
+    Raises:
+        OSError: Writing failed; it names ``path``.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +84,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and (error.filename in (None, str(temporary)))
+        ):
+            error.filename, error.filename2 = str(target), None
         raise
 
 

@@ -21,7 +21,9 @@ class Logger:
             fpath: Log file; its directory is created.
             console: Stream that gets the same text, by default the current ``sys.stdout``.
         """
-        self.console = console if console is not None else sys.stdout
+        closed = sys.stdout is None  # by the shell: >&-
+        nowhere = open(os.devnull, "w", encoding="utf-8") if closed else sys.stdout  # noqa: SIM115
+        self.console = console if console is not None else nowhere
         self.path = Path(fpath).absolute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -30,8 +32,12 @@ class Logger:
         """Write text to both and flush the file, so that a killed run keeps its log."""
         self.console.write(text)
         if not self.file.closed:
-            self.file.write(text)
-            self.file.flush()
+            try:
+                self.file.write(text)
+                self.file.flush()
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
         return len(text)
 
     def flush(self) -> None:

@@ -41,9 +41,18 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
     Args:
         obj: What to save; tensors and plain containers only, or it cannot be read back safely.
         path: Destination.
+
+    Raises:
+        OSError: Writing failed, as on a full disk.
     """
     with atomic_write(path, "wb") as file:
-        torch.save(obj, file)
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:
+            # PyTorch's archive complains of its own state once a write has failed.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 from collections import Counter
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper, build_data_loader, read_image
+from dassl.data.data_manager import _allow_open_files
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.data.samplers import SeededIndex, build_sampler
 from dassl.data.transforms import AVAILABLE_TRANSFORMS, INTERPOLATION_MODES, build_transform
@@ -409,3 +411,18 @@ def test_domain_and_class_samplers():
             build_sampler(name, None, items, **{"batch_size": 4, **numbers})
     with pytest.raises(ValueError, match="Did you mean 'RandomSampler'"):
         build_sampler("RandSampler", None, items)
+
+
+@pytest.mark.parametrize(
+    ("limits", "after"), [((200, 300), (200, 300)), ((70, 300), (128, 300)), ((70, 100), None)]
+)
+def test_workers_may_open_enough_files_or_do_not_start(monkeypatch, limits, after):
+    found = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: found[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: found.append(new))
+    if after is None:
+        with pytest.raises(ValueError, match=r"2 workers need about 128 open files.* may have 100"):
+            _allow_open_files(2)
+        return
+    _allow_open_files(2)
+    assert found[-1] == after

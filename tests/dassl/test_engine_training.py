@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -433,3 +434,17 @@ def test_plain_loss_matches_a_hand_written_loop(make_cfg):
         F.cross_entropy(head(image.flatten(1)[:, :16]), label).backward()
         optim.step()
     torch.testing.assert_close(trainer.model.head.weight, head.weight)
+
+
+def test_a_broken_tensorboard_is_told_and_the_run_goes_on(capsys, monkeypatch):
+    class Broken:
+        def __getattr__(self, name):
+            raise TypeError("Descriptors cannot be created directly")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Broken())
+    trainer = TrainerBase()
+    trainer.init_writer("nowhere")
+    trainer.write_scalar("loss", 1.0)
+    trainer.write_scalar("loss", 2.0)
+    said = "TensorBoard is not installed (Descriptors cannot be created directly)"
+    assert capsys.readouterr().out == f"{said}: scalars are in the log only\n"

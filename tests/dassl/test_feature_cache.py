@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dassl import locks
 from dassl.data import feature_cache, feature_entry
 from dassl.data.feature_cache import FeatureCache, FeatureCacheError, clear_cache, list_cache
 
@@ -216,7 +217,7 @@ def run(directory, log, pause, fcntl=True):
             time.sleep(pause)
 
     if not fcntl:
-        feature_cache.fcntl = None
+        locks.fcntl = None
     _, features = FeatureCache(directory).fetch(KEY, 6, make)
     os._exit(0 if torch.equal(features, torch.from_numpy(ROWS)) else 1)
 
@@ -310,7 +311,7 @@ def test_without_locks_every_job_makes_it_and_one_entry_stays(tmp_path, monkeypa
     def none(descriptor, mode):
         raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr(feature_cache.fcntl, "flock", none)
+    monkeypatch.setattr(locks.fcntl, "flock", none)
     _, features = FeatureCache(cache).fetch({**KEY, "split": "val"}, 6, writing())
     assert torch.equal(features, torch.from_numpy(ROWS))
 

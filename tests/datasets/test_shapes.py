@@ -21,6 +21,7 @@ from scipy import ndimage
 import clip
 from clip.checkpoints import BUNDLED
 from clip.prompts import ENSEMBLES, fill, readable, template_prompts
+from dassl.locks import acquire
 from datasets import shapes
 from datasets.shapes import CLASSES, SUITE, draw_class, ensure_rendered
 from datasets.shapes_captions import class_name, describe
@@ -419,3 +420,17 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
         shapes.ensure_rendered(tmp_path)
     assert (tmp_path / "shapes" / "thesis.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+def test_what_killed_jobs_left_goes_and_what_is_being_drawn_stays(tmp_path, shapes_root):
+    (tmp_path / "shapes").symlink_to(Path(shapes_root, "shapes"))
+    for name in (".shapes-1a", ".shapes-1a-old", ".shapes-2b", ".shapes-2b-old"):
+        (tmp_path / name / "main").mkdir(parents=True)
+    (tmp_path / ".shapes-3c.lock").touch()
+    (tmp_path / ".shapes.txt").touch()
+    with acquire(tmp_path / ".shapes-2b.lock"):  # by a job that is drawing
+        ensure_rendered(tmp_path)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"shapes", ".shapes.txt", ".shapes-2b", ".shapes-2b-old", ".shapes-2b.lock"}
+    ensure_rendered(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes", ".shapes.txt"}

@@ -69,6 +69,7 @@ DATASETS = (*protocols.DATASET_ORDER, "folder")
 @pytest.fixture(autouse=True)
 def _quick_pool(monkeypatch):
     monkeypatch.setattr(JobPool, "poll", 0.01)
+    monkeypatch.setattr(JobPool, "patience", 0.05)
 
 
 class FakeRepo:
@@ -82,7 +83,7 @@ class FakeRepo:
         )
         # All that the scripts need of the engine.
         (path / "dassl/config").mkdir(parents=True)
-        for file in (ROOT / "dassl/__init__.py", *(ROOT / "dassl/config").glob("*.py")):
+        for file in (*(ROOT / "dassl").glob("*.py"), *(ROOT / "dassl/config").glob("*.py")):
             shutil.copy(file, path / file.relative_to(ROOT))
         for script in ROOT.glob("run_*.sh"):
             shutil.copy(script, path)

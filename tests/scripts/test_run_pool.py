@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from dassl.locks import RUN_LOCK, acquire
 from scripts.jobs import Job
 from scripts.pool import last_lines, parse_devices
 from scripts.protocols import RunKey
@@ -199,21 +201,74 @@ def test_signals_stop_the_children_and_theirs(repo, number, status):
     assert not (repo.output / TRAIN / "result.json").exists()
 
 
-def test_job_of_a_killed_driver_is_not_started_twice(repo, capsys):
+def test_job_of_a_killed_driver_is_waited_for(repo, capsys):
     driver, call = start_driver(repo)
     driver.kill()
-    driver.wait()
-    assert is_running(call["pid"])
-    assert repo.run(*ONE) == 1
-    assert "another process is running it" in capsys.readouterr().err
-    os.killpg(call["pid"], signal.SIGKILL)
     driver.communicate()
-    deadline = time.monotonic() + 10
-    while is_running(call["pid"]) or is_running(call["child"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert is_running(call["pid"])
+    repo.plan()
+    end = threading.Timer(1, os.killpg, (call["pid"], signal.SIGKILL))
+    end.start()
+    assert repo.run(*ONE) == 0
+    err = capsys.readouterr().err
+    assert f"{TRAIN}: waiting, process {call['pid']} on " in err
+    assert err.count("waiting") == 1
+    assert "2 jobs: 2 ran" in err
+    assert stages(repo) == ["train_base", "test_new"]  # the killed one had not come to its end
+
+
+def test_workers_of_a_killed_job_keep_nobody_waiting(repo, capsys):
+    driver, call = start_driver(repo)
+    os.kill(call["pid"], signal.SIGKILL)
+    assert "killed by SIGKILL" in driver.communicate(timeout=20)[1]
+    assert is_running(call["child"])
     repo.plan()
     assert repo.run(*ONE) == 0
+    assert is_running(call["child"])
+    os.kill(call["child"], signal.SIGKILL)
+    assert "waiting" not in capsys.readouterr().err
+
+
+def test_of_two_drivers_each_waits_for_the_others_jobs(repo):
+    repo.plan(sleep=0.4)
+    command = [sys.executable, str(repo.path / "scripts/run.py"), *ONE, "--no-report"]
+    drivers = [
+        subprocess.Popen([*command, "--devices", "cpu"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [driver.communicate(timeout=60)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    assert stages(repo) == ["train_base", "test_new"]
+    assert "done before" in said[0] + said[1]
+    assert list(repo.output.rglob(".*.lock")) == []
+
+
+def test_a_run_started_by_hand_is_waited_for(repo, capsys):
+    (repo.output / TRAIN).mkdir(parents=True)
+    lock = acquire(repo.output / TRAIN / RUN_LOCK)
+    end = threading.Timer(0.5, lock.release)
+    end.start()
+    assert repo.run(*ONE) == 0
+    assert f"{TRAIN}: waiting, another process is running it" in capsys.readouterr().err
+    assert stages(repo) == ["train_base", "test_new"]
+
+
+def test_a_job_that_was_refused_for_another_run_is_waited_for(repo, capsys):
+    """The other one began after the driver had looked."""
+    repo.plan(fail=["train_base"], sleep=0.5)
+    locked = []
+
+    def begin():
+        locked.append(acquire(repo.output / TRAIN / RUN_LOCK))
+        time.sleep(1)
+        repo.plan()
+        locked[0].release()
+
+    watch = threading.Thread(target=begin)
+    (repo.output / TRAIN).mkdir(parents=True)
+    threading.Timer(0.2, watch.start).start()
+    assert repo.run(*ONE) == 0
+    assert "waiting" in capsys.readouterr().err
 
 
 def test_report_follows_the_jobs(repo, capsys):
