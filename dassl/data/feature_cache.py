@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 DEFAULT_DIR = "./feature_cache"
-FORMAT = 1
+FORMAT = 2  # 1: photos as the camera was held, deep greys clipped
 _held: set[int] = set()  # descriptors of this process's locks
 _LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
 
