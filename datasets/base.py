@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import write_json
-from datasets.classnames import rename_classes
+from datasets.classnames import rename_classes, unreadable_names
 from datasets.imagenet import imagenet_labels, names_of
 from datasets.sampling import HALVES, draw_few_shot, kept_labels, subsample_classes
 from datasets.splits import (
@@ -125,6 +125,11 @@ class CLIPDataset(DatasetBase):
             self.note(text)
         if cfg.DATASET.CLASSNAMES:
             splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
+        odd = unreadable_names(splits.class_names())
+        if odd:
+            self.note(
+                f"{type(self).__name__}: {odd}; set DATASET.CLASSNAMES to a file with their names"
+            )
         splits = self._take_shots(cfg, splits)
         half = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.imagenet_labels is not None:

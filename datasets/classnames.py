@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dassl.utils import nearest, read_json
 from datasets.sampling import relabel
 from datasets.splits import Splits
+
+WNID = re.compile(r"n\d{8}")
+NUMBERED = re.compile(r"\d+[.-]")  # 001.Black_footed_Albatross; not 2012 Audi TTS Coupe
 
 
 def rename_classes(splits: Splits, file: str) -> Splits:
@@ -54,6 +59,24 @@ def read_class_names(path: Path, present: list[str]) -> list[str]:
             f"one per class in label order is needed, from {present[0]!r} to {present[-1]!r}"
         )
     return names
+
+
+def unreadable_names(names: Sequence[str]) -> str:
+    """Say in what way class names mean nothing to a text encoder; empty if they do.
+
+    Args:
+        names: In label order.
+    """
+    wnids = [name for name in names if WNID.fullmatch(name.strip())]
+    if wnids:
+        what = f"WordNet ids ({len(wnids)} of {len(names)}, first {wnids[0]})"
+    elif all(name.isdecimal() for name in names):
+        what = f"numbers ({names[0]} to {names[-1]})"
+    elif all(NUMBERED.match(name) for name in names):
+        what = f"numbered ({names[0]!r})"
+    else:
+        return ""
+    return f"the class names are {what}, which mean nothing to a text encoder"
 
 
 def _replace_some(new_names: dict[str, Any], present: list[str], path: Path) -> list[Any]:

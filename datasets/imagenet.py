@@ -10,20 +10,19 @@ Names come from ``classnames.txt`` ("wnid name" lines) in the dataset's director
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from dassl.data.datasets import Datum
+from datasets.classnames import WNID
 from datasets.lists import read_lines
 from datasets.readers import list_directories, list_images
 from datasets.splits import Splits
 
 NAMES_FILE = "classnames.txt"
 STANDARD = "ImageNet's standard list"
-WNID = re.compile(r"n\d{8}")
 
 
 class ClassNames(NamedTuple):

@@ -22,6 +22,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.utils import set_random_seed
 from dassl.utils.registry import check_availability
+from datasets.listing import LeftOut
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -52,10 +53,14 @@ def run_predict(args: argparse.Namespace) -> int:
         ValueError: A flag or a key has a value that cannot be used.
     """
     check_flags(args)
-    paths = find_images(args.predict)
+    left_out = LeftOut()
+    paths = find_images(args.predict, left_out)
+    if left_out:
+        print(f"Note: --predict leaves out {left_out}", file=sys.stderr)
     cfg = prediction_config(args)
     names = class_names(args, cfg)
     found = predict(cfg, names, paths, args.top_k, args.model_dir, args.load_epoch)
+    found.left_out = str(left_out)
     print_table(found)
     if args.predict_output:
         write_prediction(found, Path(args.predict_output))

@@ -13,7 +13,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dassl.utils.files import atomic_write
-from datasets.readers import IMAGE_SUFFIXES
+from datasets.listing import LeftOut, find_below, is_image
 
 SUFFIXES = (".csv", ".json")
 
@@ -27,50 +27,53 @@ class Prediction:
         rows: Of each picture its path and (class name, probability) of the best, best first.
         unreadable: Reason by path.
         about: Trainer, backbone and run.
+        left_out: What the folders and globs held besides pictures, in a line; empty if nothing.
     """
 
     classnames: list[str]
     rows: list[tuple[str, list[tuple[str, float]]]] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    left_out: str = ""
 
 
-def find_images(patterns: Sequence[str]) -> list[str]:
+def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> list[str]:
     """The images that files, folders and globs stand for, each once, in their order.
 
     Args:
         patterns: A file is taken whatever it is called; of a folder, and of all below it, what has
             an image's suffix; of a glob (``**`` crosses folders) the same of each match.
+        left_out: Counts the rest.
 
     Raises:
         FileNotFoundError: One of them stands for no image.
     """
-    found: dict[str, None] = {}
+    left_out = LeftOut() if left_out is None else left_out
+    found: dict[str, str] = {}
     for pattern in patterns:
         given = os.path.expanduser(pattern)
         named = os.path.isfile(given)
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
-        images = [path for match in matches for path in _images_of(match, named)]
+        images = [path for match in matches for path in _images_of(match, named, left_out)]
         if not images:
             what = "holds no image" if os.path.isdir(given) else "matches no image"
+            rest = f"; left out: {left_out}" if left_out else ""
             raise FileNotFoundError(
                 f"--predict: {pattern!r} {what}; give files, folders or globs (in quotes), of "
-                f"images that end in {' '.join(IMAGE_SUFFIXES)}"
+                f"images whose suffix Pillow knows (.jpg, .png, .webp, .tif, ...){rest}"
             )
-        found.update(dict.fromkeys(images))
-    return list(found)
+        for path in images:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
 
 
-def _images_of(path: str, named: bool) -> list[str]:
+def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:
     if os.path.isdir(path):
-        files = [p for p in Path(path).rglob("*") if p.is_file()]
-        hidden = [p for p in files if any(q.startswith(".") for q in p.relative_to(path).parts)]
-        return sorted(str(p) for p in set(files) - set(hidden) if _is_image(p.name))
-    return [path] if named or _is_image(path) else []
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+        return find_below(path, left_out)
+    if named or is_image(path):
+        return [path]
+    left_out.add_file(path)
+    return []
 
 
 def read_names(path: Path) -> list[str]:
@@ -125,6 +128,7 @@ def write_prediction(found: Prediction, path: Path) -> None:
                 for image, best in found.rows
             ]
             content = {**found.about, "classnames": found.classnames, "images": images}
-            json.dump({**content, "unreadable": found.unreadable}, file, indent=1)
+            rest = {"unreadable": found.unreadable, "left_out": found.left_out}
+            json.dump(content | rest, file, indent=1)
             file.write("\n")
     print(f'Predictions written to "{path}"')

@@ -15,6 +15,7 @@ from typing import IO, Any
 __all__ = [
     "atomic_write",
     "check_isfile",
+    "is_text",
     "listdir_nohidden",
     "mkdir_if_missing",
     "read_json",
@@ -100,7 +101,7 @@ _MARKS = (
 
 
 def read_text(fpath: str | os.PathLike[str]) -> str:
-    """Read a text file that a person or another program wrote.
+    r"""Read a text file that a person or another program wrote.
 
     UTF-8 with or without a byte order mark, and UTF-16 or UTF-32 with one. Others are named, not
     guessed: every file is valid Latin-1, whatever it was meant to be.
@@ -109,7 +110,7 @@ def read_text(fpath: str | os.PathLike[str]) -> str:
         fpath: Path of the file.
 
     Returns:
-        Its text, lines ended by ``\\n``.
+        Its text, lines ended by ``\n``.
 
     Raises:
         ValueError: Another encoding, or no text; the message names file and line.
@@ -142,6 +143,17 @@ def _decode(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is Unicode, unlike that of a file in another encoding than the system's.
+
+    Python keeps the bytes of such a name as lone surrogates, which no file in UTF-8 can hold.
+
+    Args:
+        name: Of a file or directory, or a text of a JSON file.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def read_json(fpath: str | os.PathLike[str], *, unique: bool = False) -> Any:
     """Read a JSON file, in an encoding that `read_text` reads.
 
@@ -159,7 +171,7 @@ def read_json(fpath: str | os.PathLike[str], *, unique: bool = False) -> Any:
     try:
         return json.loads(_decode(data), object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{fpath} is not valid JSON: {error}") from error
+        raise ValueError(f"{fpath} is not valid JSON, or no JSON at all: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
