@@ -12,6 +12,7 @@ from dassl.data.feature_cache import FeatureCacheError
 from dassl.engine import build_trainer
 from dassl.engine.distributed import PeerLostError, WorldSizeError, is_main, process_group
 from dassl.utils import set_random_seed, setup_logger
+from dassl.utils.logger import escape_unprintable
 from trainers.config import argument_parser, build_config
 from trainers.finetuning_stages import FirstStageError
 from trainers.predict import run_predict
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used;
             with ``--debug`` the error itself. After ``--predict``, its exit status.
     """
+    escape_unprintable()
     args = argument_parser().parse_args(argv)
     if args.predict:
         with plainly(USER_ERRORS, args.debug):

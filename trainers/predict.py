@@ -22,6 +22,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.utils import set_random_seed
 from dassl.utils.registry import check_availability
+from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
 from trainers.config import build_config
 from trainers.predict_files import (
@@ -59,6 +60,9 @@ def run_predict(args: argparse.Namespace) -> int:
         print(f"Note: --predict leaves out {left_out}", file=sys.stderr)
     cfg = prediction_config(args)
     names = class_names(args, cfg)
+    odd = unreadable_names(names)
+    if odd:
+        print(f"Note: {odd}; give names with --classnames", file=sys.stderr)
     found = predict(cfg, names, paths, args.top_k, args.model_dir, args.load_epoch)
     found.left_out = str(left_out)
     print_table(found)

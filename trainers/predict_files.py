@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from dassl.utils.files import atomic_write
 from datasets.listing import LeftOut, find_below, is_image
+from datasets.name_lists import by_wnid, in_label_order, read_name_list
 
 SUFFIXES = (".csv", ".json")
 
@@ -77,7 +78,7 @@ def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a text file, one a line, or a JSON list.
+    """Class names of a file in label order, as ``datasets.name_lists`` reads them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -85,17 +86,25 @@ def read_names(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        names = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except ValueError as error:
-        raise ValueError(f"--classnames: {path} is no JSON: {error}") from None
+    names = read_name_list(path, "--classnames")
+    if by_wnid(names):
+        if list(names) != sorted(names):
+            raise ValueError(
+                f"--classnames: {path} has names by wnid, which are not sorted, so their labels "
+                "are unknown; sort the lines, or give the names alone"
+            )
+        names = list(names.values())
+    elif isinstance(names, dict):
+        names = in_label_order(names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"--classnames: {path} must hold a list of names")
-    names = [name.strip() for name in names if name.strip()]
-    if not names:
-        raise ValueError(f"--classnames: {path} holds no name; each class is a line of its own")
-    return names  # one may be there twice: two classes of ImageNet are called missile
+        raise ValueError(
+            f"--classnames: {path} must hold a list of names, or a JSON object from label to name"
+        )
+    empty = [label for label, name in enumerate(names) if not name.strip()]
+    if not names or empty:
+        what = f"no name for label {empty[0]}" if names else "no name; each class is a line"
+        raise ValueError(f"--classnames: {path} holds {what}")
+    return [name.strip() for name in names]  # one may be there twice: ImageNet's missile is
 
 
 def print_table(found: Prediction) -> None:
