@@ -11,6 +11,7 @@ from dassl.engine.distributed import PeerLostError, is_main, process_group
 from dassl.engine.run_folder import run_folder
 from dassl.errors import plain_errors
 from dassl.utils import set_random_seed, setup_logger
+from dassl.utils.logger import escape_unprintable
 from trainers.config import argument_parser, build_config
 from trainers.flags import check_effect, check_flags
 from trainers.predict import run_predict
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
             the machine lacks something; with ``--debug`` the error itself. After ``--predict``, its
             exit status.
     """
+    escape_unprintable()
     args = argument_parser().parse_args(argv)
     with plain_errors(args.debug, also=(PeerLostError,)):
         check_flags(args)

@@ -15,10 +15,19 @@ from typing import Any, ClassVar
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import write_json
-from datasets.classnames import rename_classes
+from datasets.classnames import rename_classes, unreadable_names
 from datasets.imagenet import imagenet_labels, names_of
 from datasets.sampling import HALVES, draw_few_shot, kept_labels, subsample_classes
-from datasets.splits import PARTS, Splits, check_labels, read_split_file, require_images
+from datasets.splits import (
+    PARTS,
+    Splits,
+    check_labels,
+    check_pictures,
+    read_split_file,
+    require_images,
+    split_notes,
+    untested_classes,
+)
 
 Reader = Callable[[Path, Path], Splits]
 Wnids = Callable[[Path, Path], list[list[str]]]
@@ -84,6 +93,7 @@ class CLIPDataset(DatasetBase):
         imagenet_labels: For each class the labels of the ImageNet classes that it stands for, what
             ``masking.masked_logits`` needs of a classifier over these; None where there are none.
         imagenet_names: Names of all classes of ImageNet, in label order; empty likewise.
+        links: Real path of images that are known to be links, by their path.
     """
 
     default_template: ClassVar[str] = "A photo of a {},"
@@ -97,25 +107,35 @@ class CLIPDataset(DatasetBase):
 
         Raises:
             FileNotFoundError: The data, the split file or an image is missing.
-            ValueError: A config value is not allowed or a file is malformed.
+            ValueError: A config value is not allowed, a file is malformed or contradicts itself, or
+                there is nothing to test on.
         """
         check_config(cfg)
         self.notes: list[str] = []
         self.shot_seed: int | None = None
         self.imagenet_labels: list[list[int]] | None = None
         self.imagenet_names: list[str] = []
+        self.links: dict[str, str] = {}
         self.root = data_root(cfg)
         self.dataset_dir = str(self.root)
         self.image_dir = str(self.root)
         self.template = cfg.DATASET.PROMPT_TEMPLATE or self.default_template
         splits = self.read_splits(cfg)
+        for text in split_notes(splits, self.links):
+            self.note(text)
         if cfg.DATASET.CLASSNAMES:
             splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
+        odd = unreadable_names(splits.class_names())
+        if odd:
+            self.note(
+                f"{type(self).__name__}: {odd}; set DATASET.CLASSNAMES to a file with their names"
+            )
         splits = self._take_shots(cfg, splits)
         half = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.imagenet_labels is not None:
             self.imagenet_labels = [self.imagenet_labels[k] for k in kept_labels(splits, half)]
         splits = subsample_classes(splits, half)
+        self._check_test(splits, half, needed=not cfg.TEST.NO_TEST)
         super().__init__(train_x=splits.train, val=splits.val, test=splits.test)
 
     def read_splits(self, cfg: Any) -> Splits:
@@ -126,6 +146,18 @@ class CLIPDataset(DatasetBase):
         """Log a warning and keep it for the record of results."""
         print(f"WARNING: {text}")
         self.notes.append(text)
+
+    def _check_test(self, splits: Splits, half: str, needed: bool) -> None:
+        """Say at the start what would be found out after training."""
+        if not splits.test and needed:
+            of = "" if half == "all" else f" of the classes DATASET.SUBSAMPLE_CLASSES {half}"
+            raise ValueError(
+                f"{type(self).__name__}: {self.dataset_dir} has no test image{of}; add some, or "
+                "train without a test: TEST.NO_TEST True"
+            )
+        lacking = untested_classes(splits) if splits.test else ""
+        if lacking:
+            self.note(lacking)
 
     def _take_shots(self, cfg: Any, splits: Splits) -> Splits:
         shots = cfg.DATASET.NUM_SHOTS
@@ -213,6 +245,7 @@ class SplitFileDataset(CLIPDataset):
             raise ValueError(f"{self.row.name} has neither a split file nor a reader in the table")
         splits = self.row.reader(dataset_dir, image_dir)
         check_labels(splits, str(image_dir))
+        check_pictures(splits, str(image_dir))
         require_images(splits, dataset_dir, self.row.source)
         return splits
 

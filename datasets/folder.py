@@ -12,14 +12,16 @@ whose paths start at ``<root>/<DATASET.DIR>/<DATASET.IMAGES>``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils.files import is_text
 from datasets.base import CLIPDataset
-from datasets.readers import list_directories, list_images
+from datasets.listing import LeftOut, find_below, list_folder
 from datasets.sampling import by_label, check_ratio, split_off_val, split_three_ways
-from datasets.splits import PARTS, Splits, read_split_file, require_images
+from datasets.splits import PARTS, Splits, check_pictures, read_split_file, require_images
 
 LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
 
@@ -39,12 +41,13 @@ class Folder(CLIPDataset):
     """Class folders of the user's own."""
 
     def read_splits(self, cfg: Any) -> Splits:
-        """Read whichever layout is there.
+        """Read whichever layout is there; what is left out is counted in a note.
 
         Raises:
-            FileNotFoundError: The directory is missing.
+            FileNotFoundError: The directory is missing, or an image is a link to nothing.
             ValueError: The layout is neither of the two, a class folder has no image, a class of
-                val or test is not in train, or a split value is not allowed.
+                val or test is not in train, links put a picture into two places that exclude each
+                other, or a split value is not allowed.
         """
         option = own_options(cfg)
         if option["SPLIT_FILE"]:
@@ -55,18 +58,25 @@ class Folder(CLIPDataset):
         directory = own_directory(self, option["DIR"], LAYOUTS)
         self.dataset_dir = self.image_dir = str(directory)
         ratio = check_ratio(cfg.DATASET.SPLIT_RATIO)
+        self.left_out = LeftOut(directory)
         parts = find_parts(directory)
         if "train" in parts or "test" in parts:
             splits = self._read_parts(directory, parts, ratio, option["SPLIT_SEED"])
         else:
             splits = self._split_tree(directory, ratio, option["SPLIT_SEED"])
-        names = splits.class_names()
-        if all(name.isdecimal() for name in names) and not cfg.DATASET.CLASSNAMES:
-            self.note(
-                f"Folder: the class names of {directory} are numbers, which mean nothing to a "
-                "text encoder; set DATASET.CLASSNAMES to a file with their names"
-            )
+        if self.left_out:
+            self.note(f"Folder: left out of {directory}: {self.left_out}")
+        _require_linked(self.links, directory)
+        check_pictures(splits, str(directory), self.links)
         return splits
+
+    def _list_classes(self, directory: Path) -> Classes:
+        classes, links = list_classes(directory, self.left_out)
+        real = os.path.realpath(self.dataset_dir)
+        for path, target in links.items():
+            # Below the directory as it is called, whatever links lead to it: to be compared.
+            self.links[path] = os.path.join(self.dataset_dir, os.path.relpath(target, real))
+        return classes
 
     def _read_parts(
         self, directory: Path, parts: list[str], ratio: tuple[float, float, float], seed: int
@@ -76,10 +86,15 @@ class Folder(CLIPDataset):
                 f"{directory} has train/ but no test/ with class folders; rename val/ if that is "
                 "what you test on, or put all class folders side by side to have them split"
             )
-        others = [name for name in list_directories(directory) if name not in PARTS]
+        beside = list_folder(directory, self.left_out)
+        others = [name for name in beside.folders if name not in PARTS]
         if others:
             self.note(f"Folder: ignored beside train/ and test/ in {directory}: {others}")
-        found = {part: list_classes(directory / part) for part in parts}
+        for image in beside.images:
+            self.left_out.add("image(s) outside of class folders", str(directory / image))
+        found = {part: self._list_classes(directory / part) for part in parts}
+        for part, classes in found.items():
+            _require_filled(directory / part, classes)
         defining = "train" if "train" in found else "test"
         labels = _number(found[defining])
         _require_known(found, labels, directory, defining)
@@ -92,7 +107,12 @@ class Folder(CLIPDataset):
         return Splits(train, val, items["test"])
 
     def _split_tree(self, directory: Path, ratio: tuple[float, float, float], seed: int) -> Splits:
-        classes = list_classes(directory)
+        classes = self._list_classes(directory)
+        for name in [name for name, files in classes.items() if not files]:
+            if not find_below(directory / name):
+                self.left_out.add("folder(s) without an image", str(directory / name))
+                del classes[name]
+        _require_filled(directory, classes)
         if classes.keys() <= set(PARTS):
             raise ValueError(f"{directory} holds images in {sorted(classes)} directly; {LAYOUTS}")
         lone = [name for name, files in classes.items() if len(files) < 2]
@@ -170,11 +190,11 @@ def find_parts(directory: Path) -> list[str]:
     Raises:
         ValueError: One holds class folders, but another, or the same, images without a class.
     """
-    present = [part for part in PARTS if (directory / part).is_dir()]
-    nested = [part for part in present if list_directories(directory / part)]
+    present = {part: list_folder(directory / part) for part in PARTS if (directory / part).is_dir()}
+    nested = [part for part, listing in present.items() if listing.folders]
     if not nested:
         return []
-    odd = [p for p in present if p not in nested or list_images(directory / p)]
+    odd = [part for part, listing in present.items() if not listing.folders or listing.images]
     if odd:
         raise ValueError(
             f"{directory}: {' and '.join(odd)} must hold class folders and no images beside them, "
@@ -183,37 +203,72 @@ def find_parts(directory: Path) -> list[str]:
     return nested
 
 
-def list_classes(directory: Path) -> Classes:
+def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str, str]]:
     """List class folders and the images directly in them.
 
-    Hidden files and what is no image are skipped.
+    Args:
+        directory: Directory of the class folders.
+        left_out: Counts what is no image, and images elsewhere.
 
     Returns:
         Image file names per class folder: folders sorted, as numbers if all are numbers (as text
-        10 would come before 2, and names given in order would be those of other classes).
+        10 would come before 2, and names given in order would be those of other classes). And the
+        real paths of images that are links, or in a folder that is one.
 
     Raises:
-        ValueError: There is no class folder, or one has no image.
+        ValueError: There is no class folder.
     """
-    names = list_directories(directory)
+    listing = list_folder(directory, left_out)
+    for image in listing.images:
+        left_out.add("image(s) outside of class folders", str(directory / image))
+    names = listing.folders
     if not names:
         raise ValueError(f"{directory} holds no class folders; {LAYOUTS}")
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    classes = {name: list_images(directory / name) for name in names}
+    classes, links = {}, {}
+    for name in names:
+        folder = directory / name
+        inside = list_folder(folder, left_out)
+        classes[name] = inside.images
+        if directory.is_symlink() or folder.is_symlink():
+            real = folder.resolve()
+            links.update({str(folder / image): str(real / image) for image in inside.images})
+        links.update(inside.links)
+        if inside.images:
+            for below in inside.folders:
+                for path in find_below(folder / below, left_out):
+                    left_out.add("image(s) in folders inside a class folder", path)
+    return classes, links
+
+
+def _require_filled(directory: Path, classes: Classes) -> None:
     empty = [name for name, files in classes.items() if not files]
-    if empty:
+    if empty or not classes:
         raise ValueError(
             f"{directory}: class folder(s) {empty} hold no image directly; fill or remove them, "
             f"and check that DATASET.DIR is not a level too high: {LAYOUTS}"
         )
-    return classes
+
+
+def _require_linked(links: dict[str, str], directory: Path) -> None:
+    lost = [path for path, real in links.items() if not os.path.exists(real)]
+    if lost:
+        raise FileNotFoundError(
+            f"{lost[0]} is a link to {links[lost[0]]}, which is not there; so are {len(lost):,} "
+            f"images in {directory}. Restore what they lead to, or remove them"
+        )
 
 
 def _number(classes: Classes) -> dict[str, int]:
     """Number the class folders in order, refusing two that would share a class name."""
     folder_of: dict[str, str] = {}
     for folder in classes:
+        if not is_text(folder):
+            raise ValueError(
+                f"the name of class folder {folder!r} is not UTF-8, so it is no class name; rename "
+                "it, for example with convmv -f latin1 -t utf8"
+            )
         other = folder_of.setdefault(_class_name(folder), folder)
         if other != folder:
             raise ValueError(

@@ -10,7 +10,6 @@ Names come from ``classnames.txt`` ("wnid name" lines) in the dataset's director
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import NamedTuple
 
 from dassl.data.datasets import Datum
 from datasets.lists import read_lines
+from datasets.name_lists import WNID
 from datasets.readers import list_directories, list_images
 from datasets.splits import Splits
 
 NAMES_FILE = "classnames.txt"
 STANDARD = "ImageNet's standard list"
-WNID = re.compile(r"n\d{8}")
 
 
 class ClassNames(NamedTuple):
@@ -133,7 +132,7 @@ def read_names(path: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for where, line in read_lines(path, "DATASETS.md says what it holds"):
-        wnid, _, name = line.partition(" ")
+        wnid, name = (*line.split(None, 1), "")[:2]
         if not WNID.fullmatch(wnid) or not name.strip():
             raise ValueError(f"{where}: {line!r} is not 'wnid name', such as 'n01440764 tench'")
         if wnid in names:

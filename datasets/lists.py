@@ -13,6 +13,7 @@ from typing import Any
 
 from dassl.data.datasets import Datum
 from dassl.utils import read_json
+from dassl.utils.files import read_text
 from datasets.readers import OWN_SPLIT_RATIO, OWN_SPLIT_SEED
 from datasets.sampling import by_label, split_off_val, split_three_ways
 from datasets.splits import PARTS, Splits
@@ -29,9 +30,10 @@ def read_lines(path: Path, hint: str) -> list[tuple[str, str]]:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: Its encoding is neither UTF-8 nor marked.
     """
     require_file(path, hint)
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)
     return [(f"{path}:{number}", line.strip()) for number, line in lines if line.strip()]
 
 

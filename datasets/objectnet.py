@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from dassl.data.datasets import Datum
 from dassl.utils import nearest, read_json
+from dassl.utils.files import read_text
 from datasets.imagenet import read_folder, standard_names
 from datasets.lists import require_file
 from datasets.readers import list_directories
@@ -108,7 +109,7 @@ def _read_titles(directory: Path) -> dict[str, list[str]]:
     """Wnids by title; a few titles of ImageNet belong to two classes."""
     require_file(directory / TITLES, HINT)
     require_file(directory / NUMBERS, HINT)
-    titles = (directory / TITLES).read_text(encoding="utf-8").rstrip().splitlines()
+    titles = read_text(directory / TITLES).rstrip().split("\n")
     numbers = read_json(directory / NUMBERS)
     names = standard_names()
     good = isinstance(numbers, dict) and numbers.keys() == set(map(str, range(len(names))))

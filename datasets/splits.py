@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +46,9 @@ def read_split_file(path: Path, image_dir: Path) -> Splits:
 
     Raises:
         ValueError: The file is no JSON, lacks a part, or has a malformed entry; the message names
-            the file and the entry.
+            the file and the entry. Or it contradicts itself, see ``check_pictures``.
     """
-    content = read_json(path)
+    content = read_json(path, unique=True)
     if not isinstance(content, dict) or any(
         not isinstance(content.get(part), list) for part in PARTS
     ):
@@ -59,6 +60,7 @@ def read_split_file(path: Path, image_dir: Path) -> Splits:
     parts = (_read_part(content[part], f"{path}: {part}", image_dir) for part in PARTS)
     splits = Splits(*parts)
     check_labels(splits, str(path))
+    check_pictures(splits, str(path))
     return splits
 
 
@@ -110,19 +112,136 @@ def check_labels(splits: Splits, source: str) -> None:
     names: dict[int, str] = {}
     for item in splits.defining:
         names.setdefault(item.label, item.classname)
-    gaps = sorted(set(range(max(names) + 1)) - names.keys())
-    if gaps:
-        raise ValueError(f"{source}: labels must run 0..n-1; no image has {_some(gaps)}")
+    missing = max(names) + 1 - len(names)
+    if missing:
+        # A label of a billion must not make a list of a billion gaps.
+        gaps = islice((label for label in count() if label not in names), min(missing, 10))
+        raise ValueError(
+            f"{source}: labels must run 0..n-1, but {len(names):,} classes have labels up to "
+            f"{max(names):,}; no image has {_some(list(gaps), missing)}"
+        )
     for part, items in zip(PARTS, splits, strict=True):
         unknown = sorted({item.label for item in items} - names.keys())
         if unknown:
-            raise ValueError(f"{source}: {part} has labels that train lacks: {_some(unknown)}")
+            lacking = _some(unknown[:10], len(unknown))
+            raise ValueError(f"{source}: {part} has labels that train lacks: {lacking}")
         for index, item in enumerate(items):
             if item.classname != names[item.label]:
                 raise ValueError(
                     f"{source}: {part}[{index}] ({item.impath}) calls label {item.label} "
                     f"{item.classname!r}, elsewhere it is {names[item.label]!r}"
                 )
+
+
+class Place(NamedTuple):
+    """Where a split lists a picture."""
+
+    part: str
+    index: int
+    item: Datum
+
+
+def repeated_pictures(splits: Splits, links: Mapping[str, str] | None = None) -> list[list[Place]]:
+    """Find pictures that a split has more than once, under whatever spelling of their path.
+
+    Args:
+        splits: All images.
+        links: Real path by path, of those images that are known to be links.
+
+    Returns:
+        All places of each such picture, in the order of the parts.
+    """
+
+    def file_of(item: Datum) -> str:
+        path = links.get(item.impath, item.impath) if links else item.impath
+        odd = "/." in path or "//" in path or os.sep != "/"
+        return os.path.normpath(path) if odd else path
+
+    # Of a million images hardly one is there twice: what is said of each is looked at only then.
+    files = [file_of(item) for part in splits for item in part]
+    if len(set(files)) == len(files):
+        return []
+    places: dict[str, list[Place]] = {}
+    listed = iter(files)
+    for part, items in zip(PARTS, splits, strict=True):
+        for index, item in enumerate(items):
+            places.setdefault(next(listed), []).append(Place(part, index, item))
+    return [group for group in places.values() if len(group) > 1]
+
+
+def check_pictures(splits: Splits, source: str, links: Mapping[str, str] | None = None) -> None:
+    """Refuse what makes every accuracy on a split wrong.
+
+    Args:
+        splits: All images, before any draw.
+        source: What the error calls the origin: a file or a directory.
+        links: As for ``repeated_pictures``.
+
+    Raises:
+        ValueError: A picture has two labels, is in train and in test, or is twice in test.
+    """
+    found: dict[str, list[list[Place]]] = {}
+    for group in repeated_pictures(splits, links):
+        parts = [place.part for place in group]
+        if len({place.item.label for place in group}) > 1:
+            found.setdefault("more than one label", []).append(group)
+        elif {"train", "test"} <= set(parts):
+            found.setdefault("a place in train and in test", []).append(group)
+        elif parts.count("test") > 1:
+            found.setdefault("more than one place in test", []).append(group)
+    if not found:
+        return
+    said = []
+    for what, groups in found.items():
+        where = ", ".join(
+            f"{place.part}[{place.index}] is {place.item.label} ({place.item.classname!r})"
+            for place in groups[0][:4]
+        )
+        path = groups[0][0].item.impath
+        said.append(f"{len(groups):,} picture(s) have {what}, first {path}: {where}")
+    raise ValueError(f"{source}: {'; '.join(said)}. Keep one entry of each")
+
+
+def split_notes(splits: Splits, links: Mapping[str, str] | None = None) -> list[str]:
+    """Say what may be meant, but a reader of results must know.
+
+    Args:
+        splits: All images, before any draw.
+        links: As for ``repeated_pictures``.
+
+    Returns:
+        A sentence on pictures that are in train or in val twice, or in val and another part.
+    """
+    found: dict[str, list[str]] = {}
+    for group in repeated_pictures(splits, links):
+        parts = [place.part for place in group]
+        for what, holds in (
+            ("in train twice; they count twice", parts.count("train") > 1),
+            ("in val twice; they count twice", parts.count("val") > 1),
+            ("in train and val; accuracy on val is partly that of training pictures",
+             {"train", "val"} <= set(parts)),
+            ("in val and test; a model selected on val (TEST.FINAL_MODEL best_val) is selected on "
+             "what it is tested on", {"val", "test"} <= set(parts)),
+        ):  # fmt: skip
+            if holds:
+                found.setdefault(what, []).append(group[0].item.impath)
+    return [
+        f"{len(paths):,} picture(s), first {paths[0]}, are {what}" for what, paths in found.items()
+    ]
+
+
+def untested_classes(splits: Splits) -> str:
+    """Say which classes have no test image, of a split that has test images; empty if all have."""
+    tested = {item.label for item in splits.test}
+    names = {item.label: item.classname for item in splits.defining}
+    lacking = [names[label] for label in sorted(names.keys() - tested)]
+    if not lacking:
+        return ""
+    some = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+    return (
+        f"{len(lacking):,} of {len(names):,} classes have no test image ({some}): pictures can be "
+        "mistaken for them, but never be one of them"
+    )
 
 
 def require_images(splits: Splits, source: Path, hint: str) -> None:
@@ -169,6 +288,6 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-def _some(values: list[int], limit: int = 10) -> str:
-    text = ", ".join(map(str, values[:limit]))
-    return text + (f" and {len(values) - limit} more" if len(values) > limit else "")
+def _some(values: list[int], total: int) -> str:
+    text = ", ".join(map(str, values))
+    return text + (f" and {total - len(values):,} more" if total > len(values) else "")

@@ -33,6 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.errors import plain_main
+from dassl.utils.logger import escape_unprintable
 from datasets import downloads
 from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
@@ -311,6 +312,7 @@ def main(
         Exit status (module docstring).
     """
     parser = build_parser()
+    escape_unprintable()
     args = parser.parse_args(argv)
     stopped: list[int] = []
 

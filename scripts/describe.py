@@ -28,6 +28,8 @@ from dassl.data.datasets import build_dataset
 from dassl.errors import plain_main
 from dassl.utils import nearest
 from dassl.utils.files import atomic_write
+from dassl.utils.logger import escape_unprintable
+from datasets.name_lists import by_wnid, in_label_order, read_name_list
 from scripts.describe_endpoint import ChatEndpoint
 from scripts.describe_local import LocalModel
 from scripts.describe_text import Model, ModelError, Task, accept, keys_of
@@ -147,7 +149,7 @@ def dry_run(task: Task, file: DescriptionFile, attempts: int, per_minute: float)
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names from a file: one per line, a JSON list, or the keys of a JSON object.
+    """Class names from a file, as ``datasets.name_lists`` reads it; their order does not matter.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -155,14 +157,11 @@ def read_names(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path.absolute()}")
-    text = path.read_text(encoding="utf-8-sig")
-    names = text.splitlines()
-    if path.suffix.lower() == ".json":
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"--classnames: {path} is not valid JSON: {error}") from error
-        names = list(names) if isinstance(names, dict) else names
+    names = read_name_list(path, "--classnames")
+    if by_wnid(names):
+        names = list(names.values())
+    elif isinstance(names, dict):  # descriptions: {"class name": [sentence, ...]}
+        names = in_label_order(names) or list(names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"--classnames: {path} must hold texts: one per line, or a JSON list")
     return [name.strip() for name in names if name.strip()]
@@ -346,6 +345,7 @@ def run(args: argparse.Namespace) -> int:
 @plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, or 130 if interrupted."""
+    escape_unprintable()
     parser = build_parser()
     args = parser.parse_args(argv)
     try:

@@ -26,6 +26,7 @@ from dassl.data.feature_cache import (
     mebibytes,
 )
 from dassl.errors import plain_main
+from dassl.utils.logger import escape_unprintable
 
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -120,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 @plain_main
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when nothing could be done."""
+    escape_unprintable()
     args = build_parser().parse_args(argv)
     directory = args.dir.expanduser()
     if not directory.is_dir():

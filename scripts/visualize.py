@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.data.datasets import Datum
 from dassl.data.wrapper import read_image
 from dassl.errors import plain_main
+from dassl.utils.logger import escape_unprintable
 from scripts.drawing.image_choice import Choice, by_lot, choose_images, select
 from scripts.drawing.mask_values import (
     Maps,
@@ -211,6 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or end with a message."""
     parser = build_parser()
+    escape_unprintable()
     args = parser.parse_args(argv)
     if args.points < 1:
         parser.error(f"--points must be at least 1, got {args.points}")

@@ -23,6 +23,8 @@ from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from dassl.utils.registry import check_availability
+from datasets.classnames import unreadable_names
+from datasets.listing import LeftOut
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -56,9 +58,16 @@ def run_predict(args: argparse.Namespace) -> int:
     check_flags(args)
     cfg = prediction_config(args)
     names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
-    paths = find_images(args.predict)
+    left_out = LeftOut()
+    paths = find_images(args.predict, left_out)
+    notes = [f"--predict leaves out {left_out}"] if left_out else []
+    odd = unreadable_names(names)
+    notes += [f"{odd}; give names with --classnames"] if odd else []
+    for note in notes:
+        print(f"Note: {note}", file=sys.stderr)
     top_k = TOP_K if args.top_k is None else args.top_k
     found = predict(cfg, names, paths, top_k, args.model_dir, args.load_epoch)
+    found.notes += notes
     print_table(found)
     if args.predict_output:
         write_prediction(found, Path(args.predict_output))

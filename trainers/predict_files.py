@@ -14,7 +14,8 @@ from typing import Any
 from tabulate import tabulate
 
 from dassl.utils.files import atomic_write
-from datasets.readers import IMAGE_SUFFIXES
+from datasets.listing import LeftOut, find_below, is_image
+from datasets.name_lists import by_wnid, in_label_order, read_name_list
 
 SUFFIXES = (".csv", ".json")
 
@@ -38,46 +39,47 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
 
 
-def find_images(patterns: Sequence[str]) -> list[str]:
+def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> list[str]:
     """The images that files, folders and globs stand for, each once, in their order.
 
     Args:
         patterns: A file is taken whatever it is called; of a folder, and of all below it, what has
             an image's suffix; of a glob (``**`` crosses folders) the same of each match.
+        left_out: Counts the rest.
 
     Raises:
         FileNotFoundError: One of them stands for no image.
     """
-    found: dict[str, None] = {}
+    left_out = LeftOut() if left_out is None else left_out
+    found: dict[str, str] = {}
     for pattern in patterns:
         given = os.path.expanduser(pattern)
         named = os.path.isfile(given)
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
-        images = [path for match in matches for path in _images_of(match, named)]
+        images = [path for match in matches for path in _images_of(match, named, left_out)]
         if not images:
             what = "holds no image" if os.path.isdir(given) else "matches no image"
+            rest = f"; left out: {left_out}" if left_out else ""
             raise FileNotFoundError(
                 f"--predict: {pattern!r} {what}; give files, folders or globs (in quotes), of "
-                f"images that end in {' '.join(IMAGE_SUFFIXES)}"
+                f"images whose suffix Pillow knows (.jpg, .png, .webp, .tif, ...){rest}"
             )
-        found.update(dict.fromkeys(images))
-    return list(found)
+        for path in images:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
 
 
-def _images_of(path: str, named: bool) -> list[str]:
+def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:
     if os.path.isdir(path):
-        files = [p for p in Path(path).rglob("*") if p.is_file()]
-        hidden = [p for p in files if any(q.startswith(".") for q in p.relative_to(path).parts)]
-        return sorted(str(p) for p in set(files) - set(hidden) if _is_image(p.name))
-    return [path] if named or _is_image(path) else []
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+        return find_below(path, left_out)
+    if named or is_image(path):
+        return [path]
+    left_out.add_file(path)
+    return []
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a text file, one a line, or a JSON list.
+    """Class names of a file in label order, as ``datasets.name_lists`` reads them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -85,17 +87,25 @@ def read_names(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        names = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except ValueError as error:
-        raise ValueError(f"--classnames: {path} is no JSON: {error}") from None
+    names = read_name_list(path, "--classnames")
+    if by_wnid(names):
+        if list(names) != sorted(names):
+            raise ValueError(
+                f"--classnames: {path} has names by wnid, which are not sorted, so their labels "
+                "are unknown; sort the lines, or give the names alone"
+            )
+        names = list(names.values())
+    elif isinstance(names, dict):
+        names = in_label_order(names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"--classnames: {path} must hold a list of names")
-    names = [name.strip() for name in names if name.strip()]
-    if not names:
-        raise ValueError(f"--classnames: {path} holds no name; each class is a line of its own")
-    return names  # one may be there twice: two classes of ImageNet are called missile
+        raise ValueError(
+            f"--classnames: {path} must hold a list of names, or a JSON object from label to name"
+        )
+    empty = [label for label, name in enumerate(names) if not name.strip()]
+    if not names or empty:
+        what = f"no name for label {empty[0]}" if names else "no name; each class is a line"
+        raise ValueError(f"--classnames: {path} holds {what}")
+    return [name.strip() for name in names]  # one may be there twice: ImageNet's missile is
 
 
 def print_table(found: Prediction) -> None:

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_DIR = "./feature_cache"
-FORMAT = 1
+FORMAT = 2  # 1: photos as the camera was held, deep greys clipped
 _LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from yacs.config import CfgNode
 
 from dassl.data.datasets.base_dataset import Datum
+from dassl.data.pixels import to_rgb
 from dassl.data.transforms import INTERPOLATION_MODES
 from dassl.utils.registry import check_availability
 
@@ -45,7 +46,7 @@ class _BadItem:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image as RGB.
+    """Read an image as RGB, upright and with 8 bits per channel, see ``pixels.to_rgb``.
 
     Args:
         path: Path of the file.
@@ -55,16 +56,13 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         FileNotFoundError: No such file.
-        BadImageError: Cut off, damaged, or no image.
+        BadImageError: Cut off, damaged, no image, or values whose range cannot be judged.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'No image at "{path}" (is --root, DATASET.ROOT, right?)')
     try:
         with Image.open(path) as image:
-            if image.mode == "RGB":
-                image.load()  # convert would copy
-                return image
-            return image.convert("RGB")
+            return to_rgb(image)
     except Exception as error:  # decoders raise nearly every type on damaged data
         raise BadImageError(f'Cannot decode the image "{path}": {error}') from error
 

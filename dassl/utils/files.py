@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import IO, Any
 __all__ = [
     "atomic_write",
     "check_isfile",
+    "is_text",
     "listdir_nohidden",
     "mkdir_if_missing",
     "read_json",
+    "read_text",
     "write_json",
 ]
 
@@ -79,7 +83,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        # A name that is not Unicode is written as \udce9, which in JSON is its escape.
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -96,23 +102,95 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         raise
 
 
-def read_json(fpath: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(fpath: str | os.PathLike[str]) -> str:
+    r"""Read a text file that a person or another program wrote.
+
+    UTF-8 with or without a byte order mark, and UTF-16 or UTF-32 with one. Others are named, not
+    guessed: every file is valid Latin-1, whatever it was meant to be.
 
     Args:
         fpath: Path of the file.
 
     Returns:
+        Its text, lines ended by ``\n``.
+
+    Raises:
+        ValueError: Another encoding, or no text; the message names file and line.
+    """
+    try:
+        return _decode(Path(fpath).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{fpath}, {error}") from None
+
+
+def _decode(data: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise ValueError(f"line 1 on: damaged {encoding.upper()} ({error.reason})") from None
+        number = data.count(b"\n", 0, error.start) + 1
+        line = data.split(b"\n")[number - 1].strip()
+        raise ValueError(
+            f"line {number}: not UTF-8 (byte 0x{data[error.start]:02x}); if it is Latin-1 or "
+            f"Windows-1252, where the line reads {line.decode('cp1252', 'replace')!r}, save it as "
+            "UTF-8: iconv -f CP1252 -t UTF-8 OLD > NEW"
+        ) from None
+    if "\0" in text:
+        raise ValueError(
+            f"line {text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes, so it is no "
+            "text, or UTF-16 without a byte order mark; save it as UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is Unicode, unlike that of a file in another encoding than the system's.
+
+    Python keeps the bytes of such a name as lone surrogates, which no file in UTF-8 can hold.
+
+    Args:
+        name: Of a file or directory, or a text of a JSON file.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def read_json(fpath: str | os.PathLike[str], *, unique: bool = False) -> Any:
+    """Read a JSON file, in an encoding that `read_text` reads.
+
+    Args:
+        fpath: Path of the file.
+        unique: Refuse an object that has a key twice, of which Python would keep the last.
+
+    Returns:
         The parsed content.
 
     Raises:
-        ValueError: Not valid JSON; the message names the file.
+        ValueError: Not valid JSON, or a key twice; the message names the file.
     """
-    with open(fpath, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{fpath} is not valid JSON: {error}") from error
+    data = Path(fpath).read_bytes()
+    try:
+        return json.loads(_decode(data), object_pairs_hook=_unique if unique else None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{fpath} is not valid JSON, or no JSON at all: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} is there {times} times; keep the one that is meant")
+    return content
 
 
 def write_json(obj: Any, fpath: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Logger", "setup_logger"]
+__all__ = ["Logger", "escape_unprintable", "setup_logger"]
 
 
 class Logger:
@@ -26,7 +26,9 @@ class Logger:
         self.console = console if console is not None else nowhere
         self.path = Path(fpath).absolute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self.file = open(  # noqa: SIM115
+            self.path, "a", encoding="utf-8", errors="backslashreplace"
+        )
 
     def write(self, text: str) -> int:
         """Write text to both and flush the file, so that a killed run keeps its log."""
@@ -68,6 +70,16 @@ class Logger:
     ) -> None:
         """Close the file."""
         self.close()
+
+
+def escape_unprintable() -> None:
+    r"""Write what standard output cannot encode as ``\xe9`` instead of ending the program.
+
+    These are class and file names on a terminal that is not UTF-8, and file names that are not.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def setup_logger(output: str | os.PathLike[str] | None = None) -> None:

@@ -63,7 +63,10 @@ def test_what_was_written_is_read_from_a_map(tmp_path, capsys, dtype):
     read += 1  # belongs to this process
     _, again = FeatureCache(tmp_path / "c").fetch(KEY, 6, refuse)
     assert torch.equal(again, made)
-    assert json.loads((entry.path / "key.json").read_text())["key"] == {"format": 1, **KEY}
+    assert json.loads((entry.path / "key.json").read_text())["key"] == {
+        "format": feature_cache.FORMAT,
+        **KEY,
+    }
     assert np.array_equal(np.load(entry.path / "features.npy")[kept], values[kept])
     only_entry(tmp_path / "c")
 
@@ -73,7 +76,7 @@ def test_any_other_key_and_format_is_another_entry(tmp_path, monkeypatch):
     names = {cache.fetch(KEY, 6, writing())[0].path.name}
     for name, value in (("dataset", "To y"), ("split", "val"), ("files", "abd"), ("view", 0)):
         names.add(cache.fetch({**KEY, name: value}, 6, writing())[0].path.name)
-    monkeypatch.setattr(feature_cache, "FORMAT", 2)
+    monkeypatch.setattr(feature_cache, "FORMAT", feature_cache.FORMAT + 1)
     names.add(cache.fetch(KEY, 6, writing())[0].path.name)
     assert len(names) == 6
     assert {name[:-17] for name in names} == {"Toy-test", "Toy-val", "To_y-test"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,146 @@ def test_extending_keeps_what_is_set() -> None:
     extend_cfg(cfg)
     assert cfg.DATASET.DIR == "mine"
     assert (cfg.DATASET.IMAGES, cfg.DATASET.SPLIT_FILE, cfg.DATASET.SPLIT_SEED) == ("", "", 1)
+
+
+class TestLeftOut:
+    """Nothing is dropped unseen: counted by kind, with names, in one note."""
+
+    def note_of(self, dataset: Any) -> str:
+        (note,) = dataset.notes
+        return note
+
+    def test_files_by_suffix_and_hidden_ones(self, birds: Path, build, touch) -> None:
+        base = birds / "birds"
+        touch(base / "test" / "wren", [".hidden.jpg", "a.txt", "b.TXT", "Thumbs.db", "LICENSE"])
+        touch(base, ["README.md", "loose.jpg", ".DS_Store"])
+        note = self.note_of(build("Folder", birds, DIR="birds"))
+        assert note.startswith(f"Folder: left out of {base}: ")
+        for said in (
+            "1 file(s) ending in .txt (test/wren/a.txt)",
+            "1 file(s) ending in .TXT (test/wren/b.TXT)",
+            "1 file(s) ending in .db (test/wren/Thumbs.db)",
+            "1 file(s) ending in .md (README.md)",
+            "1 file(s) without a suffix (test/wren/LICENSE)",
+            "2 hidden file(s) or folder(s) (.DS_Store, test/wren/.hidden.jpg)",
+            "1 image(s) outside of class folders (loose.jpg)",
+        ):
+            assert said in note
+
+    @pytest.mark.parametrize(
+        "name", ["__MACOSX", ".ipynb_checkpoints", "@eaDir", "thumbs", "Thumbnails", "lost+found"]
+    )
+    def test_foreign_folders_are_no_classes(self, tree, build, touch, name: str) -> None:
+        """Beside the classes and in each of them."""
+        touch(tree / "birds" / name, [f"{i}.jpg" for i in range(9)])
+        touch(tree / "birds" / "wren" / name, ["0.jpg"])
+        dataset = build("Folder", tree, DIR="birds")
+        assert dataset.classnames == ["blue jay", "wren"]
+        assert f"({name}, wren/{name})" in self.note_of(dataset)
+
+    def test_foreign_folders_in_parts(self, birds: Path, build, touch) -> None:
+        for part in ("train", "test"):
+            touch(birds / "birds" / part / "@eaDir", ["0.jpg"])
+        dataset = build("Folder", birds, DIR="birds")
+        assert dataset.classnames == ["blue jay", "wren"]
+        assert "(train/@eaDir, test/@eaDir)" in self.note_of(dataset)
+
+    def test_a_foreign_folder_does_not_make_a_part_of_a_class(self, tmp_path, build, touch) -> None:
+        for name in ("train", "bus"):
+            touch(tmp_path / name, [f"{i}.jpg" for i in range(5)])
+            touch(tmp_path / name / "@eaDir", ["0.jpg"])
+        assert build("Folder").classnames == ["bus", "train"]
+
+    def test_folders_without_an_image_beside_classes(self, tree: Path, build, touch) -> None:
+        (tree / "birds" / "empty").mkdir()
+        touch(tree / "birds" / "docs" / "more", ["a.txt"])
+        dataset = build("Folder", tree, DIR="birds")
+        assert dataset.classnames == ["blue jay", "wren"]
+        assert "2 folder(s) without an image (docs, empty)" in self.note_of(dataset)
+
+    def test_images_below_a_class_folder(self, tree: Path, build, touch) -> None:
+        touch(tree / "birds" / "wren" / "more" / "deep", ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+        dataset = build("Folder", tree, DIR="birds")
+        assert len(dataset.train_x + dataset.val + dataset.test) == 20
+        assert (
+            "4 image(s) in folders inside a class folder (wren/more/deep/1.jpg, "
+            "wren/more/deep/2.jpg, wren/more/deep/3.jpg, ...)" in self.note_of(dataset)
+        )
+
+    def test_every_suffix_that_pillow_decodes_is_an_image(self, tree: Path, build, touch) -> None:
+        names = ["a.jfif", "b.JPE", "c.gif", "d.Webp", "e.jp2", "f.TIFF", "g.tga", "h.pnm"]
+        touch(tree / "birds" / "wren", names)
+        dataset = build("Folder", tree, DIR="birds")
+        assert len(dataset.train_x + dataset.val + dataset.test) == 28
+        assert dataset.notes == []
+        touch(tree / "birds" / "wren", ["i.heic", "j.svg", "k.h5", "l.eps", "m.mpeg", "n.pdf"])
+        dataset = build("Folder", tree, DIR="birds")
+        assert len(dataset.train_x + dataset.val + dataset.test) == 28
+        assert self.note_of(dataset).count("file(s) ending in") == 6
+
+    def test_broken_links_are_missing_images(self, tree: Path, build) -> None:
+        (tree / "birds" / "wren" / "x.png").symlink_to(tree / "gone.png")
+        with pytest.raises(FileNotFoundError, match=r"wren/x\.png is a link to .*gone\.png"):
+            build("Folder", tree, DIR="birds")
+
+    def test_links_that_contradict_each_other(self, birds: Path, build, tmp_path) -> None:
+        base = birds / "birds"
+        link = base / "test" / "wren" / "again.jpg"
+        link.symlink_to(base / "train" / "wren" / "0.jpg")
+        with pytest.raises(ValueError, match=r"have a place in train and in test"):
+            build("Folder", birds, DIR="birds")
+        link.unlink()
+        for target in ("wren", "blue_jay"):
+            (base / "val" / target).rename(tmp_path / target)
+        (base / "val" / "wren").symlink_to(base / "train" / "wren")
+        note = self.note_of(build("Folder", birds, DIR="birds"))
+        assert note.startswith("4 picture(s), first")
+        assert "are in train and val" in note
+        (base / "train" / "owl").symlink_to(base / "train" / "wren")
+        with pytest.raises(ValueError, match=r"4 picture\(s\) have more than one label"):
+            build("Folder", birds, DIR="birds")
+
+    def test_a_whole_part_that_is_a_link(self, birds: Path, build, tmp_path) -> None:
+        base = birds / "birds"
+        (base / "test").rename(tmp_path / "unused")
+        (base / "test").symlink_to(base / "train")
+        with pytest.raises(ValueError, match=r"8 picture\(s\) have a place in train and in test"):
+            build("Folder", birds, DIR="birds")
+
+    def test_links_outside_and_loops_are_fine(self, tree: Path, build, tmp_path, touch) -> None:
+        touch(tmp_path / "elsewhere", ["0.jpg", "1.jpg", "2.jpg"])
+        (tree / "birds" / "owl").symlink_to(tmp_path / "elsewhere")
+        (tree / "birds" / "wren" / "up").symlink_to(tree / "birds")
+        dataset = build("Folder", tree, DIR="birds")
+        assert dataset.classnames == ["blue jay", "owl", "wren"]
+        assert len(dataset.train_x + dataset.val + dataset.test) == 23
+
+    def test_a_class_folder_whose_name_is_no_unicode(self, tree: Path, build) -> None:
+        os.mkdir(os.fsencode(tree / "birds") + b"/caf\xe9")
+        for number in range(3):
+            (tree / "birds" / "caf\udce9" / f"{number}.jpg").touch()
+        with pytest.raises(ValueError, match=r"class folder 'caf\\udce9' is not UTF-8"):
+            build("Folder", tree, DIR="birds")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("n01440764", "n01443537"), "WordNet ids (2 of 2, first n01440764)"),
+        (("n01440764", "shark"), "WordNet ids (1 of 2, first n01440764)"),
+        (("1", "2"), "numbers (1 to 2)"),
+        (("001.Laysan_Albatross", "002.Crow"), "numbered ('001.Laysan Albatross')"),
+    ],
+)
+def test_names_that_mean_nothing_are_noted(tmp_path, build, touch, names, said) -> None:
+    for name in names:
+        touch(tmp_path / name, ["0.jpg", "1.jpg", "2.jpg"])
+    (note,) = build("Folder").notes
+    assert note.startswith(f"Folder: the class names are {said}, which mean nothing")
+    assert note.endswith("set DATASET.CLASSNAMES to a file with their names")
+
+
+def test_years_and_words_with_numbers_mean_something(tmp_path, build, touch) -> None:
+    for name in ("2012 Audi TTS Coupe", "2007 Dodge Dakota"):
+        touch(tmp_path / name, ["0.jpg", "1.jpg", "2.jpg"])
+    assert build("Folder").notes == []

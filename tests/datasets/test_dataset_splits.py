@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dassl.data.datasets import Datum
-from datasets.splits import Splits, check_labels, missing_files, read_split_file, require_images
+from datasets.splits import (
+    Splits,
+    check_labels,
+    check_pictures,
+    missing_files,
+    read_split_file,
+    require_images,
+    split_notes,
+    untested_classes,
+)
 
 GOOD = {
     "train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"]],
@@ -162,3 +173,86 @@ def touch_():
             (directory / name).touch()
 
     return make
+
+
+@pytest.mark.parametrize("label", [2, 1_000_000_000, 10**30])
+def test_a_large_label_is_named_and_takes_no_memory(tmp_path: Path, label: int) -> None:
+    path = write(tmp_path, {**GOOD, "train": [*GOOD["train"], ["c/1.jpg", label + 1, "cow"]]})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"3 classes have labels up to {label + 1:,}; .* has 2"):
+        read_split_file(path, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_gaps_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, {**GOOD, "train": [*GOOD["train"], ["c/1.jpg", 999, "cow"]]})
+    with pytest.raises(ValueError, match=r"no image has 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 987 m"):
+        read_split_file(path, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["train", "test"])
+def test_a_part_that_is_there_twice_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(GOOD)[:-1] + f', "{key}": []}}')
+    with pytest.raises(ValueError, match=rf"split\.json .*the key '{key}' is there 2 times"):
+        read_split_file(path, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a/1.jpg", "./a/1.jpg", "a//1.jpg", "a/./1.jpg"])
+@pytest.mark.parametrize(
+    ("part", "entry", "said"),
+    [
+        ("train", [1, "dog"], "1 picture(s) have more than one label"),
+        ("val", [1, "dog"], "1 picture(s) have more than one label"),
+        ("test", [1, "dog"], "1 picture(s) have more than one label"),
+        ("test", [0, "cat"], "1 picture(s) have a place in train and in test"),
+    ],
+)
+def test_a_split_that_contradicts_itself_is_refused(
+    tmp_path: Path, path: str, part: str, entry: list[object], said: str
+) -> None:
+    file = write(tmp_path, {**GOOD, part: [*GOOD[part], [path, *entry]]})
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        read_split_file(file, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{file}: ")
+    assert f"first {tmp_path}/a/1.jpg: train[0] is 0 ('cat'), " in message
+    assert f"{part}[{len(GOOD[part])}] is {entry[0]} ('{entry[1]}')" in message
+
+
+def test_twice_in_test_is_refused_even_behind_val(tmp_path: Path) -> None:
+    twice = [["a/2.jpg", 0, "cat"], ["./a/2.jpg", 0, "cat"]]
+    with pytest.raises(ValueError, match=r"1 picture\(s\) have more than one place in test"):
+        read_split_file(write(tmp_path, {**GOOD, "test": [*GOOD["test"], *twice]}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "path", "said"),
+    [
+        ("train", "a/1.jpg", "are in train twice; they count twice"),
+        ("val", "a/2.jpg", "are in val twice; they count twice"),
+        ("val", "a/1.jpg", "are in train and val; accuracy on val"),
+        ("test", "a/2.jpg", "are in val and test; a model selected on val"),
+    ],
+)
+def test_what_may_be_meant_is_said(tmp_path: Path, part: str, path: str, said: str) -> None:
+    splits = read_split_file(
+        write(tmp_path, {**GOOD, part: [*GOOD[part], [path, 0, "cat"]]}), tmp_path
+    )
+    (note,) = split_notes(splits)
+    assert note.startswith(f"1 picture(s), first {tmp_path}/{path}, {said}")
+
+
+def test_links_are_what_they_lead_to() -> None:
+    splits = Splits([Datum("x/1.jpg", 0, 0, "a")], [], [Datum("y/1.jpg", 0, 0, "a")])
+    check_pictures(splits, "x")
+    with pytest.raises(ValueError, match="in train and in test"):
+        check_pictures(splits, "x", {"y/1.jpg": "x/1.jpg"})
+
+
+def test_a_good_split_has_nothing_to_say(tmp_path: Path) -> None:
+    splits = read_split_file(write(tmp_path, GOOD), tmp_path)
+    assert split_notes(splits) == []
+    assert "1 of 2 classes have no test image ('cat')" in untested_classes(splits)

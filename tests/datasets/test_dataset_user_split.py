@@ -132,3 +132,32 @@ def test_corrupt_images_are_named_or_skipped(tmp_path: Path, make_cfg, name: str
     loader = DataManager(cfg).test_loader
     assert sum(len(batch["label"]) for batch in loader) == 3
     assert list(loader.bad_images) == [str(bad)]
+
+
+def test_an_empty_test_list_is_found_before_anything_else(tmp_path: Path, make_cfg, write_split):
+    write_split(tmp_path / "split.json", tmp_path, FOLDERS, (3, 1, 0))
+    cfg = make_cfg("Split", SPLIT_FILE="split.json")
+    with pytest.raises(ValueError, match=r"Split: .* has no test image; add some"):
+        build_dataset(cfg)
+    cfg.TEST.NO_TEST = True
+    assert len(build_dataset(cfg).train_x) == 6
+
+
+def test_a_half_without_test_images_is_refused_the_other_read(tmp_path: Path, build, write_split):
+    listed = write_split(tmp_path / "split.json", tmp_path, FOLDERS, (3, 1, 2))
+    listed["test"] = [entry for entry in listed["test"] if entry[1] == 0]
+    (tmp_path / "split.json").write_text(json.dumps(listed))
+    values = {"SPLIT_FILE": "split.json"}
+    with pytest.raises(ValueError, match="no test image of the classes DATASET.SUBSAMPLE_CLASSES"):
+        build("Split", SUBSAMPLE_CLASSES="new", **values)
+    assert build("Split", SUBSAMPLE_CLASSES="base", **values).notes == []
+    (note,) = build("Split", **values).notes
+    assert note.startswith("1 of 2 classes have no test image ('wren')")
+
+
+def test_pictures_of_val_that_are_tested_on_are_noted(tmp_path: Path, build, write_split) -> None:
+    listed = write_split(tmp_path / "split.json", tmp_path, FOLDERS, (3, 0, 2))
+    (tmp_path / "split.json").write_text(json.dumps({**listed, "val": listed["test"]}))
+    (note,) = build("Split", SPLIT_FILE="split.json", NUM_SHOTS=1).notes
+    assert note.startswith("4 picture(s), first")
+    assert "are in val and test; a model selected on val (TEST.FINAL_MODEL best_val)" in note

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from dassl.engine import build_trainer, read_result
+from datasets.listing import LeftOut
 from trainers.predict_files import find_images, read_names
 
 CLASSES = ("solid_blue_square", "dotted_red_square", "striped_pink_star")
@@ -191,6 +193,57 @@ class TestPatterns:
         odd = pictures / "a[1].png"
         shutil.copy(next(pictures.rglob("*.png")), odd)
         assert find_images([str(odd)]) == [str(odd)]
+
+    def test_what_is_left_out_is_counted(self, pictures):
+        for name in ("notes.txt", ".hidden.png", "__MACOSX/x.png"):
+            (pictures / name).parent.mkdir(exist_ok=True)
+            (pictures / name).write_text("")
+        left_out = LeftOut(pictures)
+        assert len(find_images([str(pictures), f"{pictures}/*"], left_out)) == 6
+        assert str(left_out) == (
+            "1 file(s) ending in .txt (notes.txt); "
+            "1 folder(s) named like those of a system or viewer (__MACOSX); "
+            "1 hidden file(s) or folder(s) (.hidden.png)"
+        )
+
+    def test_suffixes_in_any_case_and_links_to_folders(self, pictures, tmp_path):
+        one = next(pictures.rglob("*.png"))
+        (tmp_path / "far").mkdir()
+        for name in ("a.JFIF", "b.gif", "c.jpe"):
+            shutil.copy(one, tmp_path / "far" / name)
+        (pictures / "link").symlink_to(tmp_path / "far")
+        (pictures / "loop").symlink_to(pictures)
+        found = find_images([str(pictures)])
+        assert [Path(p).name for p in found if "link" in p] == ["a.JFIF", "b.gif", "c.jpe"]
+        assert len(found) == 9
+
+    def test_one_picture_in_two_spellings_is_one(self, pictures, monkeypatch):
+        monkeypatch.chdir(pictures)
+        one = str(next(pictures.rglob("*.png")).relative_to(pictures))
+        assert find_images([one, f"./{one}", str(pictures / one)]) == [one]
+
+    def test_a_folder_without_pictures_says_what_it_holds(self, tmp_path):
+        (tmp_path / "a.heic").write_text("")
+        with pytest.raises(FileNotFoundError, match=r"holds no image.*1 file\(s\) ending in .heic"):
+            find_images([str(tmp_path)])
+
+
+def test_photos_are_predicted_as_they_are_shown(predict, pictures, names, capsys):
+    """Turned by its EXIF orientation, a picture is the picture; what is left out is told."""
+    path = next(pictures.rglob("*.png"))
+    picture = Image.open(path).convert("RGB")
+    for number, turn in ((1, None), (6, Image.Transpose.ROTATE_90)):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        stored = picture if turn is None else picture.transpose(turn)
+        stored.save(pictures / f"{number}.png", exif=exif)
+    (pictures / "notes.txt").write_text("")
+    words = ("--predict", pictures / "1.png", pictures / "6.png", f"{pictures}/*.*")
+    _, found = predict(*words, *zero_shot(names))
+    assert found["images"][0]["predictions"] == found["images"][1]["predictions"]
+    said = f"1 file(s) ending in .txt ({pictures}/notes.txt)"
+    assert found["left_out"] == said
+    assert f"Note: --predict leaves out {said}" in capsys.readouterr().err
 
 
 class TestErrors:

@@ -1,0 +1,150 @@
+"""Listing pictures in folders of the user's own, and counting what is left out.
+
+The readers of published datasets have a list of suffixes of their own, ``readers.list_images``,
+which must never grow: their splits depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from datasets.readers import IMAGE_SUFFIXES
+
+# Formats that Pillow knows but does not draw itself, and scientific data beside pictures.
+_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Folders, in lower case, that systems, disks, and image viewers put beside those of the user.
+_FOREIGN = {
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recycle", "@tmp", "__macosx",
+    "__pycache__", "lost+found", "system volume information", "thumbnails", "thumbs",
+}  # fmt: skip
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of pictures that this Pillow decodes, in lower case, such as ``.jfif``."""
+    Image.init()
+    read = {
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in _NO_PICTURES
+    }
+    return frozenset(read.union(IMAGE_SUFFIXES))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name, in whatever case, is that of a picture."""
+    return os.path.splitext(name)[1].lower() in image_suffixes()
+
+
+class LeftOut:
+    """Paths that were left out, by kind."""
+
+    def __init__(self, directory: str | os.PathLike[str] = "") -> None:
+        """Start empty; paths are told relative to ``directory``."""
+        self.directory = str(directory)
+        self.paths: dict[str, dict[str, None]] = {}
+
+    def add(self, kind: str, path: str) -> None:
+        """Count a path, once; ``kind`` is a noun with ``(s)``."""
+        self.paths.setdefault(kind, {})[path] = None
+
+    def add_file(self, path: str) -> None:
+        """Count a file that is no picture by its suffix."""
+        suffix = os.path.splitext(path)[1]
+        self.add(f"file(s) ending in {suffix}" if suffix else "file(s) without a suffix", path)
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.paths)
+
+    def __str__(self) -> str:
+        """Counts by kind with the first names, in a line."""
+        return "; ".join(
+            f"{len(paths):,} {kind} ({self._names(list(paths))})"
+            for kind, paths in sorted(self.paths.items())
+        )
+
+    def _names(self, paths: list[str]) -> str:
+        prefix = os.path.join(self.directory, "") if self.directory else ""
+        names = [path.removeprefix(prefix) for path in paths[:3]]
+        return ", ".join([*names, "..."] if len(paths) > 3 else names)
+
+
+class Listing(NamedTuple):
+    """What a directory holds, sorted: names of folders and images, real paths of linked images."""
+
+    folders: list[str]
+    images: list[str]
+    links: dict[str, str]
+
+
+def list_folder(directory: str | os.PathLike[str], left_out: LeftOut | None = None) -> Listing:
+    """List the folders and images of a directory.
+
+    Args:
+        directory: Which.
+        left_out: Counts the rest: hidden files, folders that no user made, and what has no suffix
+            of an image.
+
+    Returns:
+        Names; an image may be a link that leads nowhere.
+    """
+    others = LeftOut() if left_out is None else left_out
+    listing = Listing([], [], {})
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                others.add("hidden file(s) or folder(s)", entry.path)
+            elif entry.is_dir():
+                if entry.name.lower() in _FOREIGN:
+                    others.add("folder(s) named like those of a system or viewer", entry.path)
+                else:
+                    listing.folders.append(entry.name)
+            elif not is_image(entry.name):
+                others.add_file(entry.path)
+            elif entry.is_symlink():
+                listing.images.append(entry.name)
+                listing.links[entry.path] = os.path.realpath(entry.path)
+            elif entry.is_file():
+                listing.images.append(entry.name)
+            else:
+                others.add("pipe(s) or device(s)", entry.path)
+    return listing
+
+
+def find_below(
+    directory: str | os.PathLike[str], left_out: LeftOut | None = None, seen: set[str] | None = None
+) -> list[str]:
+    """Find the images in a directory and all below it, links to directories included.
+
+    Args:
+        directory: Where to look.
+        left_out: As for ``list_folder``.
+        seen: Real paths of directories to leave alone; those looked at are added, so a link that
+            leads back up ends the way.
+
+    Returns:
+        Paths, sorted.
+    """
+    seen = set() if seen is None else seen
+    real = os.path.realpath(directory)
+    if real in seen:
+        return []
+    seen.add(real)
+    try:
+        listing = list_folder(directory, left_out)
+    except PermissionError:
+        if left_out is None:
+            raise
+        left_out.add("folder(s) that may not be read", str(directory))
+        return []
+    base = str(Path(directory))
+    found = [os.path.join(base, name) for name in listing.images]
+    for name in listing.folders:
+        found += find_below(os.path.join(base, name), left_out, seen)
+    return sorted(found)
