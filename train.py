@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> None:
             setup_logger(cfg.OUTPUT_DIR if is_main() else None)
             trainer = build_trainer(cfg)
             if args.eval_only:
-                trainer.load_model(args.model_dir, epoch=args.load_epoch)
+                trainer.any_config = args.any_config
+                with getattr(trainer, "reading_weights", nullcontext)():
+                    trainer.load_model(args.model_dir, epoch=args.load_epoch)
         if args.eval_only:
             trainer.test()
         elif not args.no_train:

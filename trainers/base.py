@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip.backbones import has_vision_transformer
+from clip.backbones import has_vision_transformer, weight_files
 from clip.prompts import described_prompts, ensemble_prompts, template_prompts
 from clip.text import unit_norm
+from dassl.config.identity import digest_of, file_hash
 from dassl.engine import TrainerX
 from datasets.masking import masked_logits
 from trainers.config import REPOSITORY, resolve
@@ -115,6 +116,12 @@ class CLIPTrainer(TrainerX):
         name = self.cfg.MODEL.BACKBONE.NAME
         print(f"Loading CLIP (backbone: {name})")
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Add which content the backbone's file had."""
+        files = weight_files(self.cfg.MODEL.BACKBONE.NAME)
+        content = digest_of([file_hash(path) for path in files]) if files else ""
+        return {**super().checkpoint_meta(), "backbone_sha256": content}
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Logits over the dataset's classes, (B, K).
