@@ -6,13 +6,15 @@ A directory that exists proves nothing. A job is done when all of these hold:
 * the ``job.json`` that the driver wrote beside it before the start carries the fingerprint the
   job has now: a hash of what the two config files and their ``_BASE_`` *contain* (comments,
   spelling of the YAML, which of the files a key stands in and the ``PER_DATASET`` entries of other
-  datasets do not count), of the text files they name (class descriptions, class names), of the
-  trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
+  datasets do not count), of the files they name (class descriptions, class names, a backbone), of
+  the trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
+* what the run itself recorded in ``identity.json`` that it read, the dataset's lists, folders and
+  images among it, is still the same;
 * for an evaluation or a second stage, the training run it needs is done and is still the very run
   it was made from (``job.json`` keeps the hash of that run's ``result.json``).
 
-The device, the data directory and the revision of the code are not part of it. ``train.py`` makes
-its own, finer decision from the merged config when it resumes an unfinished run.
+Keys that cannot change a result, such as the device and the data directory, are no part of it (see
+``dassl.config.identity``), nor is the revision of the code.
 """
 
 from __future__ import annotations
@@ -27,8 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config import Layer, overlay, read_layers
+from dassl.config.identity import (
+    CANNOT_MATTER,
+    IDENTITY_NAME,
+    config_changes,
+    digest_of,
+    file_hash,
+    files_named,
+    flatten,
+    shown,
+)
+from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
 from scripts.protocols import Protocol, RunKey
-from scripts.result_files import read_json_object, read_result, write_atomic
+from scripts.result_files import no_result, read_json_object, read_result, write_atomic
 
 RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"
@@ -109,7 +122,10 @@ class Job:
         directory: Its own directory, absolute.
         flags: Program and flags, without the device's.
         options: Trailing options, the protocol's last.
-        fingerprint: Hash of everything that decides the result (module docstring).
+        content: Everything that decides the result (module docstring), apart from what the run
+            reads of itself.
+        places: Folders that this is looked for in, see ``dassl.config.inputs.places_of``.
+        check: Looks at it; jobs of one driver share one.
         parent: Training job that this one evaluates or starts from, or None.
     """
 
@@ -117,8 +133,16 @@ class Job:
     directory: Path
     flags: tuple[str, ...]
     options: tuple[str, ...]
-    fingerprint: str
+    content: dict[str, Any]
+    places: dict[str, str]
+    check: InputCheck
     parent: Job | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+        canonical = json.dumps(self.content, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __str__(self) -> str:
         """Return the run directory's parts, which name the job."""
@@ -147,23 +171,43 @@ class Job:
         """Return why the job has to run; empty when it is done."""
         if self.parent is not None and self.parent.to_do():
             return "its training run is not done"
-        if read_result(self.directory) is None:
-            return "no complete result"
+        result = read_result(self.directory)
+        if result is None:
+            return no_result(self.directory)
         record = read_json_object(self.directory / RECORD)
         if record is None:
             return f"result of unknown origin (no {RECORD})"
         if record.get("fingerprint") != self.fingerprint:
-            return "config or options changed"
+            return self._changed(record)
         if record.get("parent_result") != self.parent_digest():
             return "its training run was repeated"
-        return ""
+        return self._other_inputs(result)
+
+    def _changed(self, record: dict[str, Any]) -> str:
+        """Name the difference to what the driver recorded before the start."""
+        before = record.get("content")
+        if not isinstance(before, dict):  # of an older version
+            return "config or options changed"
+        old, new = before.get("files") or {}, self.content["files"]
+        names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+        lines = [f"the file {name} changed" for name in names]
+        lines += config_changes(_flat(before), _flat(self.content))
+        return f"config or options changed: {shown(lines)}"
+
+    def _other_inputs(self, result: dict[str, Any]) -> str:
+        """Say what the run would read differently now; empty if nothing, or if it did not record."""
+        if "identity" not in result:  # of an older version
+            return ""
+        identity = read_json_object(self.directory / IDENTITY_NAME)
+        if identity is None or digest_of(identity) != result["identity"]:
+            return f"{IDENTITY_NAME} is missing or was changed after the run"
+        return shown(self.check.changes(identity.get("inputs", {}), self.places))
 
     def begin(self, command: list[str]) -> None:
         """Record what is about to run and move what another run left out of the way."""
         before = read_json_object(self.directory / RECORD)
         if before is not None and before.get("fingerprint") != self.fingerprint:
-            # train.py compares configs before it resumes, but not what the files named in them
-            # hold: half of a training must not go on with other class descriptions.
+            # train.py would see it too; without the file it need not say so.
             (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT
         if stale.exists():
@@ -172,10 +216,13 @@ class Job:
         record = {
             "format": 1,
             "fingerprint": self.fingerprint,
+            "content": self.content,
             "parent_result": self.parent_digest(),
             "command": command,
         }
-        write_atomic(self.directory / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+        write_atomic(
+            self.directory / RECORD, json.dumps(record, indent=1, default=str).encode() + b"\n"
+        )
 
 
 @dataclass
@@ -190,6 +237,7 @@ class Planner:
     settings: Settings
     _layers: dict[Path, list[Layer]] = field(default_factory=dict)
     _training: dict[RunKey, Job] = field(default_factory=dict)
+    _check: InputCheck = field(default_factory=InputCheck)
 
     def jobs(self) -> list[Job]:
         """Return all jobs of the protocol in the order they should start.
@@ -267,28 +315,34 @@ class Planner:
         if not evaluates or key.dataset in settings.datasets:
             options += ["DATASET.NUM_SHOTS", str(key.shots)]
         options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
-        fingerprint = self._fingerprint(key, options, parent)
+        content = self._decisive(key, options, parent)
         if parent is not None and not evaluates:
             # Where the first stage lies is no part of the fingerprint; what it is, is.
             options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
-        return Job(key, directory, tuple(words), tuple(options), fingerprint, parent)
+        places = {DATA: settings.root}
+        if parent is not None:
+            places |= {START: parent.directory, WEIGHTS: parent.directory}
+        own = {**places_of(places), "repository": str(settings.repo)}
+        return Job(key, directory, tuple(words), tuple(options), content, own, self._check, parent)
 
-    def _fingerprint(self, key: RunKey, options: list[str], parent: Job | None) -> str:
+    def _decisive(self, key: RunKey, options: list[str], parent: Job | None) -> dict[str, Any]:
         dataset_file = self.settings.dataset_file(key.dataset)
         section = self._content(dataset_file).get("DATASET")
         name = str(section.get("NAME")) if isinstance(section, dict) else ""
-        dataset = self._content(dataset_file, name)
-        trainer = self._content(self.settings.trainer_file(key.trainer, key.cfg), name)
-        content = {
+        dataset = _without_harmless(self._content(dataset_file, name))
+        trainer = _without_harmless(
+            self._content(self.settings.trainer_file(key.trainer, key.cfg), name)
+        )
+        pairs = list(zip(options[::2], options[1::2], strict=True))
+        options = [word for pair in pairs if pair[0] not in CANNOT_MATTER for word in pair]
+        return {
             "run": [getattr(key, part) for part in key.__dataclass_fields__],
             "dataset": dataset,
             "trainer": trainer,
             "options": options,
-            "files": self._text_files([dataset, trainer, options]),
+            "files": self._files([dataset, trainer, options]),
             "parent": parent.fingerprint if parent else "",
         }
-        canonical = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def _content(self, path: Path, dataset: str = "") -> dict[str, Any]:
         """Return what a config file and its bases say together about a ``DATASET.NAME``.
@@ -308,29 +362,39 @@ class Planner:
             content["PER_DATASET"] = own.per_dataset.get(dataset)
         return content
 
-    def _text_files(self, data: object) -> dict[str, str]:
-        """Hash the text files a config names, such as class descriptions."""
-        hashes = {}
-        for value in _strings(data):
-            if not value.endswith((".json", ".txt")):
-                continue
-            for base in (self.settings.repo, self.settings.root):
-                path = base / value
-                if path.is_file():
-                    hashes[value] = hashlib.sha256(path.read_bytes()).hexdigest()
-                    break
-        return hashes
+    def _files(self, data: list[Any]) -> dict[str, str]:
+        """Hash the files that configs and options name, such as class descriptions."""
+        section = data[0].get("DATASET")
+        own = str(section.get("DIR") or "") if isinstance(section, dict) else ""
+        root = self.settings.root
+        named = {str(number): part for number, part in enumerate(data)}
+        found = files_named(named, (self.settings.repo, root, root / own))
+        return {_at(named, key): file_hash(path) for key, path in found.items()}
 
 
-def _strings(data: object) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict):
-        for value in data.values():
-            yield from _strings(value)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _strings(value)
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """What config files and options say, by key, for comparing."""
+    options = content.get("options") or []
+    given = dict(zip(options[::2], options[1::2], strict=False))
+    return {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}
+
+
+def _at(data: Any, key: str) -> str:
+    """The value with a full key."""
+    for name in key.split("."):
+        data = data[int(name)] if isinstance(data, list) else data[name]
+    return data
+
+
+def _without_harmless(section: Any, prefix: str = "") -> Any:
+    """A config file's content without the keys that cannot change a result."""
+    if not isinstance(section, dict):
+        return section
+    return {
+        name: _without_harmless(value, f"{prefix}{name}.")
+        for name, value in section.items()
+        if f"{prefix}{name}" not in CANNOT_MATTER
+    }
 
 
 def check_options(words: list[str]) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ __all__ = [
     "flatten",
     "folders_named",
     "relevant",
+    "sealed",
     "identity_changes",
+    "is_sealed",
     "shown",
     "split_record",
 ]
@@ -62,6 +64,7 @@ CANNOT_MATTER = frozenset(
 IDENTITY_NAME = "identity.json"  # beside a run's result
 FILE_MARK = "the file with SHA-256 "  # in a config's value that names a file
 _PARTS = (("train", "train_x"), ("unlabelled", "train_u"), ("val", "val"), ("test", "test"))
+_SEAL = "checksum"
 _SHOWN = 3  # differences that a message names
 
 
@@ -99,6 +102,26 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a checksum to what is written as JSON.
+
+    Args:
+        content: What JSON can hold.
+    """
+    plain = json.loads(json.dumps(content))  # as it will be read back
+    return {**plain, _SEAL: digest_of(plain)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether something read back is what was written; True where no checksum says otherwise.
+
+    Args:
+        content: From a JSON file.
+    """
+    rest = {key: value for key, value in content.items() if key != _SEAL}
+    return _SEAL not in content or content[_SEAL] == digest_of(rest)
+
+
 def file_hash(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content; it is read once per process as long as it stays as it is.
 
@@ -113,7 +136,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     return _hash(os.fspath(path), state)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hash(path: str, state: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

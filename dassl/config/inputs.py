@@ -4,8 +4,9 @@
 whichever reader: data sets of the user's own and methods need not know. From hashes of what was
 found, anybody can tell later, without PyTorch, whether the run would read the same again.
 
-Folders move: a path is kept relative to the place it was found in (``DATASET.ROOT/pets/split.json``,
-``repository/prompts/Shapes.json``), and looked for wherever that place is now.
+Folders move: a path is kept relative to the place it was found in, as
+``DATASET.ROOT/pets/split.json`` or ``repository/prompts/Shapes.json``, and looked for wherever that
+place is now.
 """
 
 from __future__ import annotations

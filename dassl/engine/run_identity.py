@@ -37,9 +37,9 @@ from dassl.config.inputs import (
     recording,
 )
 from dassl.engine.base import TrainerBase
-from dassl.utils.files import read_json, write_json
+from dassl.utils.files import write_json
 
-__all__ = ["RunIdentity", "read_identity", "recipe_changes", "recipe_of"]
+__all__ = ["RunIdentity", "recipe_changes", "recipe_of"]
 
 _FORMAT = 1
 
@@ -172,22 +172,6 @@ class RunIdentity(TrainerBase):
         content = self.identity()
         write_json(content, Path(self.output_dir) / IDENTITY_NAME)
         return digest_of(content)
-
-
-def read_identity(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read what `RunIdentity.write_identity` wrote.
-
-    Args:
-        directory: Run directory.
-
-    Returns:
-        The identity, or None if there is none that can be read.
-    """
-    try:
-        content = read_json(Path(directory) / IDENTITY_NAME)
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
 
 
 def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:

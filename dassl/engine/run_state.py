@@ -16,7 +16,7 @@ from dassl.config.identity import shown
 from dassl.engine.checkpoint import check_finite_state, plain_state, trainable_state, unwrap
 from dassl.engine.distributed import own_steps
 from dassl.engine.precision import effective_precision, requested_precision
-from dassl.engine.result import RESULT_NAME
+from dassl.engine.result import RESULT_NAME, read_identity
 from dassl.engine.resume import (
     RESUME_NAME,
     random_states,
@@ -25,7 +25,7 @@ from dassl.engine.resume import (
     write_resume,
 )
 from dassl.engine.run_folder import leftovers, recorded_hashes, set_aside
-from dassl.engine.run_identity import RunIdentity, read_identity
+from dassl.engine.run_identity import RunIdentity
 from dassl.engine.step import drop_caches
 from dassl.utils.distributed import gather_objects, is_main, world_size
 
