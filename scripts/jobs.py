@@ -122,27 +122,22 @@ class Job:
         directory: Its own directory, absolute.
         flags: Program and flags, without the device's.
         options: Trailing options, the protocol's last.
-        content: Everything that decides the result (module docstring), apart from what the run
-            reads of itself.
-        places: Folders that this is looked for in, see ``dassl.config.inputs.places_of``.
-        check: Looks at it; jobs of one driver share one.
+        fingerprint: Hash of everything that decides the result (module docstring).
         parent: Training job that this one evaluates or starts from, or None.
+        content: What the fingerprint is of.
+        places: Folders that what the run read is looked for in, see ``dassl.config.inputs.places_of``.
+        check: Looks at it; jobs of one driver share one.
     """
 
     key: RunKey
     directory: Path
     flags: tuple[str, ...]
     options: tuple[str, ...]
-    content: dict[str, Any]
-    places: dict[str, str]
-    check: InputCheck
+    fingerprint: str
     parent: Job | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content."""
-        canonical = json.dumps(self.content, sort_keys=True, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+    content: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    check: InputCheck = field(default_factory=InputCheck)
 
     def __str__(self) -> str:
         """Return the run directory's parts, which name the job."""
@@ -195,7 +190,7 @@ class Job:
         return f"config or options changed: {shown(lines)}"
 
     def _other_inputs(self, result: dict[str, Any]) -> str:
-        """Say what the run would read differently now; empty if nothing, or if it did not record."""
+        """Say what the run would read differently now; empty where it has not recorded any."""
         if "identity" not in result:  # of an older version
             return ""
         identity = read_json_object(self.directory / IDENTITY_NAME)
@@ -319,11 +314,17 @@ class Planner:
         if parent is not None and not evaluates:
             # Where the first stage lies is no part of the fingerprint; what it is, is.
             options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
-        places = {DATA: settings.root}
-        if parent is not None:
-            places |= {START: parent.directory, WEIGHTS: parent.directory}
-        own = {**places_of(places), "repository": str(settings.repo)}
-        return Job(key, directory, tuple(words), tuple(options), content, own, self._check, parent)
+        start = parent.directory if parent is not None else ""
+        places = places_of({DATA: settings.root, START: start, WEIGHTS: start})
+        places["repository"] = str(settings.repo)
+        canonical = json.dumps(content, sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        return Job(
+            *(key, directory, tuple(words), tuple(options), fingerprint, parent),
+            content=content,
+            places=places,
+            check=self._check,
+        )
 
     def _decisive(self, key: RunKey, options: list[str], parent: Job | None) -> dict[str, Any]:
         dataset_file = self.settings.dataset_file(key.dataset)

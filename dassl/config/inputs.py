@@ -40,6 +40,7 @@ _CODE = (".py", ".pyc", ".so", ".pyd", ".dll")
 _OWN = ("result.json", "job.json", "job.log", "log.txt", "identity.json", "token_statistics.pt")
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/bin")
 _IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_SOON_READ = 1 << 28  # bytes of images; a second or less
 _active: list[Recording] = []
 _hooked: list[bool] = []
 
@@ -197,24 +198,37 @@ def image_record(
 ) -> dict[str, Any]:
     """Describe images by their sizes, or their contents, folder by folder.
 
+    Where images were copied does not matter, so times and inode numbers are left out. A set that
+    is read in a moment is always told by its contents.
+
     Args:
         paths: Of images; one that is not there counts as such.
         places: From `places_of`.
-        contents: Read every image.
+        contents: Read every image, however many there are.
 
     Returns:
-        ``{folder: [names, hash]}``; names are None where they are all images that the folder has.
+        ``images``: ``{folder: [names, hash]}``, where names are None if they are all images that
+        the folder has; ``contents``: whether contents were read.
     """
     by_folder: dict[str, set[str]] = {}
     for path in paths:
         folder, name = os.path.split(os.path.abspath(path))
         by_folder.setdefault(folder, set()).add(name)
+    sizes = (_size(os.path.join(folder, n)) for folder, names in by_folder.items() for n in names)
+    contents = contents or sum(sizes) <= _SOON_READ
     found = {}
     for folder, names in by_folder.items():
         used = sorted(names)
         stored = None if used == _images_in(folder) else used
         found[place_of(folder, places)] = [stored, _images_hash(folder, tuple(used), contents)]
-    return found
+    return {"images": found, "contents": contents}
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
+        return -1
 
 
 def _images_in(folder: str) -> list[str] | None:
@@ -227,13 +241,11 @@ def _images_in(folder: str) -> list[str] | None:
 
 
 def _images_hash(folder: str, names: tuple[str, ...], contents: bool) -> str:
-    rows = []
+    rows: list[tuple[str, int | str]] = []
     for name in names:
         path = os.path.join(folder, name)
-        try:
-            rows.append((name, file_hash(path) if contents else os.stat(path).st_size))
-        except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
-            rows.append((name, -1))
+        size = _size(path)
+        rows.append((name, file_hash(path) if contents and size >= 0 else size))
     return digest_of(rows)[:16]
 
 

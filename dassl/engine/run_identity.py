@@ -115,8 +115,7 @@ class RunIdentity(TrainerBase):
     def images(self) -> dict[str, Any]:
         """The images of the run, see `dassl.config.inputs.image_record`."""
         contents = bool(self.cfg.DATASET.HASH_IMAGES)
-        found = image_record(self._image_paths(), self.places, contents)
-        return {"images": found, "contents": contents}
+        return image_record(self._image_paths(), self.places, contents)
 
     def _image_paths(self) -> list[str]:
         names = ("train_x", "train_u", "val", "test")
