@@ -261,7 +261,9 @@ def mend(folder: Path) -> None:
             numbers = [
                 n for n in range(_count(suite_set, part)) if f"{where}/{n:04d}.png" in wanted
             ]
-            pictures = draw_class(name, label, part, _count(suite_set, part)) if numbers else []
+            if not numbers:
+                continue
+            pictures = draw_class(name, label, part, _count(suite_set, part))
             for number in numbers:
                 path = folder / where / f"{number:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,18 +28,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dassl.config import Layer, overlay, read_layers
-from dassl.config.identity import (
-    CANNOT_MATTER,
-    IDENTITY_NAME,
-    config_changes,
-    digest_of,
-    file_hash,
-    files_named,
-    flatten,
-    shown,
-)
+from dassl.config.identity import IDENTITY_NAME, digest_of, shown
 from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
+from scripts.job_content import ContentReader, content_changes
 from scripts.protocols import Protocol, RunKey
 from scripts.result_files import no_result, read_json_object, read_result, write_atomic
 
@@ -125,7 +116,7 @@ class Job:
         fingerprint: Hash of everything that decides the result (module docstring).
         parent: Training job that this one evaluates or starts from, or None.
         content: What the fingerprint is of.
-        places: Folders that what the run read is looked for in, see ``dassl.config.inputs.places_of``.
+        places: Where files that the run read are now, see ``dassl.config.inputs.places_of``.
         check: Looks at it; jobs of one driver share one.
     """
 
@@ -183,11 +174,7 @@ class Job:
         before = record.get("content")
         if not isinstance(before, dict):  # of an older version
             return "config or options changed"
-        old, new = before.get("files") or {}, self.content["files"]
-        names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-        lines = [f"the file {name} changed" for name in names]
-        lines += config_changes(_flat(before), _flat(self.content))
-        return f"config or options changed: {shown(lines)}"
+        return f"config or options changed: {shown(content_changes(before, self.content))}"
 
     def _other_inputs(self, result: dict[str, Any]) -> str:
         """Say what the run would read differently now; empty where it has not recorded any."""
@@ -230,9 +217,13 @@ class Planner:
     """
 
     settings: Settings
-    _layers: dict[Path, list[Layer]] = field(default_factory=dict)
+    _read: ContentReader = field(init=False)
     _training: dict[RunKey, Job] = field(default_factory=dict)
     _check: InputCheck = field(default_factory=InputCheck)
+
+    def __post_init__(self) -> None:
+        """Read no file yet."""
+        self._read = ContentReader(self.settings.repo, self.settings.root)
 
     def jobs(self) -> list[Job]:
         """Return all jobs of the protocol in the order they should start.
@@ -269,7 +260,7 @@ class Planner:
     def _first_stage(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job | None:
         """Return the training job that a run starts from, if there is one."""
         file = self.settings.trainer_file(key.trainer, key.cfg)
-        section = self._content(file).get("FIRST_STAGE")
+        section = self._read.content(file).get("FIRST_STAGE")
         config = str(section.get("CONFIG") or "") if isinstance(section, dict) else ""
         if not config:
             return None
@@ -310,7 +301,15 @@ class Planner:
         if not evaluates or key.dataset in settings.datasets:
             options += ["DATASET.NUM_SHOTS", str(key.shots)]
         options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
-        content = self._decisive(key, options, parent)
+        content = {
+            "run": [getattr(key, part) for part in key.__dataclass_fields__],
+            **self._read.decisive(
+                settings.dataset_file(key.dataset),
+                settings.trainer_file(key.trainer, key.cfg),
+                options,
+            ),
+            "parent": parent.fingerprint if parent else "",
+        }
         if parent is not None and not evaluates:
             # Where the first stage lies is no part of the fingerprint; what it is, is.
             options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
@@ -325,77 +324,6 @@ class Planner:
             places=places,
             check=self._check,
         )
-
-    def _decisive(self, key: RunKey, options: list[str], parent: Job | None) -> dict[str, Any]:
-        dataset_file = self.settings.dataset_file(key.dataset)
-        section = self._content(dataset_file).get("DATASET")
-        name = str(section.get("NAME")) if isinstance(section, dict) else ""
-        dataset = _without_harmless(self._content(dataset_file, name))
-        trainer = _without_harmless(
-            self._content(self.settings.trainer_file(key.trainer, key.cfg), name)
-        )
-        pairs = list(zip(options[::2], options[1::2], strict=True))
-        options = [word for pair in pairs if pair[0] not in CANNOT_MATTER for word in pair]
-        return {
-            "run": [getattr(key, part) for part in key.__dataclass_fields__],
-            "dataset": dataset,
-            "trainer": trainer,
-            "options": options,
-            "files": self._files([dataset, trainer, options]),
-            "parent": parent.fingerprint if parent else "",
-        }
-
-    def _content(self, path: Path, dataset: str = "") -> dict[str, Any]:
-        """Return what a config file and its bases say together about a ``DATASET.NAME``.
-
-        They are laid over each other as ``merge_file`` does, so that a key which moves into a
-        base is no change. The file's own ``PER_DATASET`` entry is kept beside the rest.
-        """
-        if path not in self._layers:
-            self._layers[path] = read_layers(path)
-        *bases, own = self._layers[path]
-        content: Any = {}
-        for base in bases:
-            content = overlay(content, base.content)
-            content = overlay(content, base.per_dataset.get(dataset, {}))
-        content = overlay(content, own.content)
-        if own.per_dataset:
-            content["PER_DATASET"] = own.per_dataset.get(dataset)
-        return content
-
-    def _files(self, data: list[Any]) -> dict[str, str]:
-        """Hash the files that configs and options name, such as class descriptions."""
-        section = data[0].get("DATASET")
-        own = str(section.get("DIR") or "") if isinstance(section, dict) else ""
-        root = self.settings.root
-        named = {str(number): part for number, part in enumerate(data)}
-        found = files_named(named, (self.settings.repo, root, root / own))
-        return {_at(named, key): file_hash(path) for key, path in found.items()}
-
-
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """What config files and options say, by key, for comparing."""
-    options = content.get("options") or []
-    given = dict(zip(options[::2], options[1::2], strict=False))
-    return {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}
-
-
-def _at(data: Any, key: str) -> str:
-    """The value with a full key."""
-    for name in key.split("."):
-        data = data[int(name)] if isinstance(data, list) else data[name]
-    return data
-
-
-def _without_harmless(section: Any, prefix: str = "") -> Any:
-    """A config file's content without the keys that cannot change a result."""
-    if not isinstance(section, dict):
-        return section
-    return {
-        name: _without_harmless(value, f"{prefix}{name}.")
-        for name, value in section.items()
-        if f"{prefix}{name}" not in CANNOT_MATTER
-    }
 
 
 def check_options(words: list[str]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ __all__ = [
     "digest_of",
     "file_hash",
     "files_named",
+    "find_file",
     "flatten",
     "folders_named",
     "relevant",
@@ -31,7 +32,9 @@ __all__ = [
     "identity_changes",
     "is_sealed",
     "shown",
+    "split_changes",
     "split_record",
+    "texts",
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -146,7 +149,7 @@ def _hash(path: str, state: tuple[int, ...]) -> str:
 
 
 def files_named(
-    config: Mapping[str, Any], places: Iterable[str | os.PathLike[str]]
+    config: Mapping[str, Any], places: Sequence[str | os.PathLike[str]]
 ) -> dict[str, str]:
     """Find the files that a config's values name, whatever their suffix.
 
@@ -157,11 +160,12 @@ def files_named(
     Returns:
         Absolute paths by full key (``KEY.0`` for the first of a list).
     """
-    return dict(_named(config, places, os.path.isfile))
+    found = {key: find_file(value, places) for key, value in texts(config)}
+    return {key: path for key, path in found.items() if path and key not in CANNOT_MATTER}
 
 
 def folders_named(
-    config: Mapping[str, Any], places: Iterable[str | os.PathLike[str]]
+    config: Mapping[str, Any], places: Sequence[str | os.PathLike[str]]
 ) -> dict[str, str]:
     """Find the folders that a config's values name by more than one word.
 
@@ -172,27 +176,43 @@ def folders_named(
     Returns:
         Absolute paths by full key.
     """
-    paths = {key: value for key, value in _texts(config) if os.sep in value or value[0] == "~"}
-    return dict(_named(paths, places, os.path.isdir))
+    found = {}
+    for key, value in texts(config):
+        if (os.sep in value or value[0] == "~") and key not in CANNOT_MATTER:
+            path = _find(value.removeprefix("align:"), places, os.path.isdir)
+            found.update({key: path} if path else {})
+    return found
 
 
-def _named(
-    config: Mapping[str, Any],
-    places: Iterable[str | os.PathLike[str]],
-    exists: Callable[[str], bool],
-) -> Iterator[tuple[str, str]]:
-    folders = [os.path.abspath(os.path.expanduser(os.fspath(place))) for place in places]
-    for key, value in _texts(config):
-        if key not in CANNOT_MATTER:
-            given = os.path.expanduser(value.removeprefix("align:"))
-            candidates = (os.path.abspath(os.path.join(folder, given)) for folder in folders)
-            path = next((path for path in candidates if exists(path)), None)
-            if path is not None:
-                yield key, path
+def find_file(value: str, places: Sequence[str | os.PathLike[str]]) -> str | None:
+    """Find the file that a config's value names.
+
+    Args:
+        value: Any text.
+        places: Folders that a relative path is looked for in, in this order.
+
+    Returns:
+        Its absolute path, or None.
+    """
+    return _find(value, places, os.path.isfile)
 
 
-def _texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text that may be a path, with its full key."""
+def _find(
+    value: str, places: Sequence[str | os.PathLike[str]], exists: Callable[[str], bool]
+) -> str | None:
+    given = os.path.expanduser(value)
+    folders = (os.path.expanduser(os.fspath(place)) for place in places)
+    paths = (os.path.abspath(os.path.join(folder, given)) for folder in folders)
+    return next((path for path in paths if exists(path)), None)
+
+
+def texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text that may be a path, with its full key.
+
+    Args:
+        value: Plain sections and lists, or a value.
+        prefix: Full key of ``value``.
+    """
     if isinstance(value, str):
         if value and len(value) < 1024 and not set("\0\n") & set(value):
             yield prefix, value
@@ -203,7 +223,7 @@ def _texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         pairs = enumerate(value)
     for name, item in pairs:
-        yield from _texts(item, f"{prefix}.{name}" if prefix else str(name))
+        yield from texts(item, f"{prefix}.{name}" if prefix else str(name))
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -85,9 +85,7 @@ class RunResult(RunState):
             )
         noted = changes if grave else [n for n in changes if not n.startswith("OPTIM.")]
         if noted:
-            self.add_note(
-                f"the weights were trained otherwise than the config says: {shown(noted)}"
-            )
+            self.add_note(f"weights that were trained with other options: {shown(noted)}")
 
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
