@@ -12,7 +12,16 @@ from typing import Any
 
 from dassl.config.identity import relevant
 from scripts.protocols import PROTOCOLS, RunKey
-from scripts.results import Cell, Cells, Run, Selection, Series, series_names
+from scripts.result_files import no_result
+from scripts.results import (
+    Cell,
+    Cells,
+    Run,
+    Selection,
+    Series,
+    run_directories,
+    series_names,
+)
 
 COLLAPSE_POINTS = 10.0
 
@@ -20,6 +29,7 @@ COLLAPSE_POINTS = 10.0
 def warnings(cells: Cells, selection: Selection) -> list[str]:
     """Return one line for everything that a reader of the table has to know."""
     lines = [*_missing_series(cells, selection), *_missing(cells, selection)]
+    lines += _damaged(cells, selection)
     for cell in cells.values():
         lines += collapsed(cell)
         lines += _mixed_configs(cell)
@@ -66,6 +76,16 @@ def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
             parent = key.directory(selection.output).parent
             none = "" if found else "; no seed is there, left out of the means"
             yield f"missing {what} {numbers}: {parent}{none}"
+
+
+def _damaged(cells: Cells, selection: Selection) -> Iterator[str]:
+    """Name the results that do not count because they are not what a run has written."""
+    counted = {run.directory for runs in cells.values() for run in runs.values()}
+    for directory in run_directories(selection):
+        if directory not in counted:
+            why = no_result(directory)
+            if "damaged" in why:
+                yield f"{why}: {directory}"
 
 
 def collapsed(cell: dict[int, Run]) -> Iterator[str]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dassl.config import Layer, overlay, read_layers
 from dassl.config.identity import (
     CANNOT_MATTER,
+    FILE_MARK,
     config_changes,
     file_hash,
     find_file,
@@ -87,16 +90,29 @@ def content_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         now: The current one.
     """
     old, new = before.get("files") or {}, now["files"]
-    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    lines = [f"the file {name} changed" for name in names]
-    return lines + config_changes(_flat(before), _flat(now))
+    changed = [f"the file {n} changed" for n in sorted(old.keys() & new.keys()) if old[n] != new[n]]
+    lines = config_changes(_flat(before), _flat(now))
+    told = [line for line in lines if not (changed and line.startswith("the file that "))]
+    gone = [f"the file {name} is gone" for name in sorted(old.keys() - new.keys())]
+    return changed + (gone if lines else []) + told  # one that only moved is no change
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """What config files and options say, by key, for comparing."""
+    """What config files and options say, by key; of a file that one names, its hash."""
     options = content.get("options") or []
-    given = dict(zip(options[::2], options[1::2], strict=False))
-    return {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}
+    given = dict(zip(options[::2], map(_decoded, options[1::2]), strict=False))
+    flat = {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}
+    hashes = content.get("files") or {}
+    named = {key: hashes[value] for key, value in flat.items() if str(value) in hashes}
+    return {**flat, **{key: FILE_MARK + digest for key, digest in named.items()}}
+
+
+def _decoded(word: str) -> Any:
+    """A value on a command line as it would be in a file."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
 
 
 def _without_harmless(section: Any, prefix: str = "") -> Any:

@@ -163,18 +163,22 @@ class Job:
         record = read_json_object(self.directory / RECORD)
         if record is None:
             return f"result of unknown origin (no {RECORD})"
-        if record.get("fingerprint") != self.fingerprint:
-            return self._changed(record)
+        changed = self._changed(record)
+        if changed:
+            return changed
         if record.get("parent_result") != self.parent_digest():
             return "its training run was repeated"
         return self._other_inputs(result)
 
     def _changed(self, record: dict[str, Any]) -> str:
-        """Name the difference to what the driver recorded before the start."""
+        """Name the difference to what the driver recorded before the start; "" if there is none."""
+        if record.get("fingerprint") == self.fingerprint:
+            return ""
         before = record.get("content")
         if not isinstance(before, dict):  # of an older version
             return "config or options changed"
-        return f"config or options changed: {shown(content_changes(before, self.content))}"
+        lines = content_changes(before, self.content)
+        return f"config or options changed: {shown(lines)}" if lines else ""
 
     def _other_inputs(self, result: dict[str, Any]) -> str:
         """Say what the run would read differently now; empty where it has not recorded any."""
@@ -188,7 +192,7 @@ class Job:
     def begin(self, command: list[str]) -> None:
         """Record what is about to run and move what another run left out of the way."""
         before = read_json_object(self.directory / RECORD)
-        if before is not None and before.get("fingerprint") != self.fingerprint:
+        if before is not None and self._changed(before):
             # train.py would see it too; without the file it need not say so.
             (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT

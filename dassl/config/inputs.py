@@ -28,6 +28,7 @@ __all__ = [
     "InputCheck",
     "Recording",
     "image_record",
+    "listed_images",
     "place_of",
     "places_of",
     "record_inputs",
@@ -41,6 +42,8 @@ _OWN = ("result.json", "job.json", "job.log", "log.txt", "identity.json", "token
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/bin")
 _IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _SOON_READ = 1 << 28  # bytes of images; a second or less
+_MANY = 200  # images of a folder whose names are not kept if they are all that it has
+_FEW = 20_000  # images whose listed folders are looked at as a whole
 _active: list[Recording] = []
 _hooked: list[bool] = []
 
@@ -207,8 +210,8 @@ def image_record(
         contents: Read every image, however many there are.
 
     Returns:
-        ``images``: ``{folder: [names, hash]}``, where names are None if they are all images that
-        the folder has; ``contents``: whether contents were read.
+        ``images``: ``{folder: [names, hash]}``, where names are None if they are many and all
+        images that the folder has; ``contents``: whether contents were read.
     """
     by_folder: dict[str, set[str]] = {}
     for path in paths:
@@ -219,9 +222,21 @@ def image_record(
     found = {}
     for folder, names in by_folder.items():
         used = sorted(names)
-        stored = None if used == _images_in(folder) else used
+        stored = None if len(used) > _MANY and used == _images_in(folder) else used
         found[place_of(folder, places)] = [stored, _images_hash(folder, tuple(used), contents)]
     return {"images": found, "contents": contents}
+
+
+def listed_images(read: Recording) -> list[str]:
+    """Return the images in the folders that a data set of a moderate size has listed.
+
+    A draw leaves some of them out, this time. Of a large set only those count that are used.
+
+    Args:
+        read: What was read while the data set was built.
+    """
+    found = [os.path.join(f, name) for f in sorted(read.folders) for name in _images_in(f) or ()]
+    return found if len(found) <= _FEW else []
 
 
 def _size(path: str) -> int:

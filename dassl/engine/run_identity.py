@@ -32,6 +32,7 @@ from dassl.config.inputs import (
     InputCheck,
     Recording,
     image_record,
+    listed_images,
     places_of,
     record_inputs,
     recording,
@@ -115,7 +116,8 @@ class RunIdentity(TrainerBase):
     def images(self) -> dict[str, Any]:
         """The images of the run, see `dassl.config.inputs.image_record`."""
         contents = bool(self.cfg.DATASET.HASH_IMAGES)
-        return image_record(self._image_paths(), self.places, contents)
+        paths = {*self._image_paths(), *listed_images(self._read)}
+        return image_record(sorted(paths), self.places, contents)
 
     def _image_paths(self) -> list[str]:
         names = ("train_x", "train_u", "val", "test")
