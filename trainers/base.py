@@ -25,6 +25,16 @@ from trainers.templates import hand_made
 PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 
 
+def backbone_content(name: str) -> str:
+    """Hash of a backbone's files on this machine; "" where only its name tells the content.
+
+    Args:
+        name: MODEL.BACKBONE.NAME.
+    """
+    files = weight_files(name)
+    return digest_of([file_hash(path) for path in files]) if files else ""
+
+
 class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
@@ -119,8 +129,7 @@ class CLIPTrainer(TrainerX):
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """Add which content the backbone's file had."""
-        files = weight_files(self.cfg.MODEL.BACKBONE.NAME)
-        content = digest_of([file_hash(path) for path in files]) if files else ""
+        content = backbone_content(self.cfg.MODEL.BACKBONE.NAME)
         return {**super().checkpoint_meta(), "backbone_sha256": content}
 
     def model_inference(self, input: Tensor) -> Tensor:

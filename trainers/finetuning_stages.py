@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from clip.prompts import match_key
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoint import checkpoint_path, trainable_state
+from dassl.engine.checkpoint import (
+    checkpoint_path,
+    replaced_backbone,
+    same_backbone,
+    trainable_state,
+)
 from dassl.utils import load_checkpoint
 from trainers.finetuning_model import PARTS
 
@@ -53,7 +58,10 @@ def read_stage(
         message = str(error).replace("--model-dir and --load-epoch", where)
         raise FirstStageError(message) from None
     saved = content.get("meta") or {}
-    if saved.get("backbone") != meta["backbone"]:
+    replaced = replaced_backbone(saved, meta)
+    if replaced:
+        raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
+    if not same_backbone(saved, meta):
         raise FirstStageError(
             f"{key}: {path} was trained with the backbone {saved.get('backbone')!r}, this run has "
             f"{meta['backbone']!r}; set --backbone to the former, or name another run of {what}"

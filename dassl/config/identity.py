@@ -32,7 +32,7 @@ __all__ = [
     "identity_changes",
     "is_sealed",
     "shown",
-    "split_changes",
+    "split_change",
     "split_record",
     "texts",
 ]
@@ -282,32 +282,31 @@ def _below(path: str, base: str) -> str:
     return os.path.relpath(os.path.abspath(path), base)
 
 
-def split_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say in what two splits differ.
+def split_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Say in one line in what two splits differ; empty if they do not.
 
     Args:
         old: From `split_record`.
         new: The same of now.
     """
-    lines = []
+    found = []
     before, now = old.get("classes", []), new.get("classes", [])
     if len(before) != len(now):
-        lines.append(f"the split changed: {len(now)} classes, were {len(before)}")
+        found.append(f"{len(now)} classes, were {len(before)}")
     moved = [k for k, pair in enumerate(zip(before, now, strict=False)) if pair[0] != pair[1]]
     if moved:
         first = moved[0]
-        lines.append(
-            f"the split changed: label {first} is {now[first]!r}, was {before[first]!r} "
+        found.append(
+            f"label {first} is {now[first]!r}, was {before[first]!r} "
             f"({len(moved)} labels have other names)"
         )
     for part, _ in _PARTS:
         one, other = old.get(part, [0, "", ""]), new.get(part, [0, "", ""])
         if one[0] != other[0]:
-            lines.append(f"the split changed: {other[0]} {part} images, were {one[0]}")
+            found.append(f"{other[0]} {part} images, were {one[0]}")
         elif list(one) != list(other):
-            what = "images" if one[1] != other[1] else "labels"
-            lines.append(f"the split changed: other {what} in {part}")
-    return lines
+            found.append(f"other {'images' if one[1] != other[1] else 'labels'} in {part}")
+    return f"the split changed: {', '.join(found)}" if found else ""
 
 
 def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -320,7 +319,8 @@ def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     lines = config_changes(old.get("config", {}), new.get("config", {}))
     if old.get("precision") != new.get("precision"):
         lines.append(f"the precision was {old.get('precision')}, is {new.get('precision')}")
-    return lines + split_changes(old.get("split", {}), new.get("split", {}))
+    split = split_change(old.get("split", {}), new.get("split", {}))
+    return [*lines, split] if split else lines
 
 
 def shown(lines: Sequence[str]) -> str:

@@ -217,13 +217,14 @@ def image_record(
     for path in paths:
         folder, name = os.path.split(os.path.abspath(path))
         by_folder.setdefault(folder, set()).add(name)
-    sizes = (_size(os.path.join(folder, n)) for folder, names in by_folder.items() for n in names)
-    contents = contents or sum(sizes) <= _SOON_READ
+    sizes = {folder: _sizes(folder, sorted(names)) for folder, names in by_folder.items()}
+    total = sum(size for rows in sizes.values() for _, size in rows)
+    contents = contents or total <= _SOON_READ
     found = {}
-    for folder, names in by_folder.items():
-        used = sorted(names)
+    for folder, rows in sizes.items():
+        used = [name for name, _ in rows]
         stored = None if len(used) > _MANY and used == _images_in(folder) else used
-        found[place_of(folder, places)] = [stored, _images_hash(folder, tuple(used), contents)]
+        found[place_of(folder, places)] = [stored, _images_hash(folder, rows, contents)]
     return {"images": found, "contents": contents}
 
 
@@ -239,11 +240,15 @@ def listed_images(read: Recording) -> list[str]:
     return found if len(found) <= _FEW else []
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
-        return -1
+def _sizes(folder: str, names: Iterable[str]) -> list[tuple[str, int]]:
+    """Names and sizes of images; -1 for one that is not there."""
+    rows = []
+    for name in names:
+        try:
+            rows.append((name, os.stat(f"{folder}{os.sep}{name}").st_size))
+        except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
+            rows.append((name, -1))
+    return rows
 
 
 def _images_in(folder: str) -> list[str] | None:
@@ -255,13 +260,11 @@ def _images_in(folder: str) -> list[str] | None:
     return sorted(name for name in names if name.lower().endswith(_IMAGES) and name[0] != ".")
 
 
-def _images_hash(folder: str, names: tuple[str, ...], contents: bool) -> str:
-    rows: list[tuple[str, int | str]] = []
-    for name in names:
-        path = os.path.join(folder, name)
-        size = _size(path)
-        rows.append((name, file_hash(path) if contents and size >= 0 else size))
-    return digest_of(rows)[:16]
+def _images_hash(folder: str, rows: list[tuple[str, int]], contents: bool) -> str:
+    if not contents:
+        return digest_of(rows)[:16]
+    read = [(n, file_hash(os.path.join(folder, n)) if size >= 0 else size) for n, size in rows]
+    return digest_of(read)[:16]
 
 
 class InputCheck:
@@ -314,5 +317,5 @@ class InputCheck:
         key = (path, None if names is None else tuple(names), contents)
         if key not in self._images:
             listed = _images_in(path) or [] if names is None else names
-            self._images[key] = _images_hash(path, tuple(listed), contents)
+            self._images[key] = _images_hash(path, _sizes(path, listed), contents)
         return self._images[key]

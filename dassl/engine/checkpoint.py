@@ -22,6 +22,7 @@ __all__ = [
     "fitting_state",
     "plain_state",
     "read_checkpoint",
+    "replaced_backbone",
     "same_backbone",
     "trainable_state",
     "unwrap",
@@ -169,6 +170,19 @@ def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     moved = all(hashes) and hashes[0] == hashes[1] and len({Path(n).name for n in names}) == 1
     return names[0] == names[1] or moved
+
+
+def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Say that a backbone's file is another one than when weights were trained; else empty.
+
+    Args:
+        saved: What their checkpoint says about its run; what it does not say cannot differ.
+        meta: The same of now.
+    """
+    hashes = [one.get("backbone_sha256") for one in (saved, meta)]
+    if not all(hashes) or hashes[0] == hashes[1]:
+        return ""
+    return f"the file of the backbone {meta['backbone']!r} is another one"
 
 
 def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:

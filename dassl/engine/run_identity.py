@@ -38,6 +38,7 @@ from dassl.config.inputs import (
     recording,
 )
 from dassl.engine.base import TrainerBase
+from dassl.engine.checkpoint import replaced_backbone
 from dassl.utils.files import write_json
 
 __all__ = ["RunIdentity", "recipe_changes", "recipe_of"]
@@ -203,7 +204,5 @@ def recipe_changes(trained: Mapping[str, Any], own: Mapping[str, Any]) -> list[s
     saved, now = trained.get("recipe") or {}, own["recipe"]
     common = saved.keys() & now.keys()
     lines = config_changes({k: saved[k] for k in common}, {k: now[k] for k in common})
-    hashes = [meta.get("backbone_sha256") for meta in (trained, own)]
-    if all(hashes) and hashes[0] != hashes[1]:
-        lines.insert(0, f"the file of the backbone {own['backbone']!r} is another one")
-    return lines
+    replaced = replaced_backbone(trained, own)
+    return [replaced, *lines] if replaced else lines

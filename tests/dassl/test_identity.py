@@ -16,7 +16,7 @@ from dassl.config.identity import (
     files_named,
     is_sealed,
     sealed,
-    split_changes,
+    split_change,
     split_record,
 )
 from dassl.config.inputs import (
@@ -419,5 +419,5 @@ def test_changes_are_told_in_words():
     base = [Datum(f"/r/{k}.png", label=k, classname="ab"[k]) for k in (0, 1)]
     sets = [DatasetBase(train_x=base, test=base), DatasetBase(train_x=base[::-1], test=base)]
     records = [split_record(one, "/r") for one in sets]
-    assert split_changes(records[0], records[0]) == []
-    assert split_changes(*records) == ["the split changed: other images in train"]
+    assert split_change(records[0], records[0]) == ""
+    assert split_change(*records) == "the split changed: other images in train"
