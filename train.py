@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
             trainer = build_trainer(cfg)
             check_effect(args, trainer)
             if args.eval_only:
-                trainer.load_model(args.model_dir, epoch=args.load_epoch)
+                trainer.any_config = args.any_config
+                with getattr(trainer, "reading_weights", nullcontext)():
+                    trainer.load_model(args.model_dir, epoch=args.load_epoch)
                 trainer.test()
             elif not args.no_train:
                 trainer.train()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clip.align import align_input, load_align
 from clip.attention import open_attention
-from clip.checkpoints import build_model, load_bundled, read_state_dict
+from clip.checkpoints import BUNDLED, build_model, load_bundled, read_state_dict
 from clip.names import (
     OPENAI,
     InputSpec,
@@ -47,6 +47,7 @@ __all__ = [
     "input_spec",
     "load",
     "tokenize",
+    "weight_files",
 ]
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -184,7 +185,7 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
     elif source_of(name):
         backbone = _create(*arch_and_tag(name), name, precision)
     elif name in OPENAI:
-        cached = (OPENAI_CACHE / f"{OPENAI[name].replace('@', '-')}.pt").expanduser()
+        cached = _openai_file(name)
         if cached.is_file():
             backbone = _load_file(cached, name, precision)
         else:
@@ -199,6 +200,30 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
             f"Backbone {name!r} cannot be used: {key!r} has infinite or NaN values in {precision}"
         )
     return backbone.requires_grad_(False).eval().to(device)
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files on this machine that a backbone's weights come from.
+
+    Args:
+        name: See the module's docstring.
+
+    Returns:
+        Sorted; empty for models that open_clip or transformers keep, whose name tells the content.
+    """
+    if name == "shapes":
+        return [BUNDLED]
+    if name in OPENAI:
+        cached = _openai_file(name)
+        return [cached] if cached.is_file() else []
+    path = Path(name.removeprefix("align:")).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    return [path] if path.is_file() else []
+
+
+def _openai_file(name: str) -> Path:
+    return (OPENAI_CACHE / f"{OPENAI[name].replace('@', '-')}.pt").expanduser()
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:

@@ -37,7 +37,7 @@ def by_label(items: Sequence[Datum]) -> dict[int, list[Datum]]:
     return groups
 
 
-def draw_few_shot(splits: Splits, shots: int, seed: int) -> Splits:
+def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None = None) -> Splits:
     """Draw ``shots`` training and ``min(shots, 4)`` validation images per class.
 
     For each label in first-seen order ``random.sample(items, shots)``, first of train, then of val
@@ -48,6 +48,7 @@ def draw_few_shot(splits: Splits, shots: int, seed: int) -> Splits:
         splits: Images of all classes; halves are taken afterwards, as CoOp does.
         shots: Images per class, from 1.
         seed: The run's seed, from 0.
+        notes: Gets a line about classes that have fewer images.
 
     Raises:
         ValueError: ``shots`` is below 1 or ``seed`` negative.
@@ -59,9 +60,12 @@ def draw_few_shot(splits: Splits, shots: int, seed: int) -> Splits:
         raise ValueError(f"the seed of a few-shot draw must be at least 0, got {seed}")
     generator = random.Random(seed)
     # The engine's own draw, fed with a generator that nothing else can have moved.
-    draw = DatasetBase(train_x=splits.train, test=splits.test).generate_fewshot_dataset
-    train = draw(splits.train, num_shots=shots, rng=generator)
-    val = draw(splits.val, num_shots=min(shots, MAX_VAL_SHOTS), rng=generator)
+    engine = DatasetBase(train_x=splits.train, test=splits.test)
+    train = engine.generate_fewshot_dataset(splits.train, num_shots=shots, rng=generator)
+    if notes is not None:
+        notes += engine.notes
+    val_shots = min(shots, MAX_VAL_SHOTS)
+    val = engine.generate_fewshot_dataset(splits.val, num_shots=val_shots, rng=generator)
     return Splits(train, val, splits.test)
 
 

@@ -19,7 +19,7 @@ import random
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,14 +28,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dassl.locks import LockedError, Owner, acquire, is_old
+from dassl.utils.files import atomic_write
 from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 
+CHECKSUMS = "checksums.json"  # CRC-32 of every picture, by its path in the suite's folder
 VERSION = "1"  # of the pictures; folders written by another version are drawn anew
 _PARTIAL, _OLD, _LOCK = ".shapes-", "-old", ".lock"  # beside the suite: what is being drawn
 
+_seen: dict[str, tuple[int, ...]] = {}  # state of the pictures that this process found right
 _SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
 _SUITE_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
+_PARTS = ("train", "val", "test")
 _SUITE_FORMS = ("circle", "square", "triangle", "star", "cross", "heart")
 
 
@@ -159,7 +163,7 @@ SUITE: dict[str, SuiteSet] = {
 
 
 def ensure_rendered(root: str | os.PathLike[str]) -> Path:
-    """Draw the suite below ``<root>/shapes`` unless it is there already.
+    """Draw the suite below ``<root>/shapes`` unless it is there already; mend damaged pictures.
 
     The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs
     that start together, or a kill in between, do no harm. What killed jobs left is removed.
@@ -176,6 +180,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     target = Path(root).expanduser() / "shapes"
     _remove_leftovers(target.parent)
     if _is_current(target):
+        mend(target)
         return target
     if target.exists() and not (target / "version.txt").is_file():
         raise FileExistsError(
@@ -191,6 +196,8 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
             print(f"Drawing the bundled Shapes suite into {target} (once, a few seconds)")
             for name, suite_set in SUITE.items():
                 _write_set(name, suite_set, partial)
+            sums = {p.relative_to(partial).as_posix(): _crc32(p) for p in _pictures(partial)}
+            (partial / CHECKSUMS).write_text(json.dumps(sums))
             (partial / "version.txt").write_text(VERSION + "\n")
             _move_into_place(partial, target)
         finally:
@@ -213,7 +220,80 @@ def _remove_leftovers(root: Path) -> None:
 
 def _is_current(folder: Path) -> bool:
     stamp = folder / "version.txt"
-    return stamp.is_file() and stamp.read_text().strip() == VERSION
+    same = stamp.is_file() and stamp.read_text().strip() == VERSION
+    return same and (folder / CHECKSUMS).is_file()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*/*/*.png"))
+
+
+def _crc32(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
+
+
+def damaged_pictures(folder: Path) -> list[str]:
+    """Return which pictures of the suite are gone or not what was drawn.
+
+    Args:
+        folder: The suite's.
+    """
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:
+        sums = {path.relative_to(folder).as_posix(): -1 for path in _pictures(folder)}
+    found = []
+    for name, expected in sums.items():
+        path = folder / name
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(name)
+            continue
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, expected)
+        if _seen.get(str(path)) == state:
+            continue
+        if _crc32(path) == expected:
+            _seen[str(path)] = state
+        else:
+            found.append(name)
+    return found
+
+
+def mend(folder: Path) -> None:
+    """Draw damaged pictures of the suite again; jobs that read the others are not disturbed.
+
+    Args:
+        folder: The suite's.
+    """
+    damaged = damaged_pictures(folder)
+    if not damaged:
+        return
+    print(
+        f"WARNING: {len(damaged)} pictures in {folder} are damaged, such as {damaged[0]}; "
+        "they are drawn again"
+    )
+    wanted, sums = set(damaged), {}
+    for name, suite_set in SUITE.items():
+        for label, part, where in _class_folders(suite_set):
+            numbers = [
+                n for n in range(_count(suite_set, part)) if f"{where}/{n:04d}.png" in wanted
+            ]
+            if not numbers:
+                continue
+            pictures = draw_class(name, label, part, _count(suite_set, part))
+            for number in numbers:
+                path = folder / where / f"{number:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path, "wb") as file:
+                    Image.fromarray(pictures[number]).save(file, "png", compress_level=1)
+                sums[f"{where}/{number:04d}.png"] = _crc32(path)
+    try:
+        known = json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:
+        known = {}
+    with atomic_write(folder / CHECKSUMS) as file:
+        json.dump({**known, **sums}, file)
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
@@ -233,18 +313,26 @@ def _move_into_place(partial: Path, target: Path) -> None:
             raise
 
 
-def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
-    split: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
-    for number, part in enumerate(split):
-        n = suite_set.per_class[number]
+def _count(suite_set: SuiteSet, part: str) -> int:
+    return suite_set.per_class[_PARTS.index(part)]
+
+
+def _class_folders(suite_set: SuiteSet) -> Iterator[tuple[int, str, str]]:
+    """Yield label, part and folder in the suite of every class, part by part."""
+    for part in _PARTS:
         for label, class_text in enumerate(suite_set.classes):
-            pictures = draw_class(name, label, part, n)
-            where = Path(suite_set.folder) / part / class_text.replace(" ", "_")
-            (folder / where).mkdir(parents=True, exist_ok=True)
-            for i, pixels in enumerate(pictures):
-                path = where / f"{i:04d}.png"
-                Image.fromarray(pixels).save(folder / path, compress_level=1)
-                split[part].append((path.as_posix(), label, class_text))
+            yield label, part, f"{suite_set.folder}/{part}/{class_text.replace(' ', '_')}"
+
+
+def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
+    split: dict[str, list[tuple[str, int, str]]] = {part: [] for part in _PARTS}
+    for label, part, where in _class_folders(suite_set):
+        pictures = draw_class(name, label, part, _count(suite_set, part))
+        (folder / where).mkdir(parents=True, exist_ok=True)
+        for i, pixels in enumerate(pictures):
+            path = f"{where}/{i:04d}.png"
+            Image.fromarray(pixels).save(folder / path, compress_level=1)
+            split[part].append((path, label, suite_set.classes[label]))
     (folder / f"split_zhou_{name}.json").write_text(json.dumps(split))
 
 

@@ -13,6 +13,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl.config.inputs import recording
 from dassl.data.datasets import Datum
 from dassl.utils import read_json
 
@@ -277,7 +278,8 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     missing: list[str] = []
     for directory, names in wanted.items():
         try:
-            with os.scandir(directory) as entries:
+            # A file that no split names may come and go: the listing is nothing the run is made of.
+            with recording(None), os.scandir(directory) as entries:
                 present = {entry.name for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
             missing.extend(os.path.join(directory, name) for name in names)

@@ -10,32 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dassl.config.identity import relevant
 from scripts.protocols import PROTOCOLS, RunKey
-from scripts.results import Cell, Cells, Run, Selection, Series, series_names
+from scripts.result_files import no_result
+from scripts.results import (
+    Cell,
+    Cells,
+    Run,
+    Selection,
+    Series,
+    run_directories,
+    series_names,
+)
 
 COLLAPSE_POINTS = 10.0
-
-# Where and how fast a run was made, not what it computed. DATASET.ROOT goes with the machine.
-IGNORED_KEYS = {
-    "SEED",
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "DEVICE",
-    "USE_CUDA",
-    "DATASET.ROOT",
-    "FEATURE_CACHE.DIR",
-    "FIRST_STAGE.DIR",
-    "DATALOADER.NUM_WORKERS",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.RESUME_FREQ",
-}
 
 
 def warnings(cells: Cells, selection: Selection) -> list[str]:
     """Return one line for everything that a reader of the table has to know."""
     lines = [*_missing_series(cells, selection), *_missing(cells, selection)]
+    lines += _damaged(cells, selection)
     for cell in cells.values():
         lines += collapsed(cell)
         lines += _mixed_configs(cell)
@@ -84,6 +78,16 @@ def _missing(cells: Cells, selection: Selection) -> Iterator[str]:
             yield f"missing {what} {numbers}: {parent}{none}"
 
 
+def _damaged(cells: Cells, selection: Selection) -> Iterator[str]:
+    """Name the results that do not count because they are not what a run has written."""
+    counted = {run.directory for runs in cells.values() for run in runs.values()}
+    for directory in run_directories(selection):
+        if directory not in counted:
+            why = no_result(directory)
+            if "damaged" in why:
+                yield f"{why}: {directory}"
+
+
 def collapsed(cell: dict[int, Run]) -> Iterator[str]:
     """Name the seeds at chance level or far below the median of their siblings.
 
@@ -109,19 +113,17 @@ def collapsed(cell: dict[int, Run]) -> Iterator[str]:
             )
 
 
-def _flatten(config: object, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat.update(_flatten(value, f"{prefix}.{name}" if prefix else str(name)))
-    return flat
+def _compared(result: dict[str, Any]) -> dict[str, Any]:
+    """What the seeds of one number have to agree in, by key."""
+    config = relevant(result.get("config") or {})
+    config.pop("SEED", None)  # what they are told apart by
+    return config
 
 
 def _mixed_configs(cell: dict[int, Run]) -> Iterator[str]:
     """Name the keys in which the seeds of one number differ."""
-    flat = {seed: _flatten(run.result.get("config") or {}) for seed, run in cell.items()}
-    keys = sorted({key for config in flat.values() for key in config} - IGNORED_KEYS)
+    flat = {seed: _compared(run.result) for seed, run in cell.items()}
+    keys = sorted({key for config in flat.values() for key in config})
     mixed = []
     for key in keys:
         values = {seed: json.dumps(config.get(key)) for seed, config in flat.items()}

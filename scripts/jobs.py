@@ -6,13 +6,15 @@ A directory that exists proves nothing. A job is done when all of these hold:
 * the ``job.json`` that the driver wrote beside it before the start carries the fingerprint the
   job has now: a hash of what the two config files and their ``_BASE_`` *contain* (comments,
   spelling of the YAML, which of the files a key stands in and the ``PER_DATASET`` entries of other
-  datasets do not count), of the text files they name (class descriptions, class names), of the
-  trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
+  datasets do not count), of the files they name (class descriptions, class names, a backbone), of
+  the trailing options, of seed, shots, classes and trainer, and of the training job's fingerprint;
+* what the run itself recorded in ``identity.json`` that it read, the dataset's lists, folders and
+  images among it, is still the same;
 * for an evaluation or a second stage, the training run it needs is done and is still the very run
   it was made from (``job.json`` keeps the hash of that run's ``result.json``).
 
-The device, the data directory and the revision of the code are not part of it. ``train.py`` makes
-its own, finer decision from the merged config when it resumes an unfinished run.
+Keys that cannot change a result, such as the device and the data directory, are no part of it (see
+``dassl.config.identity``), nor is the revision of the code.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dassl.config import Layer, overlay, read_layers
+from dassl.config.identity import IDENTITY_NAME, digest_of, shown
+from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
+from scripts.job_content import ContentReader, content_changes
 from scripts.protocols import Protocol, RunKey
-from scripts.result_files import read_json_object, read_result, write_atomic
+from scripts.result_files import no_result, read_json_object, read_result, write_atomic
 
 RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"
@@ -111,6 +115,9 @@ class Job:
         options: Trailing options, the protocol's last.
         fingerprint: Hash of everything that decides the result (module docstring).
         parent: Training job that this one evaluates or starts from, or None.
+        content: What the fingerprint is of.
+        places: Where files that the run read are now, see ``dassl.config.inputs.places_of``.
+        check: Looks at it; jobs of one driver share one.
     """
 
     key: RunKey
@@ -119,6 +126,9 @@ class Job:
     options: tuple[str, ...]
     fingerprint: str
     parent: Job | None = None
+    content: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    check: InputCheck = field(default_factory=InputCheck)
 
     def __str__(self) -> str:
         """Return the run directory's parts, which name the job."""
@@ -147,23 +157,43 @@ class Job:
         """Return why the job has to run; empty when it is done."""
         if self.parent is not None and self.parent.to_do():
             return "its training run is not done"
-        if read_result(self.directory) is None:
-            return "no complete result"
+        result = read_result(self.directory)
+        if result is None:
+            return no_result(self.directory)
         record = read_json_object(self.directory / RECORD)
         if record is None:
             return f"result of unknown origin (no {RECORD})"
-        if record.get("fingerprint") != self.fingerprint:
-            return "config or options changed"
+        changed = self._changed(record)
+        if changed:
+            return changed
         if record.get("parent_result") != self.parent_digest():
             return "its training run was repeated"
-        return ""
+        return self._other_inputs(result)
+
+    def _changed(self, record: dict[str, Any]) -> str:
+        """Name the difference to what the driver recorded before the start; "" if there is none."""
+        if record.get("fingerprint") == self.fingerprint:
+            return ""
+        before = record.get("content")
+        if not isinstance(before, dict):  # of an older version
+            return "config or options changed"
+        lines = content_changes(before, self.content)
+        return f"config or options changed: {shown(lines)}" if lines else ""
+
+    def _other_inputs(self, result: dict[str, Any]) -> str:
+        """Say what the run would read differently now; empty where it has not recorded any."""
+        if "identity" not in result:  # of an older version
+            return ""
+        identity = read_json_object(self.directory / IDENTITY_NAME)
+        if identity is None or digest_of(identity) != result["identity"]:
+            return f"{IDENTITY_NAME} is missing or was changed after the run"
+        return shown(self.check.changes(identity.get("inputs", {}), self.places))
 
     def begin(self, command: list[str]) -> None:
         """Record what is about to run and move what another run left out of the way."""
         before = read_json_object(self.directory / RECORD)
-        if before is not None and before.get("fingerprint") != self.fingerprint:
-            # train.py compares configs before it resumes, but not what the files named in them
-            # hold: half of a training must not go on with other class descriptions.
+        if before is not None and self._changed(before):
+            # train.py would see it too; without the file it need not say so.
             (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT
         if stale.exists():
@@ -172,10 +202,13 @@ class Job:
         record = {
             "format": 1,
             "fingerprint": self.fingerprint,
+            "content": self.content,
             "parent_result": self.parent_digest(),
             "command": command,
         }
-        write_atomic(self.directory / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+        write_atomic(
+            self.directory / RECORD, json.dumps(record, indent=1, default=str).encode() + b"\n"
+        )
 
 
 @dataclass
@@ -188,8 +221,13 @@ class Planner:
     """
 
     settings: Settings
-    _layers: dict[Path, list[Layer]] = field(default_factory=dict)
+    _read: ContentReader = field(init=False)
     _training: dict[RunKey, Job] = field(default_factory=dict)
+    _check: InputCheck = field(default_factory=InputCheck)
+
+    def __post_init__(self) -> None:
+        """Read no file yet."""
+        self._read = ContentReader(self.settings.repo, self.settings.root)
 
     def jobs(self) -> list[Job]:
         """Return all jobs of the protocol in the order they should start.
@@ -226,7 +264,7 @@ class Planner:
     def _first_stage(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job | None:
         """Return the training job that a run starts from, if there is one."""
         file = self.settings.trainer_file(key.trainer, key.cfg)
-        section = self._content(file).get("FIRST_STAGE")
+        section = self._read.content(file).get("FIRST_STAGE")
         config = str(section.get("CONFIG") or "") if isinstance(section, dict) else ""
         if not config:
             return None
@@ -267,70 +305,29 @@ class Planner:
         if not evaluates or key.dataset in settings.datasets:
             options += ["DATASET.NUM_SHOTS", str(key.shots)]
         options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
-        fingerprint = self._fingerprint(key, options, parent)
+        content = {
+            "run": [getattr(key, part) for part in key.__dataclass_fields__],
+            **self._read.decisive(
+                settings.dataset_file(key.dataset),
+                settings.trainer_file(key.trainer, key.cfg),
+                options,
+            ),
+            "parent": parent.fingerprint if parent else "",
+        }
         if parent is not None and not evaluates:
             # Where the first stage lies is no part of the fingerprint; what it is, is.
             options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
-        return Job(key, directory, tuple(words), tuple(options), fingerprint, parent)
-
-    def _fingerprint(self, key: RunKey, options: list[str], parent: Job | None) -> str:
-        dataset_file = self.settings.dataset_file(key.dataset)
-        section = self._content(dataset_file).get("DATASET")
-        name = str(section.get("NAME")) if isinstance(section, dict) else ""
-        dataset = self._content(dataset_file, name)
-        trainer = self._content(self.settings.trainer_file(key.trainer, key.cfg), name)
-        content = {
-            "run": [getattr(key, part) for part in key.__dataclass_fields__],
-            "dataset": dataset,
-            "trainer": trainer,
-            "options": options,
-            "files": self._text_files([dataset, trainer, options]),
-            "parent": parent.fingerprint if parent else "",
-        }
+        start = parent.directory if parent is not None else ""
+        places = places_of({DATA: settings.root, START: start, WEIGHTS: start})
+        places["repository"] = str(settings.repo)
         canonical = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def _content(self, path: Path, dataset: str = "") -> dict[str, Any]:
-        """Return what a config file and its bases say together about a ``DATASET.NAME``.
-
-        They are laid over each other as ``merge_file`` does, so that a key which moves into a
-        base is no change. The file's own ``PER_DATASET`` entry is kept beside the rest.
-        """
-        if path not in self._layers:
-            self._layers[path] = read_layers(path)
-        *bases, own = self._layers[path]
-        content: Any = {}
-        for base in bases:
-            content = overlay(content, base.content)
-            content = overlay(content, base.per_dataset.get(dataset, {}))
-        content = overlay(content, own.content)
-        if own.per_dataset:
-            content["PER_DATASET"] = own.per_dataset.get(dataset)
-        return content
-
-    def _text_files(self, data: object) -> dict[str, str]:
-        """Hash the text files a config names, such as class descriptions."""
-        hashes = {}
-        for value in _strings(data):
-            if not value.endswith((".json", ".txt")):
-                continue
-            for base in (self.settings.repo, self.settings.root):
-                path = base / value
-                if path.is_file():
-                    hashes[value] = hashlib.sha256(path.read_bytes()).hexdigest()
-                    break
-        return hashes
-
-
-def _strings(data: object) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict):
-        for value in data.values():
-            yield from _strings(value)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _strings(value)
+        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        return Job(
+            *(key, directory, tuple(words), tuple(options), fingerprint, parent),
+            content=content,
+            places=places,
+            check=self._check,
+        )
 
 
 def check_options(words: list[str]) -> tuple[str, ...]:

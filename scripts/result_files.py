@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dassl.config.identity import is_sealed
+
+_INCOMPLETE = "no complete result"
+
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None when it is absent, cut short or something else."""
@@ -25,13 +29,24 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     run or a report should not cost.
     """
     result = read_json_object(directory / "result.json")
-    if result is None or result.get("status") != "complete":
+    if result is None or result.get("status") != "complete" or not is_sealed(result):
         return None
     metrics = result.get("metrics")
     accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
     if not isinstance(accuracy, int | float) or isinstance(accuracy, bool):
         return None
     return result if math.isfinite(accuracy) else None
+
+
+def no_result(directory: Path) -> str:
+    """Return why a directory has no result that counts."""
+    file = directory / "result.json"
+    content = read_json_object(file)
+    if content is None:
+        return "result.json is damaged: cut short or no JSON" if file.is_file() else _INCOMPLETE
+    if not is_sealed(content):
+        return "result.json is damaged: it was changed after it was written"
+    return _INCOMPLETE
 
 
 def write_atomic(path: Path, content: bytes) -> None:

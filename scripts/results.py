@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +117,16 @@ class Stat(NamedTuple):
     mean: float
     std: float | None
     n: int
+
+
+def run_directories(selection: Selection) -> Iterator[Path]:
+    """Yield the selected directories that have a ``result.json``, whatever is in it."""
+    base = selection.output / selection.protocol
+    for file in sorted(base.glob("*/*/shots_*/*/*/seed*/result.json")):
+        key = RunKey.parse(file.parent)
+        if key is not None and key.stage in PROTOCOLS[key.protocol].stages:
+            if selection.accepts(key):
+                yield file.parent
 
 
 def collect(selection: Selection) -> list[Run]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import clip
 import train
 from tests.conftest import REPOSITORY
 
@@ -111,6 +112,30 @@ def test_checkpoint_of_another_method_backbone_or_shape(capsys, run, tmp_path):
     assert "'ViT-B/16'" in evaluate()
     path.write_bytes(path.read_bytes()[:1000])
     assert "model.pth.tar-1" in evaluate()
+
+
+def test_weights_of_another_config_are_refused_unless_told(capsys, run, tmp_path):
+    backbone = tmp_path / "clip.bin"
+    torch.save(clip.load("shapes").model.state_dict(), backbone)
+    words = ("MODEL.BACKBONE.NAME", str(backbone))
+    trained = run(*words)["metrics"]
+    there = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    said = refused(capsys, run, *there, *words, "TRAINER.LightRA.N_CTX_TEXT", "2", output="e")
+    assert "trained otherwise than the config says: TRAINER.LightRA.N_CTX_TEXT was 4, is 2." in said
+    assert "--any-config" in said
+
+    (tmp_path / "moved").mkdir()
+    moved = backbone.rename(tmp_path / "moved" / backbone.name)
+    words = ("MODEL.BACKBONE.NAME", str(moved))
+    assert run(*there, *words, output="e")["metrics"] == trained
+    state = torch.load(moved, weights_only=True)
+    state["visual.proj"] += 0.5
+    torch.save(state, moved)
+    said = refused(capsys, run, *there, *words, output="f")
+    assert f"the file of the backbone '{moved}' is another one" in said
+    result = run("--any-config", *there, *words, output="f")
+    assert result["metrics"] != trained
+    assert any("weights that were trained with other options" in n for n in result["notes"])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
-from clip.backbones import has_vision_transformer
+from clip.backbones import has_vision_transformer, weight_files
 from clip.text import unit_norm
+from dassl.config.identity import digest_of, file_hash
 from datasets.masking import masked_logits
 from trainers.class_rows import ClassRows
 from trainers.features import check_features, use_features
@@ -19,6 +20,16 @@ from trainers.heads import CosineHead, HeadOutput, choose, cosine_logits
 from trainers.prompt_texts import PROMPT_SOURCES as PROMPT_SOURCES
 from trainers.prompt_texts import PromptTexts
 from trainers.sanity import CHOICES, sanity_check
+
+
+def backbone_content(name: str) -> str:
+    """Hash of a backbone's files on this machine; "" where only its name tells the content.
+
+    Args:
+        name: MODEL.BACKBONE.NAME.
+    """
+    files = weight_files(name)
+    return digest_of([file_hash(path) for path in files]) if files else ""
 
 
 class CLIPTrainer(PromptTexts, ClassRows):
@@ -114,6 +125,11 @@ class CLIPTrainer(PromptTexts, ClassRows):
         name = self.cfg.MODEL.BACKBONE.NAME
         print(f"Loading CLIP (backbone: {name})")
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Add which content the backbone's file had."""
+        content = backbone_content(self.cfg.MODEL.BACKBONE.NAME)
+        return {**super().checkpoint_meta(), "backbone_sha256": content}
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Logits over the dataset's classes, (B, K).

@@ -57,6 +57,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
     )
+    parser.add_argument(
+        "--any-config",
+        action="store_true",
+        help="evaluate weights in --model-dir although they were trained with other options",
+    )
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument(
         "--feature-cache",

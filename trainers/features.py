@@ -23,6 +23,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.config import to_plain
+from dassl.config.identity import file_hash
 from dassl.data.feature_cache import FeatureCache, FeatureWriter
 from dassl.data.wrapper import ImageLoader
 from dassl.utils.tools import package_versions
@@ -263,7 +264,9 @@ class FeatureLoader:
     def _key(self, view: int, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
         """All that the features depend on."""
         cfg, sampler = self.encoder.trainer.cfg, whole_sampler(self.loader)
-        self._images = self._images or hash_files(self._paths, cfg.DATASET.ROOT)
+        self._images = self._images or hash_files(
+            self._paths, cfg.DATASET.ROOT, cfg.DATASET.HASH_IMAGES
+        )
         key = {
             "dataset": cfg.DATASET.NAME,
             "split": self.split,
@@ -313,24 +316,33 @@ def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:
     return digest.hexdigest()
 
 
-def hash_files(paths: Sequence[str], root: str) -> str:
-    """SHA-256 of the files' places below a folder, their sizes and times, not of their contents.
+def hash_files(paths: Sequence[str], root: str, contents: bool = False) -> str:
+    """SHA-256 of the files' places below a folder, and of what tells that one was replaced.
+
+    These are its size, times and inode number: two pictures that change places may agree in size
+    and time of modification. A copied data set is another one; its features are made once more.
 
     Args:
         paths: In their order; a file that is not there counts as such.
         root: DATASET.ROOT.
+        contents: Tell files apart by their contents instead, wherever they are copied to; all of
+            them are read.
     """
     base = os.path.abspath(os.path.expanduser(root))
     digest = hashlib.sha256()
     for path in paths:
         try:
-            status = os.stat(path)
-            size, changed = status.st_size, status.st_mtime_ns
+            state = file_hash(path) if contents else _state(os.stat(path))
         except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
-            size = changed = -1
+            state = "missing"
         place = os.path.relpath(os.path.abspath(path), base).replace(os.sep, "/")
-        digest.update(f"{place}\t{size}\t{changed}\n".encode())
+        digest.update(f"{place}\t{state}\n".encode())
     return digest.hexdigest()
+
+
+def _state(status: os.stat_result) -> str:
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return "\t".join(map(str, state))
 
 
 def _described(thing: Any) -> str:

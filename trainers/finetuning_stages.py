@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from clip.prompts import match_key
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoint import checkpoint_path, read_checkpoint, trainable_state
+from dassl.engine.checkpoint import (
+    checkpoint_path,
+    read_checkpoint,
+    replaced_backbone,
+    same_backbone,
+    trainable_state,
+)
 from dassl.utils.torchtools import weights_in
 from trainers.finetuning_model import PARTS
 
@@ -53,7 +59,10 @@ def read_stage(
         message = str(error).replace("--model-dir and --load-epoch", where)
         raise FirstStageError(message) from None
     saved = content.get("meta") or {}
-    if saved.get("backbone") != meta["backbone"]:
+    replaced = replaced_backbone(saved, meta)
+    if replaced:
+        raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
+    if not same_backbone(saved, meta):
         raise FirstStageError(
             f"{key}: {path} was trained with the backbone {saved.get('backbone')!r}, this run has "
             f"{meta['backbone']!r}; set --backbone to the former, or name another run of {what}"

@@ -12,7 +12,12 @@ from yacs.config import CfgNode
 
 from clip import freeze_except
 from dassl.engine import TRAINER_REGISTRY, read_result
-from dassl.engine.checkpoint import checkpoint_path, fitting_state, read_checkpoint
+from dassl.engine.checkpoint import (
+    checkpoint_path,
+    fitting_state,
+    read_checkpoint,
+    replaced_backbone,
+)
 from dassl.engine.step import drop_caches
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
@@ -181,6 +186,9 @@ def load_start(
             raise FirstStageError(
                 f"{key}: {path} was trained with {what} {meta[what]!r}, this run needs {needed!r}"
             )
+    replaced = replaced_backbone(meta, trainer.checkpoint_meta())
+    if replaced:
+        raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
     _check_form(method, cfg, Path(directory), key)
     freeze_except(model)  # the names of what trains are what the file must hold
     try:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from clip import freeze_except
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
+from dassl.engine.checkpoint import checkpoint_path, read_checkpoint, replaced_backbone
 from dassl.engine.result import read_result
 from dassl.utils.torchtools import weights_in
-from trainers.base import FrozenTextCLIP
+from trainers.base import FrozenTextCLIP, backbone_content
 from trainers.heads import RationalHead, cosine_logits
 from trainers.rada import MASK_DEFAULTS, rational_head
 from trainers.ttt import (
@@ -236,6 +236,10 @@ def check_origin(
                 f"{key}: {path} was trained with {what} {meta[what]!r}, needed is {needed!r}; "
                 f"{remedy}"
             )
+    own = {"backbone": backbone, "backbone_sha256": backbone_content(backbone)}
+    replaced = replaced_backbone(meta, own)
+    if replaced:
+        raise ValueError(f"{key}: since {path} was trained, {replaced}; repeat that run")
     trained = (read_result(root) or {}).get("config") or {}
     theirs = {"TEMP": trained.get("TEMP"), **trained.get("TRAINER", {}).get("RADA", {})}
     ours = {"TEMP": cfg.TEMP, **options}

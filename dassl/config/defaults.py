@@ -60,6 +60,8 @@ _C.DATASET.PROMPT_SOURCE = "auto"  # ours: auto | json | template | ensemble
 _C.DATASET.PROMPT_ENSEMBLE = 7  # ours: open_clip's 7 or 80 templates, for ensemble
 _C.DATASET.CLASSNAMES = ""  # ours: file with the user's class names
 _C.DATASET.ALLOW_OWN_SPLIT = False  # ours: make a split when the published one is missing
+# ours: tell the images of a large set (256 MiB) apart by content too, not by size and times
+_C.DATASET.HASH_IMAGES = False
 _C.DATASET.SPLIT_RATIO = (0.5, 0.2, 0.3)  # ours: train, val, test of such a split
 
 _C.DATALOADER = CN()

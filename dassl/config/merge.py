@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
 
 __all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
-
-# What cannot change a result: where things lie, how much is logged, how often is saved.
-_NOT_HASHED = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "DATASET.ROOT",
-    "FEATURE_CACHE.DIR",
-    "DATALOADER.NUM_WORKERS",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.RESUME_FREQ",
-    "TRAIN.GRAD_CHECKPOINTING",
-    "TRAIN.TIMEOUT",
-    "TEST.ZERO_SHOT_CHECK",
-)
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
@@ -69,15 +52,7 @@ def config_hash(cfg: CfgNode) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    plain = to_plain(cfg)
-    for path in _NOT_HASHED:
-        *sections, key = path.split(".")
-        node = plain
-        for section in sections:
-            node = node.get(section, {})
-        node.pop(key, None)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(relevant(to_plain(cfg)))[:16]
 
 
 def merge_file(

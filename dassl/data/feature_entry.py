@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ __all__ = [
 
 ENTRY_NAME = r"[\w.-]+-(?:train|val|test)-[0-9a-f]{16}"
 _FEATURES, _KEY = "features.npy", "key.json"
+_BLOCK = 1 << 20
+_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has found right
 
 
 class FeatureCacheError(ValueError):
@@ -95,6 +98,7 @@ class FeatureEntry:
         size: Bytes on disk.
         created: Seconds since the epoch.
         missing: Reason by row, for images that could not be read.
+        crc32: Checksum of ``features.npy``.
     """
 
     path: Path
@@ -104,6 +108,7 @@ class FeatureEntry:
     size: int
     created: float
     missing: dict[int, str]
+    crc32: int
 
     @classmethod
     def read(cls, path: Path) -> FeatureEntry:
@@ -127,6 +132,7 @@ class FeatureEntry:
                 size=sum((path / name).stat().st_size for name in (_FEATURES, _KEY)),
                 created=float(meta["created"]),
                 missing={int(row): str(reason) for row, reason in meta["missing"].items()},
+                crc32=int(meta["crc32"]),
             )
             name = entry_name(key)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -136,7 +142,9 @@ class FeatureEntry:
         return entry
 
     def features(self) -> Tensor:
-        """Return the features (N, D), mapped into memory: only rows that are used are read.
+        """Return the features (N, D), mapped into memory.
+
+        The first time in a process, the whole file is read for its checksum.
 
         Raises:
             ValueError: The file is damaged.
@@ -153,7 +161,35 @@ class FeatureEntry:
             raise ValueError(
                 f'"{path}" is damaged: shape, type and bytes are {found}, not {expected}'
             )
+        self._verify(path)
         return torch.from_numpy(array)
+
+    def _verify(self, path: Path) -> None:
+        status = path.stat()
+        state = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        known = (str(path.absolute()), *state, self.crc32)
+        if known in _verified:
+            return
+        with open(path, "rb") as file:
+            found = file_crc32(file)
+        if found != self.crc32:
+            raise ValueError(
+                f'"{path}" is damaged: its checksum is {found:08x}, not {self.crc32:08x}'
+            )
+        _verified.add(known)
+
+
+def file_crc32(file: IO[bytes]) -> int:
+    """CRC-32 of everything in a file.
+
+    Args:
+        file: Open for reading; is read from its beginning to its end.
+    """
+    file.seek(0)
+    found = 0
+    while block := file.read(_BLOCK):
+        found = zlib.crc32(block, found)
+    return found
 
 
 class FeatureWriter:
@@ -199,7 +235,7 @@ class FeatureWriter:
         if free < needed:
             raise OSError(f"{mebibytes(needed)} are needed, {mebibytes(free)} are free")
         # No memory map here: without space for a page it kills the process instead of raising.
-        self._file = file = open(self.directory / _FEATURES, "wb")
+        self._file = file = open(self.directory / _FEATURES, "w+b")
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -226,7 +262,10 @@ class FeatureWriter:
         forgotten = set(self.unwritten()) - self.missing.keys()
         if forgotten:
             raise ValueError(f"{len(forgotten)} rows were not written, such as {min(forgotten)}")
+        with explained(self.directory.parent):
+            crc32 = file_crc32(self._file)
         meta = {
+            "crc32": crc32,
             "shape": self._shape,
             "dtype": self._dtype.name,
             "created": time.time(),

@@ -16,11 +16,14 @@ from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_f
 
 __all__ = [
     "check_finite_state",
+    "checkpoint_meta",
     "checkpoint_path",
     "fitting_state",
     "plain_state",
     "read_checkpoint",
     "saved_classes",
+    "replaced_backbone",
+    "same_backbone",
     "trainable_state",
     "unwrap",
 ]
@@ -100,7 +103,7 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
         directory: Run directory.
         name: Name the model is registered under.
         epoch: Number of epochs; None for the best on the validation images if the run chose one,
-            else the last.
+            else the last. A best one that another run has left beside the last does not count.
 
     Returns:
         Path of an existing file.
@@ -111,8 +114,10 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     root = Path(directory)
     path = root / name / (BEST_NAME if epoch is None else EPOCH_NAME.format(epoch))
     pointer = path.parent / "checkpoint"
-    if epoch is None and not path.is_file() and pointer.is_file():
-        path = path.parent / pointer.read_text(encoding="utf-8").strip()
+    if epoch is None and pointer.is_file():
+        last = path.parent / pointer.read_text(encoding="utf-8").strip()
+        if not path.is_file() or (last.is_file() and _of_other_runs(path, last)):
+            path = last
     if path.is_file():
         return path
     if not root.is_dir():
@@ -126,10 +131,58 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     )
 
 
+def _of_other_runs(best: Path, last: Path) -> bool:
+    """Whether two checkpoints say that different configs made them; the log tells."""
+    try:
+        hashes = [checkpoint_meta(load_checkpoint(p)).get("config_hash") for p in (best, last)]
+    except ValueError:
+        return False  # damaged: loading it says so
+    if None in hashes or hashes[0] == hashes[1]:
+        return False
+    print(f'"{best}" is of another run (configuration {hashes[0]}) than "{last}": left alone')
+    return True
+
+
 def _listing(names: Iterable[str], limit: int = 12) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "nothing") + more
+
+
+def checkpoint_meta(checkpoint: Any) -> dict[str, Any]:
+    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do.
+
+    Args:
+        checkpoint: From `load_checkpoint`.
+    """
+    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
+def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
+    """Whether two runs name one backbone, perhaps by a file that has moved meanwhile.
+
+    Args:
+        saved: What a checkpoint says about its run.
+        meta: The same of now.
+    """
+    names = [str(one.get("backbone")) for one in (saved, meta)]
+    hashes = [one.get("backbone_sha256") for one in (saved, meta)]
+    moved = all(hashes) and hashes[0] == hashes[1] and len({Path(n).name for n in names}) == 1
+    return names[0] == names[1] or moved
+
+
+def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Say that a backbone's file is another one than when weights were trained; else empty.
+
+    Args:
+        saved: What their checkpoint says about its run; what it does not say cannot differ.
+        meta: The same of now.
+    """
+    hashes = [one.get("backbone_sha256") for one in (saved, meta)]
+    if not all(hashes) or hashes[0] == hashes[1]:
+        return ""
+    return f"the file of the backbone {meta['backbone']!r} is another one"
 
 
 def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +190,7 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: Path of the file.
-        meta: ``method`` and ``backbone`` of the current run.
+        meta: ``method`` and ``backbone`` of the current run, and ``backbone_sha256`` if known.
 
     Returns:
         The checkpoint.
@@ -148,10 +201,10 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f'"{path}" has no entry state_dict; it is no checkpoint of a training run')
-    saved = checkpoint.get("meta")
-    saved = checkpoint["meta"] = saved if isinstance(saved, dict) else {}
+    saved = checkpoint["meta"] = checkpoint_meta(checkpoint)
     for key, flag in (("method", "--trainer"), ("backbone", "--backbone")):
-        if key in saved and key in meta and saved[key] != meta[key]:
+        same = same_backbone(saved, meta) if key == "backbone" else saved.get(key) == meta.get(key)
+        if key in saved and key in meta and not same:
             raise ValueError(
                 f'"{path}" was trained with {key} {saved[key]!r}, but the current {key} is '
                 f"{meta[key]!r}; set {flag} {saved[key]} or another --model-dir"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from dassl.engine.checkpoint import (
     check_finite_state,
+    checkpoint_meta,
     checkpoint_path,
     fitting_state,
     plain_state,
@@ -31,7 +32,13 @@ Names = str | Sequence[str] | None
 
 
 class RegisteredModels:
-    """Models by name, each with its optimiser, its schedule and a directory of checkpoints."""
+    """Models by name, each with its optimiser, its schedule and a directory of checkpoints.
+
+    Attributes:
+        any_config: Load weights although they were trained with other options.
+    """
+
+    any_config: bool = False
 
     def __init__(self) -> None:
         """Start without models."""
@@ -122,6 +129,14 @@ class RegisteredModels:
         """Return what a checkpoint says about its run; subclasses fill it."""
         return {}
 
+    def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Refuse weights that were made otherwise than the config says; subclasses know how.
+
+        Args:
+            path: Of the checkpoint.
+            meta: What it says about its run; empty if nothing.
+        """
+
     def convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Translate a foreign checkpoint's layout to the model's keys; identity by default.
 
@@ -211,7 +226,7 @@ class RegisteredModels:
 
         Raises:
             FileNotFoundError: A file is not there.
-            ValueError: A file is damaged, of another method or backbone, or does not fit.
+            ValueError: A file is damaged, of another method, backbone or config, or does not fit.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -225,6 +240,7 @@ class RegisteredModels:
                 continue
             path = checkpoint_path(directory, self.checkpoint_folder(directory, name), epoch)
             checkpoint = read_checkpoint(path, meta)
+            self.check_origin(path, checkpoint_meta(checkpoint))
             state = self.convert_state_dict(dict(checkpoint["state_dict"]))
             state = self.match_classes(path, state, saved_classes(checkpoint))
             state = fitting_state(path, model, state, checkpoint.get("meta"), meta)

@@ -11,10 +11,20 @@ from typing import Any
 
 import torch
 
+from dassl.config.identity import IDENTITY_NAME, digest_of, is_sealed, sealed
+from dassl.config.inputs import InputCheck
 from dassl.data.datasets.base_dataset import Datum
 from dassl.utils.files import read_json, write_json
 
-__all__ = ["RESULT_NAME", "is_done", "peak_memory_mb", "read_result", "split_hash", "write_result"]
+__all__ = [
+    "RESULT_NAME",
+    "is_done",
+    "peak_memory_mb",
+    "read_identity",
+    "read_result",
+    "split_hash",
+    "write_result",
+]
 
 RESULT_NAME = "result.json"
 _FORMAT = 1
@@ -76,7 +86,7 @@ def write_result(directory: str | os.PathLike[str], content: dict[str, Any]) -> 
         Path of the file.
     """
     path = Path(directory) / RESULT_NAME
-    write_json({"format": _FORMAT, "status": "complete", **content}, path)
+    write_json(sealed({"format": _FORMAT, "status": "complete", **content}), path)
     return path
 
 
@@ -87,13 +97,14 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
         directory: Run directory.
 
     Returns:
-        Content of ``result.json``, or None if it is absent, damaged or incomplete.
+        Content of ``result.json``, or None if it is absent, damaged, changed since it was written,
+        or incomplete.
     """
     try:
         content = read_json(Path(directory) / RESULT_NAME)
     except (OSError, ValueError):
         return None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not is_sealed(content):
         return None
     if content.get("status") != "complete" or any(key not in content for key in _ENTRIES):
         return None
@@ -104,11 +115,37 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def is_done(directory: str | os.PathLike[str], config_hash: str) -> bool:
-    """Tell whether a run is complete and was made with this configuration.
+    """Tell whether a run is complete, was made with this configuration, and would read the same.
 
     Args:
         directory: Run directory.
         config_hash: From `dassl.config.config_hash`.
     """
     result = read_result(directory)
-    return result is not None and result["config_hash"] == config_hash
+    if result is None or result["config_hash"] != config_hash:
+        return False
+    if "identity" not in result:  # of an older version
+        return True
+    identity = read_identity(directory)
+    if identity is None or digest_of(identity) != result["identity"]:
+        return False
+    inputs = identity["inputs"]
+    return not InputCheck().changes(inputs, inputs["places"])
+
+
+def read_identity(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read what a run has written of all that it was made from.
+
+    Args:
+        directory: Run directory.
+
+    Returns:
+        `dassl.engine.run_identity.RunIdentity.identity`, or None if there is none that can be read.
+    """
+    try:
+        content = read_json(Path(directory) / IDENTITY_NAME)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return None
+    return content

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dassl.config import config_hash, to_plain
+from dassl.config.identity import IDENTITY_NAME, shown
 from dassl.engine.distributed import own_test
 from dassl.engine.overrides import wrap_overrides
-from dassl.engine.precision import requested_precision
-from dassl.engine.result import peak_memory_mb, split_hash, write_result
+from dassl.engine.previous_runs import leftovers, set_aside
+from dassl.engine.result import (
+    RESULT_NAME,
+    peak_memory_mb,
+    read_result,
+    split_hash,
+    write_result,
+)
 from dassl.engine.resume import remove_resume
+from dassl.engine.run_identity import recipe_changes, recipe_of
 from dassl.engine.run_state import RunState
 from dassl.evaluation.record import Evaluation, numbers
 from dassl.utils import git_revision, package_versions
@@ -26,7 +35,6 @@ class RunResult(RunState):
 
     Attributes:
         durations: Seconds by phase.
-        loaded_from: Directory and epoch that `load_model` was last called with outside of training.
     """
 
     val_loader: Any
@@ -42,7 +50,6 @@ class RunResult(RunState):
         """Start without results."""
         super().__init__()
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
-        self.loaded_from: tuple[str, int | None] = ("", None)
         self._trained = False
         self._tests: dict[str, Evaluation] = {}  # the last of every split, in their order
         self._written: Evaluation | None = None
@@ -58,10 +65,41 @@ class RunResult(RunState):
             "method": self.cfg.TRAINER.NAME,
             "backbone": self.cfg.MODEL.BACKBONE.NAME,
             "config_hash": config_hash(self.cfg),
+            "dataset": self.cfg.DATASET.NAME,
+            "recipe": recipe_of(self.compared_config),
             "classnames": list(self.dm.lab2cname.values()),
             "num_classes": int(self.dm.num_classes),
             "config": to_plain(self.cfg),
         }
+
+    def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Refuse weights of another recipe than the config's, or of another backbone's content.
+
+        On another data set than that of the training, a method file's PER_DATASET section may set
+        the method's options otherwise: a note names these, and how it trains does not count.
+        Neither does the number of epochs anywhere.
+
+        Args:
+            path: Of the checkpoint.
+            meta: What it says about its run; empty if nothing.
+
+        Raises:
+            ValueError: They differ, and `any_config` is not set.
+        """
+        own = self.checkpoint_meta()
+        harmless = ["OPTIM.MAX_EPOCH"]  # which epoch is loaded is in the log
+        if meta.get("dataset") != own["dataset"]:
+            harmless += ["TRAINER.", "OPTIM."]
+        changes = recipe_changes(meta, own)
+        grave = [line for line in changes if not line.startswith(tuple(harmless))]
+        if grave and not self.any_config:
+            raise ValueError(
+                f'"{path}" was trained otherwise than the config says: {shown(grave)}. Give the '
+                "options of its run, or another --model-dir; --any-config loads it all the same"
+            )
+        noted = changes if grave else [n for n in changes if not n.startswith("OPTIM.")]
+        if noted:
+            self.add_note(f"weights that were trained with other options: {shown(noted)}")
 
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
@@ -199,10 +237,13 @@ class RunResult(RunState):
         identity = {**self._identity(), **self.extra_result()}
         if not is_main():
             return
+        if eval_only:
+            self._keep_other_result()
         path = write_result(
             self.output_dir,
             {
                 **identity,
+                "identity": self.write_identity(),
                 "split": split,
                 "metrics": metrics,
                 "per_class": per_class,
@@ -212,6 +253,7 @@ class RunResult(RunState):
                 "eval_only": eval_only,
                 "model_dir": self.loaded_from[0],
                 "load_epoch": self.loaded_from[1],
+                **({"any_config": True} if self.any_config else {}),
                 "durations": {**self.durations, "total": time.time() - self._created},
                 "peak_memory_mb": peak_memory_mb(self.device),
                 "notes": [*getattr(self.dm.dataset, "notes", []), *self.notes],
@@ -225,12 +267,15 @@ class RunResult(RunState):
         """Return how many images a split has, for an evaluator that does not count."""
         return len((self.dm.dataset.val if split == "val" else self.dm.dataset.test) or ())
 
-    def _stated_precision(self) -> str:
-        """Return what the configuration says of a trainer that sees to its precision itself."""
-        try:
-            return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
-        except ValueError:  # its own word for something
-            return "custom"
+    def _keep_other_result(self) -> None:
+        """Move the result of another run away, such as that of the training that is evaluated."""
+        old = read_result(self.output_dir)
+        if old is None or (old["config_hash"] == config_hash(self.cfg) and old.get("eval_only")):
+            return
+        names = (RESULT_NAME, IDENTITY_NAME)
+        found = [path for path in leftovers(self.output_dir) if path.name in names]
+        target = set_aside(self.output_dir, found)
+        print(f'The result of another run was here; it was moved to "{target}"')
 
     def _identity(self) -> dict[str, Any]:
         """Return what the run is and what it was made with."""
@@ -250,6 +295,6 @@ class RunResult(RunState):
             "git": git_revision(),
             "device": str(self.device),
             **({"processes": world_size()} if world_size() > 1 else {}),
-            "precision": self.precision if self._owns_model else self._stated_precision(),
+            "precision": self.stated_precision(),
             "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
         }

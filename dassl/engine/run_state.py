@@ -12,11 +12,12 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.config import config_hash
-from dassl.engine.base import TrainerBase
+from dassl.config.identity import shown
 from dassl.engine.checkpoint import check_finite_state, plain_state, trainable_state, unwrap
 from dassl.engine.distributed import own_steps
 from dassl.engine.precision import effective_precision, requested_precision
-from dassl.engine.result import RESULT_NAME
+from dassl.engine.previous_runs import leftovers, recorded_hashes, set_aside
+from dassl.engine.result import RESULT_NAME, read_identity
 from dassl.engine.resume import (
     RESUME_NAME,
     random_states,
@@ -24,6 +25,7 @@ from dassl.engine.resume import (
     restore_random_states,
     write_resume,
 )
+from dassl.engine.run_identity import RunIdentity
 from dassl.engine.step import drop_caches
 from dassl.utils.distributed import gather_objects, is_main, world_size
 
@@ -39,7 +41,7 @@ def group_sizes(state: Mapping[str, Any]) -> list[int]:
     return [len(group["params"]) for group in state["param_groups"]]
 
 
-class RunState(TrainerBase):
+class RunState(RunIdentity):
     """Saves and restores a run's state, collects notes.
 
     Attributes:
@@ -77,6 +79,15 @@ class RunState(TrainerBase):
         if note:
             self.add_note(note)
         return effective
+
+    def stated_precision(self) -> str:
+        """What the run computes in; what the config says where a trainer sees to it itself."""
+        if self._owns_model:
+            return self.precision
+        try:
+            return requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
+        except ValueError:  # its own word for something
+            return "custom"
 
     def add_note(self, note: str) -> None:
         """Print a remark, once, and record it in the result.
@@ -144,6 +155,8 @@ class RunState(TrainerBase):
 
         return {
             "config_hash": config_hash(self.cfg),
+            "identity": self.identity(),
+            "device": self.device.type,
             "seed": self.seed,
             "epoch": epochs_done,
             "models": models,
@@ -163,9 +176,13 @@ class RunState(TrainerBase):
         if state is not None:
             self._restore(state, self.output_dir)
         elif self.cfg.RESUME:
+            if not _same_folder(self.cfg.RESUME, self.output_dir):
+                self._set_others_aside()
             self._resume_from(self.cfg.RESUME)
-        elif self.start_epoch < self.max_epoch and is_main():
+        elif not self._set_others_aside() and self.start_epoch < self.max_epoch and is_main():
             self._set_old_result_aside()
+        if is_main():
+            self.write_identity()
         starts = gather_objects(self.start_epoch)
         if len(set(starts)) > 1:
             raise ValueError(
@@ -194,7 +211,11 @@ class RunState(TrainerBase):
 
     def _mismatch(self, state: Mapping[str, Any]) -> str | None:
         """Return why a state does not belong to this run, or None if it does."""
-        if state["config_hash"] != config_hash(self.cfg):
+        if "identity" in state:
+            changes = self.changes_since(state["identity"])
+            if changes:
+                return f"was written with another configuration or data: {shown(changes)}"
+        elif state["config_hash"] != config_hash(self.cfg):
             return (
                 f"was written with another configuration (hash {state['config_hash']}, "
                 f"now {config_hash(self.cfg)})"
@@ -231,6 +252,11 @@ class RunState(TrainerBase):
         self.time_start -= state["elapsed"]
         self._created -= state["elapsed"]
         self.notes += [note for note in state["notes"] if note not in self.notes]
+        begun = state.get("device", self.device.type)
+        if begun != self.device.type:
+            self.add_note(
+                f"begun on {begun}, went on after epoch {state['epoch']} on {self.device.type}"
+            )
         self.load_extra_state(state["extra"])
         restore_random_states(state["random"], self._generators)
         print(
@@ -251,6 +277,29 @@ class RunState(TrainerBase):
             raise ValueError(f'"{Path(directory) / RESUME_NAME}" (set by --resume) {reason}')
         self._restore(state, directory)
 
+    def _set_others_aside(self) -> bool:
+        """Move away what a run of another identity has left; return whether there was one."""
+        why = self._other_run() if is_main() else ""
+        if not why:
+            return False
+        shots, seed = self.cfg.DATASET.NUM_SHOTS, getattr(self.dm.dataset, "shot_seed", None)
+        found = leftovers(self.output_dir, keep=[f"fewshot_{shots}_seed{seed}.json"])  # just drawn
+        if found:
+            target = set_aside(self.output_dir, found)
+            print(f'Another run was here ({why}); what it left was moved to "{target}"')
+        return True
+
+    def _other_run(self) -> str:
+        """Say in what the run that has used the directory differs from this one, if it does."""
+        old = read_identity(self.output_dir)
+        if old is not None:
+            return shown(self.changes_since(old))
+        own = config_hash(self.cfg)
+        others = [found for found in recorded_hashes(self.output_dir) if found != own]
+        if not others:
+            return ""
+        return f"configuration {others[0] or 'unknown'}, now {own}"
+
     def _set_old_result_aside(self) -> None:
         """Rename the result of an earlier run: until this one ends, none belongs here."""
         old = Path(self.output_dir) / RESULT_NAME
@@ -258,3 +307,7 @@ class RunState(TrainerBase):
             kept = old.with_name(f"{RESULT_NAME}.old")
             os.replace(old, kept)
             print(f'Training anew; the earlier result was renamed to "{kept}"')
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

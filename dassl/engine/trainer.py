@@ -133,6 +133,12 @@ class SimpleTrainer(RunResult):
         self.output_dir = cfg.OUTPUT_DIR
         self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
+        with self.reading():
+            self._build(cfg)
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def _build(self, cfg: CfgNode) -> None:
+        """Build data and model."""
         with main_first():
             self.build_data_loader()
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
@@ -144,7 +150,6 @@ class SimpleTrainer(RunResult):
             built: Any = self.build_model()
         if isinstance(built, nn.Module):
             self._adopt(built)
-        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the values the method depends on; called before anything is built.

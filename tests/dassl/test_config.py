@@ -264,7 +264,8 @@ def test_hash_ignores_only_what_cannot_change_a_result():
     assert len(base) == 16
     same = ["OUTPUT_DIR", "x", "RESUME", "x", "VERBOSE", "False", "DATASET.ROOT", "x"]
     same += ["DATALOADER.NUM_WORKERS", "1", "TRAIN.PRINT_FREQ", "1", "TRAIN.CHECKPOINT_FREQ", "1"]
-    same += ["TRAIN.RESUME_FREQ", "5"]
+    same += ["TRAIN.RESUME_FREQ", "5", "DEVICE", "cuda:1", "TRAIN.TIMEOUT", "5"]
+    same += ["DATASET.HASH_IMAGES", "True", "TEST.COMPUTE_CMAT", "True"]
     for key, value in zip(same[::2], same[1::2], strict=True):
         cfg = get_cfg_default()
         merge_options(cfg, [key, value])

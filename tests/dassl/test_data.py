@@ -64,6 +64,18 @@ def test_fewshot_draw_is_coops(seed):
     assert random.getstate() == state
 
 
+def test_small_classes_are_noted_and_only_the_first_are_named(make_cfg):
+    many = images([2] * 12)
+    dataset = DatasetBase(train_x=many)
+    dataset.generate_fewshot_dataset(many, num_shots=3)
+    (note,) = dataset.notes
+    assert note.endswith("class 9 (2) and 2 more classes")
+    trainer = build_trainer(make_cfg(DATASET__NUM_SHOTS=7))  # each class has 6
+    trainer.test()
+    said = "Classes with fewer than 7 images, all of them are used: red_square (6)"
+    assert read_result(trainer.output_dir)["notes"][0].startswith(said)
+
+
 def test_fewshot_cases(capsys):
     train = images([3, 8])
     dataset = DatasetBase(train_x=train)
@@ -74,6 +86,8 @@ def test_fewshot_cases(capsys):
     assert "Classes with fewer than 4 images, all of them are used: class 0 (3)" in (
         capsys.readouterr().out
     )
+    note = "Classes with fewer than 4 images, all of them are used: class 0 (3)"
+    assert dataset.notes == [note, note]
     filled = dataset.generate_fewshot_dataset(train, num_shots=4, repeat=True)
     assert Counter(i.label for i in filled) == {0: 4, 1: 4}
     assert dataset.generate_fewshot_dataset(train, num_shots=0) is train

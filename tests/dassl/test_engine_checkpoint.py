@@ -55,10 +55,15 @@ def test_content(trained):
         "method": "ToyMethod",
         "backbone": "",
         "config_hash": content["meta"]["config_hash"],
+        "dataset": "ToySquares",
+        "recipe": content["meta"]["recipe"],
         "classnames": ["red_square", "green square", "blue square"],
         "num_classes": 3,
         "config": to_plain(trained.cfg),
     }
+    recipe = content["meta"]["recipe"]
+    assert (recipe["OPTIM.LR"], recipe["OPTIM.MAX_EPOCH"]) == (0.05, 1)
+    assert not {"TRAINER.ToyMethod.PREC", "MODEL.BACKBONE.NAME", "SEED"} & recipe.keys()
     assert content["scheduler"] == {"last_epoch": 1, "base_lrs": [0.05]}
 
 

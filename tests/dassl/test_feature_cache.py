@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import zlib
 from collections import namedtuple
 
 import numpy as np
@@ -104,9 +105,24 @@ def rewrite_key(change):
     return damage
 
 
+def zero(path):
+    """Numbers that are none of the images', behind an intact header."""
+    content = (path / "features.npy").read_bytes()
+    (path / "features.npy").write_bytes(content[:128] + bytes(len(content) - 128))
+
+
+def flip(path):
+    content = bytearray((path / "features.npy").read_bytes())
+    content[-2] ^= 1
+    (path / "features.npy").write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        zero,
+        flip,
+        rewrite_key(lambda content: content["meta"].pop("crc32")),  # of an older version
         shorten,
         lengthen,
         save(ROWS[:5]),
@@ -133,6 +149,17 @@ def test_a_damaged_entry_is_made_again(tmp_path, capsys, damage):
     assert torch.equal(features, torch.from_numpy(ROWS + 1))
     assert "damaged and is made again" in capsys.readouterr().out
     assert only_entry(tmp_path).path == path
+
+
+def test_the_checksum_is_of_the_file_and_read_once_per_process(tmp_path, monkeypatch):
+    entry, _ = FeatureCache(tmp_path).fetch(KEY, 6, writing())
+    assert entry.crc32 == zlib.crc32((entry.path / "features.npy").read_bytes())
+    read, calls = feature_entry.file_crc32, []
+    monkeypatch.setattr(feature_entry, "file_crc32", lambda file: calls.append(1) or read(file))
+    monkeypatch.setattr(feature_entry, "_verified", set())  # as in a new process
+    for _ in range(3):
+        FeatureCache(tmp_path).fetch(KEY, 6, refuse)
+    assert calls == [1]
 
 
 def test_a_folder_with_other_files_is_never_removed(tmp_path):

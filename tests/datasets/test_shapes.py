@@ -309,6 +309,30 @@ class TestRendering:
         ensure_rendered(tmp_path)
         self.assert_whole(tmp_path)
 
+    @pytest.mark.parametrize("damage", ["cut", "zeroed", "swapped", "gone"])
+    def test_a_damaged_picture_is_drawn_again(self, tmp_path, capsys, damage):
+        folder = ensure_rendered(tmp_path)
+        pictures = sorted(folder.glob("forms/*/*/*.png"))[:2]
+        before = [path.read_bytes() for path in pictures]
+        size, zeros = len(before[0]), bytes(len(before[0]) - 40)
+        changed = {"cut": before[0][:-9], "zeroed": before[0][:40] + zeros, "swapped": before[1]}
+        if damage == "gone":
+            pictures[0].unlink()
+        else:
+            pictures[0].write_bytes(changed[damage])
+        others = {p: t for p, t in self.state(folder).items() if not pictures[0].match(p)}
+        ensure_rendered(tmp_path)
+        name = pictures[0].relative_to(folder)
+        said = f"WARNING: 1 pictures in {folder} are damaged, such as {name}; they are drawn again"
+        assert said in capsys.readouterr().out
+        assert [path.read_bytes() for path in pictures] == before
+        assert len(before[0]) == size
+        now = self.state(folder)
+        assert all(now[p] == t for p, t in others.items() if p != shapes.CHECKSUMS)
+        ensure_rendered(tmp_path)
+        assert "damaged" not in capsys.readouterr().out
+        self.assert_whole(tmp_path)
+
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
     def test_interrupted(self, tmp_path, monkeypatch, error):
         write, calls = shapes._write_set, []

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import math
 
 import pytest
 
+from dassl.config.identity import sealed
 from scripts import published, report
 from scripts.protocols import FEW_SHOT_DATASETS, PROTOCOLS, Protocol
 from scripts.results import (
@@ -180,11 +182,25 @@ def test_seeds_with_different_configs_are_named(tmp_path, write_run):
     write_run("train", "dtd", 1, 70.0, protocol="few_shot", config={"SEED": 1, "A": {"B": 1}})
     same = {"SEED": 2, "OUTPUT_DIR": "x", "DATASET": {"ROOT": "y"}, "A": {"B": 1}}
     same["FEATURE_CACHE"] = {"DIR": "z"}
+    same |= {"DEVICE": "cuda:1", "TRAIN": {"TIMEOUT": 5, "GRAD_CHECKPOINTING": True}}
+    same |= {"TEST": {"ZERO_SHOT_CHECK": "none", "COMPUTE_CMAT": True}}
     write_run("train", "dtd", 2, 70.0, protocol="few_shot", config=same)
     assert build(tmp_path, "few_shot").warnings() == []
     write_run("train", "dtd", 2, 70.0, protocol="few_shot", config={**same, "A": {"B": 2}})
     (line,) = build(tmp_path, "few_shot").warnings()
     assert "different configs: A.B (seed 1: 1, seed 2: 2)" in line
+
+
+def test_a_damaged_result_is_named_and_does_not_count(tmp_path, write_run):
+    for seed in (1, 2):
+        directory = write_run("train", "dtd", seed, 70.0, protocol="few_shot")
+    path = directory / "result.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()))))
+    assert build(tmp_path, "few_shot").warnings() == []
+    path.write_text(path.read_text().replace("70.0", "99.0"))
+    missing, line = build(tmp_path, "few_shot", seeds=(1, 2)).warnings()
+    assert missing.startswith("missing seed 2: ")
+    assert line == f"result.json is damaged: it was changed after it was written: {directory}"
 
 
 def test_other_doubts_are_named(tmp_path, write_run):

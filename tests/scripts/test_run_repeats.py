@@ -1,9 +1,20 @@
 """What makes a finished job run again: other files, options or bases, a repeated training."""
 
+import json
+import shutil
 import sys
 
 import pytest
 
+from dassl.config.identity import digest_of, sealed
+from dassl.config.inputs import (
+    DATA,
+    WEIGHTS,
+    Recording,
+    image_record,
+    places_of,
+    record_inputs,
+)
 from scripts.jobs import Planner
 from scripts.pool import JobPool, parse_devices
 from scripts.run import build_parser, main, read_settings
@@ -184,3 +195,142 @@ def test_repeated_training_in_another_call_is_noticed(repo):
     JobPool([train], parse_devices(["cpu"], 1), cwd=repo.path).run()
     assert train.to_do() == ""
     assert test.to_do() == "its training run was repeated"
+
+
+def jobs(repo, *words, options=()):
+    args = build_parser().parse_args([*ONE, *words, "--no-report"])
+    return Planner(read_settings(args, list(options), repo.path, None)).jobs()
+
+
+def reasons(repo, *words, options=()):
+    """Why each job of a command would run; "" where it is done."""
+    return [job.to_do() for job in jobs(repo, *words, options=options)]
+
+
+class TestWhatTheRunRead:
+    """The stand-in of train.py reads nothing; what a run would record is put beside its result."""
+
+    @pytest.fixture(autouse=True)
+    def finished(self, repo):
+        repo.run(*ONE)
+        for name in ("pets/cat/1.png", "pets/cat/2.png", "pets/dog/1.png", "pets/split.json"):
+            repo.write(f"data/{name}", name)
+        data = repo.path / "data"
+        read = Recording(
+            files={str(data / "pets/split.json"), str(repo.path / "prompts/p.csv")},
+            folders={str(data / "pets"), str(data / "pets/cat")},
+        )
+        repo.write("prompts/p.csv", "a cat")
+        repo.write(f"output/{TRAIN}/Net/model.pth.tar-1", "weights")
+        places = places_of({DATA: data, WEIGHTS: repo.output / TRAIN})
+        places["repository"] = str(repo.path)
+        for stage, weights in (
+            (TRAIN, set()),
+            (TEST, {str(repo.output / TRAIN / "Net/model.pth.tar-1")}),
+        ):
+            inputs = record_inputs(Recording(read.files | weights, read.folders), places)
+            inputs |= image_record([str(data / f"pets/cat/{n}.png") for n in (1, 2)], places)
+            identity = {"format": 1, "inputs": {**inputs, "places": places}}
+            path = repo.output / stage / "result.json"
+            result = json.loads(path.read_text())
+            repo.write(f"output/{stage}/identity.json", json.dumps(identity))
+            path.write_text(json.dumps(sealed({**result, "identity": digest_of(identity)})))
+        # The evaluation was of this very training.
+        record = json.loads((repo.output / TEST / "job.json").read_text())
+        record["parent_result"] = jobs(repo)[1].parent_digest()
+        repo.write(f"output/{TEST}/job.json", json.dumps(record))
+        assert reasons(repo) == ["", ""]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("data/pets/split.json", "{}", "the file DATASET.ROOT/pets/split.json changed"),
+            ("data/pets/split.json", None, "the file DATASET.ROOT/pets/split.json is gone"),
+            ("prompts/p.csv", "a dog", "the file repository/prompts/p.csv changed"),
+            ("data/pets/cat/2.png", "same size!!", "the images in DATASET.ROOT/pets/cat changed"),
+            ("data/pets/cat/3.png", "", "DATASET.ROOT/pets/cat holds other folders or images"),
+            ("data/pets/eel/1.png", "", "DATASET.ROOT/pets holds other folders or images"),
+            (
+                f"output/{TRAIN}/identity.json",
+                "{}",
+                "identity.json is missing or was changed after",
+            ),
+        ],
+    )
+    def test_another_input_is_named(self, repo, name, text, said):
+        if text is None:
+            (repo.path / name).unlink()
+        else:
+            repo.write(name, text)
+        train, test = reasons(repo)
+        assert train.startswith(said)
+        assert test == "its training run is not done"
+
+    def test_a_renamed_class_folder_is_named(self, repo):
+        (repo.path / "data/pets/cat").rename(repo.path / "data/pets/zebra")
+        assert reasons(repo)[0] == (
+            "DATASET.ROOT/pets holds other folders or images; DATASET.ROOT/pets/cat is gone; "
+            "the images in DATASET.ROOT/pets/cat changed"
+        )
+
+    def test_other_weights_are_another_evaluation(self, repo):
+        repo.write(f"output/{TRAIN}/Net/model.pth.tar-1", "cut")
+        assert reasons(repo) == ["", "the file --model-dir/Net/model.pth.tar-1 changed"]
+
+    def test_what_was_not_read_and_a_place_that_moved_do_not_matter(self, repo):
+        repo.write("data/pets/notes.txt", "mine")
+        repo.write("data/pets/dog/2.png", "not listed")
+        shutil.move(repo.path / "data", repo.path / "elsewhere")
+        assert reasons(repo, "--root", str(repo.path / "elsewhere")) == ["", ""]
+        assert reasons(repo, "--root", str(repo.path / "not_here")) == ["", ""]
+        assert reasons(repo) == ["", ""]
+
+    def test_an_edited_result_is_damaged(self, repo):
+        path = repo.output / TRAIN / "result.json"
+        path.write_text(path.read_text().replace("50.0", "99.0"))
+        said = "result.json is damaged: it was changed after it was written"
+        assert reasons(repo)[0] == said
+        path.write_text(path.read_text()[:-9])
+        assert reasons(repo)[0] == "result.json is damaged: cut short or no JSON"
+
+
+@pytest.mark.parametrize("name", ["names", "names.csv", "~/names.txt", "below/names.yaml"])
+@pytest.mark.parametrize("place", ["repo", "root"])
+def test_a_named_file_counts_whatever_its_name(repo, monkeypatch, name, place):
+    monkeypatch.setenv("HOME", str(repo.path))
+    own = name[2:] if name[0] == "~" else name
+    path = own if place == "repo" or name[0] == "~" else f"data/{own}"
+    repo.write("configs/datasets/dtd.yaml", f"DATASET: {{NAME: Dtd, CLASSNAMES: {name}}}\n")
+    repo.write(path, "a")
+    repo.run(*ONE)
+    assert reasons(repo) == ["", ""]
+    repo.write(path, "b")
+    assert reasons(repo)[0] == f"config or options changed: the file {name} changed"
+
+
+def test_a_named_file_that_moved_is_the_same(repo, tmp_path):
+    (tmp_path / "a").write_text("names")
+    command = (sys.executable, "-S", "-E", str(repo.path / "train.py"))
+    words = [*ONE, "--no-report", "--", "DATASET.CLASSNAMES", str(tmp_path / "a")]
+    assert main(words, repo=repo.path, train_command=command) == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    options = ["DATASET.CLASSNAMES", str(tmp_path / "b")]
+    assert reasons(repo, options=options) == ["", ""]
+    (tmp_path / "b").write_text("others")
+    assert "the file that DATASET.CLASSNAMES names changed" in reasons(repo, options=options)[0]
+
+
+def test_keys_that_cannot_matter_do_not_and_others_are_named(repo):
+    repo.run(*ONE)
+    harmless = ["TRAIN.TIMEOUT", "5", "TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "0"]
+    assert reasons(repo, options=harmless) == ["", ""]
+    repo.write("configs/trainers/LightRA/base2novel.yaml", "OPTIM: {LR: 0.005}\nVERBOSE: False\n")
+    assert reasons(repo) == ["", ""]
+    said = "config or options changed: OPTIM.LR was 0.005, is 0.1"
+    assert reasons(repo, options=["OPTIM.LR", "0.1"])[0] == said
+    record = repo.output / TRAIN / "job.json"
+    content = json.loads(record.read_text())
+    del content["content"]  # of an older version
+    record.write_text(json.dumps(content))
+    assert reasons(repo)[0] == ""
+    assert reasons(repo, options=["OPTIM.LR", "0.1"])[0] == "config or options changed"

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -313,6 +314,25 @@ def test_hashes_cover_what_they_claim(tmp_path):
     there = hash_files([str(tmp_path / "x")], str(tmp_path))
     (tmp_path / "x").unlink()
     assert hash_files([str(tmp_path / "x")], str(tmp_path)) != there
+
+
+def test_pictures_of_one_size_and_time_that_change_places_are_noticed(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path, content in zip(paths, (b"one", b"two"), strict=True):
+        with open(path, "wb") as file:
+            file.write(content)
+        os.utime(path, ns=(1, 1))
+    hashes = [hash_files(paths, str(tmp_path), contents) for contents in (False, True)]
+    os.rename(paths[0], tmp_path / "c")
+    os.rename(paths[1], paths[0])
+    os.rename(tmp_path / "c", paths[1])
+    swapped = [hash_files(paths, str(tmp_path), contents) for contents in (False, True)]
+    assert all(old != new for old, new in zip(hashes, swapped, strict=True))
+
+    shutil.copytree(tmp_path, tmp_path / "copy")  # only contents tell that these are the same
+    copied = [str(tmp_path / "copy" / name) for name in ("a.png", "b.png")]
+    assert hash_files(copied, str(tmp_path / "copy")) != swapped[0]
+    assert hash_files(copied, str(tmp_path / "copy"), contents=True) == swapped[1]
 
 
 def test_weights_are_hashed_once_and_again_when_they_are_loaded(build, tmp_path, monkeypatch):

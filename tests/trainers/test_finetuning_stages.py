@@ -65,10 +65,13 @@ def test_first_stage_of_another_backbone_is_refused(train_fft, build_fft):
     lp = train_fft("LP", output="lp")
     (file,) = Path(lp, "LP").glob("model.pth.tar-1")
     content = torch.load(file, weights_only=True)
-    content["meta"]["backbone"] = "ViT-B/16"
-    torch.save(content, file)
-    with pytest.raises(FirstStageError, match=r"backbone 'ViT-B/16', this run has 'shapes'"):
-        build_fft("LPFT", "FIRST_STAGE.DIR", lp).train()
+    for change, said in (
+        ({"backbone": "ViT-B/16"}, r"backbone 'ViT-B/16', this run has 'shapes'"),
+        ({"backbone_sha256": "0" * 64}, r"the file of the backbone 'shapes' is another one"),
+    ):
+        torch.save({**content, "meta": {**content["meta"], **change}}, file)
+        with pytest.raises(FirstStageError, match=said):
+            build_fft("LPFT", "FIRST_STAGE.DIR", lp).train()
 
 
 def test_spoiled_first_stages_are_refused(train_fft, build_fft):

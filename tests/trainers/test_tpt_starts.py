@@ -226,6 +226,15 @@ def test_spoiled_starts_are_refused(build, trained):
             build("CoOp", "FIRST_STAGE.DIR", directory)
 
 
+def test_start_on_a_replaced_backbone(build, trained):
+    run = trained("CoOp")
+    (path,) = Path(run.output_dir).glob("*/model.pth.tar-1")
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "meta": {**content["meta"], "backbone_sha256": "0" * 64}}, path)
+    with pytest.raises(FirstStageError, match="the file of the backbone 'shapes' is another one"):
+        build("CoOp", "FIRST_STAGE.DIR", run.output_dir)
+
+
 def test_released_context_is_a_start(build, tmp_path):
     context = torch.randn(4, 128)
     state = {"ctx": context, "token_prefix": torch.zeros(9, 1, 128),

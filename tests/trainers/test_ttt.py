@@ -459,6 +459,7 @@ class TestDagger:
         for change, said in (
             ({"backbone": "ViT-B/16"}, "backbone 'ViT-B/16'.*'shapes'.*--backbone ViT-B/16"),
             ({"method": "LightRA"}, "method 'LightRA'.*'RAda'"),
+            ({"backbone_sha256": "0" * 64}, "the file of the backbone 'shapes' is another one"),
         ):
             torch.save({**content, "meta": {**content["meta"], **change}}, path)
             with pytest.raises(ValueError, match=f"TRAINER.RAdaTTT.FROM.*{said}"):

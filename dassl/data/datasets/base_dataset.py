@@ -16,6 +16,8 @@ from dassl.utils.tools import download_url
 
 __all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]
 
+_NAMED = 10  # classes that a note lists
+
 
 class Datum:
     """One image: path, label, domain, class name. All are read-only."""
@@ -83,12 +85,14 @@ class DatasetBase:
     Attributes:
         dataset_dir: Directory under ``cfg.DATASET.ROOT``.
         domains: Names of all domains; empty for data sets without domains.
+        notes: What a reader of the results must know, such as classes with fewer images than shots.
         border: Pixels that are cut off each side of every picture before anything else.
     """
 
     dataset_dir: str = ""
     border: int = 0
     domains: Sequence[str] = []
+    notes: list[str]
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class DatasetBase:
         source = train_x or test
         if not source:
             raise ValueError(f"{type(self).__name__} has neither training nor test images")
+        self.__dict__.setdefault("notes", [])
         self._train_x = train_x
         self._train_u = train_u
         self._val = val
@@ -279,7 +284,11 @@ class DatasetBase:
             result.extend(generator.choices(items, k=num_shots) if repeat else items)
         if short:
             how = "drawn with replacement" if repeat else "all of them are used"
-            print(f"Classes with fewer than {num_shots} images, {how}: {', '.join(short)}")
+            more = f" and {len(short) - _NAMED} more classes" if len(short) > _NAMED else ""
+            text = f"Classes with fewer than {num_shots} images, {how}: {', '.join(short[:_NAMED])}"
+            print(text + more)
+            # Data sets draw before they call our constructor.
+            self.__dict__.setdefault("notes", []).append(text + more)
         return result
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
