@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from yacs.config import CfgNode
 import clip
 import datasets
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
+from dassl.config.merge import shown
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import nearest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"
@@ -123,7 +128,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     if below:
         merge_options(cfg, [item for pair in below.items() for item in pair])
         explicit |= set() if args.backbone else set(below.get("INPUT", {}))
-    options = [option for option in args.opts if option != "--"]
+    options = read_options(args.opts, cfg)
     shots = _given_shots(cfg, options)
     for flag, path in (
         ("--dataset-config-file", args.dataset_config_file),
@@ -131,7 +136,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     ):
         if path:
             explicit |= _input_keys(path, flag)
-            merge_file(cfg, path, shots=shots)
+            merge_file(cfg, path, shots=shots, known_datasets=DATASET_REGISTRY)
     _merge_flags(cfg, args)
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
@@ -139,6 +144,61 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg
+
+
+def read_options(words: Sequence[str], cfg: CfgNode) -> list[str]:
+    """Check the form of the trailing KEY VALUE options, before their keys and values.
+
+    Args:
+        words: What follows the flags; ``--`` may be among them.
+        cfg: Which keys there are.
+
+    Returns:
+        Keys and values in turn.
+
+    Raises:
+        ValueError: A flag stands among them, or a key has no value.
+    """
+    words = [word for word in words if word != "--"]
+    values: dict[str, str] = {}
+    for index in range(0, len(words), 2):
+        key, value = words[index], words[index + 1] if index + 1 < len(words) else None
+        for word in (key, value or ""):
+            if re.match("--?[A-Za-z]", word):
+                raise ValueError(_late_flag(word))
+        name, equals, right = key.partition("=")
+        if equals and is_key(cfg, name):
+            raise ValueError(f"{key!r}: a key and its value are two words: {name} {right}")
+        if value is None or (is_key(cfg, value) and "." in value):
+            follows = f" ({value} follows)" if value else ""
+            raise ValueError(
+                f"{key} has no value{follows}: behind the flags, options are KEY VALUE pairs, "
+                f"got {shown(' '.join(words))}"
+            )
+        if values.get(key, value) != value:
+            # The last counts, as in CoOp, whose scripts append what the user adds.
+            said = f"{key} is given twice: {value!r} counts, not {values[key]!r} before it"
+            print(said, file=sys.stderr)
+        values[key] = value
+    return words
+
+
+def is_key(cfg: CfgNode, name: str) -> bool:
+    """Whether a config has a value or a section of this full name, such as ``OPTIM.LR``."""
+    node: Any = cfg
+    for part in name.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _late_flag(word: str) -> str:
+    flags = list(argument_parser()._option_string_actions)
+    name = word.partition("=")[0]
+    if any(flag.startswith(name) for flag in flags):
+        return f"{word} comes after the KEY VALUE options; flags go first, so put it before them"
+    return f"{word} stands among the KEY VALUE options and is no flag either.{nearest(name, flags)}"
 
 
 def resolve(path: str) -> Path:
@@ -192,6 +252,13 @@ def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         ("DEVICE", args.device),
         ("FEATURE_CACHE.ENABLED", args.feature_cache),
     )
+    for flag in ("source_domains", "target_domains", "transforms"):
+        for word in getattr(args, flag) or ():
+            if is_key(cfg, word):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} takes all words up to the next flag, and so "
+                    f"{word!r} too; put -- before the KEY VALUE options"
+                )
     merge_options(cfg, [item for key, value in flags if value is not None for item in (key, value)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,13 +98,22 @@ def read_json(fpath: str | os.PathLike[str]) -> Any:
         The parsed content.
 
     Raises:
-        ValueError: Not valid JSON; the message names the file.
+        ValueError: Not valid JSON, or a key stands twice in an object; the message names the file.
     """
     with open(fpath, encoding="utf-8") as file:
         try:
-            return json.load(file)
-        except ValueError as error:
+            return json.load(file, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{fpath} is not valid JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; JSON's usual reader would keep the last of two silently."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice!r} stands twice in one object; only one of them could count")
+    return content
 
 
 def write_json(obj: Any, fpath: str | os.PathLike[str]) -> None:
