@@ -13,6 +13,7 @@ import clip
 from clip.backbones import has_vision_transformer
 from clip.prompts import described_prompts, ensemble_prompts, template_prompts
 from clip.text import unit_norm
+from dassl.config.schema import values_of
 from dassl.engine import TrainerX
 from datasets.masking import masked_logits
 from trainers.config import REPOSITORY, resolve
@@ -27,8 +28,9 @@ PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
-    A method sets ``defaults`` (its keys under ``TRAINER.<name>``), returns one module from
-    ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
+    A method sets ``defaults`` (its keys under ``TRAINER.<name>``, each a plain value or an
+    :class:`dassl.config.schema.Option` that says what is allowed and what it means), returns one
+    module from ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -103,7 +105,9 @@ class CLIPTrainer(TrainerX):
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the method's own keys and their defaults to a config."""
-        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode({"PREC": "fp32", **cls.defaults})
+        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode(
+            values_of({"PREC": "fp32", **cls.defaults})
+        )
 
     @property
     def options(self) -> CfgNode:

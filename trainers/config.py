@@ -14,15 +14,43 @@ from yacs.config import CfgNode
 import clip
 import datasets
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
+from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
+from dassl.config.defaults import TOGETHER
 from dassl.config.merge import shown
+from dassl.config.schema import (
+    PATH,
+    TEXT,
+    Option,
+    add_options,
+    check_config,
+    count,
+    expand_paths,
+    number,
+    trainer_options,
+)
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import nearest
+from trainers.options import precision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"
 CLIP_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
+OPTIONS = {
+    "ALPHA": Option(1.5, number(0), "RAda: weight of the mask's regulariser"),  # top level, as
+    "TEMP": Option(1.0, number(above=0), "RAda: temperature of the mask's attention"),  # released
+    "FEATURE_CACHE.ENABLED": Option(False, None, "compute a frozen encoder's features once"),
+    "FEATURE_CACHE.REQUIRED": Option(
+        True, None, "False: a method whose image features change goes without"
+    ),
+    "FEATURE_CACHE.DIR": Option(DEFAULT_DIR, PATH, "folder that they are kept in"),
+    "FEATURE_CACHE.VIEWS": Option(4, count(1, 10_000), "augmentations of each training image"),
+    "FIRST_STAGE.CONFIG": Option("", TEXT, "such as RAdaFFT/fft; how scripts/run.py makes DIR"),
+    "FIRST_STAGE.DIR": Option("", PATH, "directory of the run that a two-stage method starts from"),
+    "FIRST_STAGE.EPOCH": Option(0, count(0), "its epoch, 0 for the last"),
+}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -89,21 +117,29 @@ def default_config() -> CfgNode:
     cfg.MODEL.BACKBONE.NAME = DEFAULT_BACKBONE
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
-    cfg.ALPHA, cfg.TEMP = 1.5, 1.0  # RAda's, at the top level as in its released files
-    # Features of a frozen encoder, kept in DIR; VIEWS augmentations of each training image.
-    # REQUIRED False: a method whose image features change goes without.
-    cfg.FEATURE_CACHE = CfgNode(
-        {"ENABLED": False, "REQUIRED": True, "DIR": DEFAULT_DIR, "VIEWS": 4}
-    )
-    # What a two-stage method starts from: a run's directory, and after which epoch, 0 for the last.
-    # CONFIG, such as RAdaFFT/fft, is how scripts/run.py makes that run; train.py does not.
-    cfg.FIRST_STAGE = CfgNode({"CONFIG": "", "DIR": "", "EPOCH": 0})
+    add_options(cfg, OPTIONS)
     datasets.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
         if extend is not None:
             extend(cfg)
     return cfg
+
+
+def config_options(cfg: CfgNode) -> dict[str, Option]:
+    """What is allowed and what it means, by full key; undeclared keys are not among them.
+
+    Args:
+        cfg: Of :func:`default_config`.
+    """
+    options = {**ENGINE_OPTIONS, **OPTIONS}
+    options |= {f"DATASET.{key}": option for key, option in datasets.folder.OPTIONS.items()}
+    for name in TRAINER_REGISTRY.registered_names():
+        options |= trainer_options(name, TRAINER_REGISTRY.get(name))
+    for section, keys in cfg.TRAINER.items():
+        if isinstance(keys, CfgNode) and "PREC" in keys:
+            options.setdefault(f"TRAINER.{section}.PREC", precision(keys.PREC))
+    return options
 
 
 def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = None) -> CfgNode:
@@ -121,7 +157,8 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
 
     Raises:
         FileNotFoundError: A config file does not exist.
-        ValueError: An unknown key, a value of the wrong type, an unknown backbone.
+        ValueError: An unknown key, a value of the wrong type or one that makes no sense, an unknown
+            backbone.
     """
     cfg = default_config()
     explicit: set[str] = set()
@@ -141,6 +178,9 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     explicit |= {key.removeprefix("INPUT.") for key in options[::2]}
     merge_options(cfg, options)
     _require_names(cfg)
+    options_of = config_options(cfg)
+    expand_paths(cfg, options_of)
+    check_config(cfg, options_of, TOGETHER)
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg

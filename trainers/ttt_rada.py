@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clip import freeze_except
+from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import checkpoint_path
 from dassl.engine.result import read_result
@@ -52,7 +53,11 @@ class RAdaTTT(EpisodicTrainer):
     two moments, gradient), 25 MB at D = 512, and 40 K D bytes or so per selected view.
     """
 
-    defaults = {**EPISODE_DEFAULTS, **MASK_DEFAULTS, "STEPS": 3, "LR": 8e-4, "FROM": ""}
+    defaults = {
+        **with_defaults(EPISODE_DEFAULTS, STEPS=3, LR=8e-4),
+        **MASK_DEFAULTS,
+        "FROM": Option("", PATH, "directory of a trained RAda whose mask is the start"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone, the frozen class weights, and the mask all episodes start from."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from clip.prompts import ensemble_prompts, template_prompts
+from dassl.config.schema import TEXT, Option
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import templates
 from trainers.templates import hand_made
 
 
@@ -14,7 +16,7 @@ from trainers.templates import hand_made
 class ZeroshotCLIP(CLIPTrainer):
     """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``."""
 
-    defaults = {"TEMPLATE": ""}
+    defaults = {"TEMPLATE": Option("", TEXT, "replaces the data set's own template")}
     frozen_image_encoder = True
 
     def build_model(self) -> nn.Module:
@@ -32,7 +34,7 @@ class ZeroshotCLIP2(CLIPTrainer):
     on ImageNet the dataset's hand-made template joins the 7.
     """
 
-    defaults = {"TEMPLATES": 7}
+    defaults = {"TEMPLATES": templates(7)}
     frozen_image_encoder = True
 
     def build_model(self) -> nn.Module:
