@@ -13,6 +13,7 @@ from dassl.engine import build_trainer
 from dassl.engine.distributed import PeerLostError, WorldSizeError, is_main, process_group
 from dassl.utils import set_random_seed, setup_logger
 from trainers.config import argument_parser, build_config
+from trainers.config_help import print_config_help
 from trainers.finetuning_stages import FirstStageError
 from trainers.predict import run_predict
 
@@ -26,9 +27,12 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used;
-            with ``--debug`` the error itself. After ``--predict``, its exit status.
+            with ``--debug`` the error itself. After ``--predict`` and ``--help-config``, their
+            exit status.
     """
     args = argument_parser().parse_args(argv)
+    if args.help_config is not None:
+        sys.exit(print_config_help(args.help_config))
     if args.predict:
         with plainly(USER_ERRORS, args.debug):
             sys.exit(run_predict(args))

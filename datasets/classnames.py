@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dassl.config import user_path
 from dassl.utils import nearest, read_json
 from datasets.sampling import relabel
 from datasets.splits import Splits
@@ -23,7 +24,7 @@ def rename_classes(splits: Splits, file: str) -> Splits:
         ValueError: The number of names differs from that of the classes, or a key is no class.
     """
     present = splits.class_names()
-    names = read_class_names(Path(file).expanduser(), present)
+    names = read_class_names(Path(user_path(file)), present)
     return Splits(
         *([relabel(item, classname=names[item.label]) for item in part] for part in splits)
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dassl.config import user_path
 from dassl.config.schema import PATH, Option, count, values_of
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.base import CLIPDataset
@@ -149,7 +150,8 @@ class Split(CLIPDataset):
 
 def own_options(cfg: Any) -> dict[str, Any]:
     """The keys of ``OPTIONS``; their defaults where a config was not extended."""
-    return {key: cfg.DATASET.get(key, default) for key, default in values_of(OPTIONS).items()}
+    values = {key: cfg.DATASET.get(key, default) for key, default in values_of(OPTIONS).items()}
+    return {key: user_path(v) if OPTIONS[key].rule.path else v for key, v in values.items()}
 
 
 def own_directory(dataset: CLIPDataset, name: str, purpose: str) -> Path:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dassl.config import user_path
 from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 
@@ -171,7 +172,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    target = Path(root).expanduser() / "shapes"
+    target = Path(user_path(root)) / "shapes"
     if _is_current(target):
         return target
     if target.exists() and not (target / "version.txt").is_file():

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag
 from dassl.data.feature_cache import (
     DEFAULT_DIR,
     FeatureCacheError,
@@ -108,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, what in (("list", "show the entries"), ("clear", "remove them")):
         command = commands.add_parser(name, help=what)
         command.add_argument(
-            "--dir", type=Path, default=Path(DEFAULT_DIR), help="FEATURE_CACHE.DIR of the runs"
+            "--dir", type=file_flag, default=Path(DEFAULT_DIR), help="FEATURE_CACHE.DIR of the runs"
         )
         if name == "list":
             command.add_argument("--json", action="store_true", help="with all they were made from")
@@ -120,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when nothing could be done."""
     args = build_parser().parse_args(argv)
-    directory = args.dir.expanduser()
+    directory = args.dir
     try:
         if not directory.is_dir():
             raise FileNotFoundError(

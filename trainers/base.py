@@ -18,11 +18,9 @@ from dassl.engine import TrainerX
 from datasets.masking import masked_logits
 from trainers.config import REPOSITORY, resolve
 from trainers.features import check_features, use_features
-from trainers.heads import CosineHead, HeadOutput, choose, cosine_logits
-from trainers.sanity import CHOICES, sanity_check
+from trainers.heads import CosineHead, HeadOutput, cosine_logits
+from trainers.sanity import sanity_check
 from trainers.templates import hand_made
-
-PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 
 
 class CLIPTrainer(TrainerX):
@@ -76,7 +74,6 @@ class CLIPTrainer(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
-        choose("TEST.ZERO_SHOT_CHECK", cfg.TEST.ZERO_SHOT_CHECK, CHOICES)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_transformers and has_vision_transformer(name) is False:
             raise ValueError(
@@ -185,9 +182,9 @@ def _prompt_source(dataset: CfgNode) -> str:
     """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
 
     Raises:
-        ValueError: It is none of the four, or ``json`` without a file.
+        ValueError: It is ``json`` without a file.
     """
-    source = choose("DATASET.PROMPT_SOURCE", dataset.PROMPT_SOURCE, PROMPT_SOURCES)
+    source = dataset.PROMPT_SOURCE
     if source == "json" and not dataset.PROMPT_PATH:
         raise ValueError(
             "DATASET.PROMPT_SOURCE is 'json', but DATASET.PROMPT_PATH is empty; it must name a "

@@ -13,10 +13,11 @@ from yacs.config import CfgNode
 
 import clip
 import datasets
-from dassl.config import get_cfg_default, merge_file, merge_options, read_layers
+from dassl.config import get_cfg_default, merge_file, merge_options, read_layers, user_path
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
 from dassl.config.defaults import TOGETHER
 from dassl.config.merge import shown
+from dassl.config.paths import path_flag
 from dassl.config.schema import (
     PATH,
     TEXT,
@@ -56,10 +57,14 @@ OPTIONS = {
 def argument_parser() -> argparse.ArgumentParser:
     """CoOp's flags; every default is None, so that only flags that were given count."""
     parser = argparse.ArgumentParser(description="Adapt a vision-language model, or evaluate it.")
-    parser.add_argument("--root", help="folder of all datasets")
-    parser.add_argument("--output-dir", help="folder of this run's logs, weights and result")
+    parser.add_argument("--root", type=path_flag, help="folder of all datasets")
     parser.add_argument(
-        "--resume", help="folder of another run to resume from (by default this one's own)"
+        "--output-dir", type=path_flag, help="folder of this run's logs, weights and result"
+    )
+    parser.add_argument(
+        "--resume",
+        type=path_flag,
+        help="folder of another run to resume from (by default this one's own)",
     )
     parser.add_argument("--seed", type=int, help="0 is a seed; -1 draws one and records it")
     parser.add_argument(
@@ -70,19 +75,27 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--transforms", nargs="+", help="training augmentation, by name")
     parser.add_argument(
-        "--config-file", help="YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml"
+        "--config-file",
+        type=path_flag,
+        help="YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml",
     )
     parser.add_argument(
-        "--dataset-config-file", help="YAML of the dataset, e.g. configs/datasets/dtd.yaml"
+        "--dataset-config-file",
+        type=path_flag,
+        help="YAML of the dataset, e.g. configs/datasets/dtd.yaml",
     )
     parser.add_argument("--trainer", help="name of the method, e.g. LightRA")
     parser.add_argument(
-        "--backbone", help="e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file"
+        "--backbone",
+        type=path_flag,
+        help="e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file",
     )
     parser.add_argument("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--eval-only", action="store_true", help="test the weights in --model-dir")
-    parser.add_argument("--model-dir", default="", help="folder of a finished run, for --eval-only")
+    parser.add_argument(
+        "--model-dir", type=path_flag, default="", help="folder of a finished run, for --eval-only"
+    )
     parser.add_argument(
         "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
     )
@@ -96,16 +109,26 @@ def argument_parser() -> argparse.ArgumentParser:
     predict = parser.add_argument_group("predict", "classify pictures instead; trains nothing")
     predict.add_argument(
         "--predict",
+        type=path_flag,
         nargs="+",
         metavar="IMAGES",
         help="files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE "
         "pairs need -- or another flag before them",
     )
     predict.add_argument(
-        "--classnames", help="file of class names, one a line or a JSON list; else the run's own"
+        "--classnames",
+        type=path_flag,
+        help="file of class names, one a line or a JSON list; else the run's own",
     )
     predict.add_argument("--top-k", type=int, default=5, help="classes per picture (5)")
-    predict.add_argument("--predict-output", help="file to write, .csv or .json")
+    predict.add_argument("--predict-output", type=path_flag, help="file to write, .csv or .json")
+    parser.add_argument(
+        "--help-config",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help="print the config keys, with what they mean and may be: all, or those of a section",
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
@@ -179,7 +202,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     merge_options(cfg, options)
     _require_names(cfg)
     options_of = config_options(cfg)
-    expand_paths(cfg, options_of)
+    cfg = expand_paths(cfg, options_of)
     check_config(cfg, options_of, TOGETHER)
     _fill_input(cfg, explicit)
     cfg.freeze()
@@ -243,7 +266,7 @@ def _late_flag(word: str) -> str:
 
 def resolve(path: str) -> Path:
     """A file named in a config: as given, else relative to the repository."""
-    given = Path(path).expanduser()
+    given = Path(user_path(path))
     return given if given.exists() or given.is_absolute() else REPOSITORY / given
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from dassl.config import to_plain
+from dassl.config import to_plain, user_path
 from dassl.data.feature_cache import FeatureCache, FeatureWriter
 from dassl.data.wrapper import ImageLoader
 from dassl.utils.tools import package_versions
@@ -320,7 +320,7 @@ def hash_files(paths: Sequence[str], root: str) -> str:
         paths: In their order; a file that is not there counts as such.
         root: DATASET.ROOT.
     """
-    base = os.path.abspath(os.path.expanduser(root))
+    base = os.path.abspath(user_path(root))
     digest = hashlib.sha256()
     for path in paths:
         try:

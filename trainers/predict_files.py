@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from dassl.config import user_path
 from dassl.utils.files import atomic_write
 from datasets.readers import IMAGE_SUFFIXES
 
@@ -47,7 +48,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        given = os.path.expanduser(pattern)
+        given = user_path(pattern)
         named = os.path.isfile(given)
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
         images = [path for match in matches for path in _images_of(match, named)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clip import freeze_except
+from dassl.config import user_path
 from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import checkpoint_path
@@ -182,7 +183,7 @@ def load_mask(
         FileNotFoundError: The directory or its checkpoint is missing.
         ValueError: It is of another method, backbone or form of the mask.
     """
-    root = Path(directory).expanduser()
+    root = Path(user_path(directory))
     if not root.is_dir():
         raise FileNotFoundError(
             f"{key}: no directory {root}; it must be the run directory of a trained RAda, or empty"

@@ -14,6 +14,7 @@ from dassl.config.schema import (
     PATH,
     TEXT,
     Option,
+    Rule,
     add_options,
     count,
     each,
@@ -35,22 +36,27 @@ _SAMPLER = one_of(
 )
 _DEVICE = matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
 _MODEL = "a model's name, such as ViT-B/16, or the path of a checkpoint"
+_ODD = Rule("an odd number 1 to 999", lambda value: value in range(1, 1000, 2))
 _RATIO = "three shares (train, val, test) that sum to 1, of which only val may be 0"
 
 OPTIONS: dict[str, Option] = {
-    "VERSION": Option(1, None, "of the configuration's form"),
+    "VERSION": Option(1, one_of(1), "of the configuration's form"),
     "OUTPUT_DIR": Option("./output", PATH, "weights, logs and results of the run"),
     "RESUME": Option("", PATH, "directory to resume from, other than OUTPUT_DIR"),
-    "SEED": Option(-1, count(-1, 2**32 - 1), "-1 draws one and records it; 0 is one like others"),
+    "SEED": Option(-1, count(-1, 2**32 - 1), "-1 draws one and records it"),
     "USE_CUDA": Option(True, None, "take a GPU if there is one"),
-    "DEVICE": Option("auto", _DEVICE, "where it runs; ours"),
+    "DEVICE": Option("auto", _DEVICE, "what it runs on; ours"),
     "VERBOSE": Option(True, None, "print transforms, data set summary and the like"),
     "INPUT.SIZE": Option((224, 224), each(count(1, 4096), 2), "height, width in pixels"),
     "INPUT.INTERPOLATION": Option(
-        "bilinear", names_of("dassl.data.transforms:INTERPOLATION_MODES"), "of resized pictures"
+        "bilinear",
+        names_of("dassl.data.transforms:INTERPOLATION_MODES"),
+        "how pictures are resized",
     ),
     "INPUT.TRANSFORMS": Option(
-        (), each(names_of("dassl.data.transforms.transforms:AVAILABLE_TRANSFORMS")), "augmentation"
+        (),
+        each(names_of("dassl.data.transforms.transforms:AVAILABLE_TRANSFORMS")),
+        "what is done to training images",
     ),
     "INPUT.NO_TRANSFORM": Option(False, None, "give PIL images to the trainer"),
     "INPUT.PIXEL_MEAN": Option([0.485, 0.456, 0.406], each(_SHARE, 1, 3), "of each channel, 0-1"),
@@ -75,7 +81,7 @@ OPTIONS: dict[str, Option] = {
     "INPUT.COLORJITTER_H": Option(0.1, number(0, 0.5), "its hue"),
     "INPUT.RGS_P": Option(0.2, _SHARE, "probability of randomgrayscale"),
     "INPUT.GB_P": Option(0.5, _SHARE, "probability of gaussian_blur"),
-    "INPUT.GB_K": Option(21, one_of(*range(1, 100, 2)), "its kernel's size, an odd number"),
+    "INPUT.GB_K": Option(21, _ODD, "its kernel's size in pixels"),
     "INPUT.ON_BAD_IMAGE": Option(
         "error", one_of("error", "skip"), "of a picture that cannot be read; skip counts; ours"
     ),
@@ -221,14 +227,14 @@ def _crop_scale(cfg: CN) -> str:
     scale = cfg.INPUT.RRCROP_SCALE
     if scale[0] <= scale[1]:
         return ""
-    return f"INPUT.RRCROP_SCALE is {scale!r}; allowed: the least share first, then the largest"
+    return f"INPUT.RRCROP_SCALE must be the least share, then the largest, got {scale!r}"
 
 
 def _split_ratio(cfg: CN) -> str:
     ratio = cfg.DATASET.SPLIT_RATIO
     if abs(sum(ratio) - 1) < 1e-6 and ratio[0] > 0 and ratio[2] > 0:
         return ""
-    return f"DATASET.SPLIT_RATIO is {tuple(ratio)!r}; allowed: {_RATIO}, such as (0.5, 0.2, 0.3)"
+    return f"DATASET.SPLIT_RATIO must be {_RATIO}, such as (0.5, 0.2, 0.3), got {tuple(ratio)!r}"
 
 
 def _warm_up(cfg: CN) -> str:
@@ -236,8 +242,8 @@ def _warm_up(cfg: CN) -> str:
     if optim.LR_SCHEDULER == "cosine_step" or optim.WARMUP_EPOCH <= max(1, optim.MAX_EPOCH):
         return ""
     return (
-        f"OPTIM.WARMUP_EPOCH is {optim.WARMUP_EPOCH}, more than OPTIM.MAX_EPOCH "
-        f"({optim.MAX_EPOCH}); allowed: fewer epochs, so that the learning rate gets to OPTIM.LR"
+        f"OPTIM.WARMUP_EPOCH must be at most OPTIM.MAX_EPOCH ({optim.MAX_EPOCH}), so that the "
+        f"learning rate gets to OPTIM.LR, got {optim.WARMUP_EPOCH}"
     )
 
 
@@ -251,7 +257,7 @@ def _milestones(cfg: CN) -> str:
     if not wrong.get(schedule, False):
         return ""
     words = {"single_step": "one number of epochs", "multi_step": "epochs above 0 that increase"}
-    return f"OPTIM.STEPSIZE is {steps!r}; allowed for {schedule}: {words[schedule]}"
+    return f"OPTIM.STEPSIZE must be {words[schedule]} for {schedule}, got {steps!r}"
 
 
 def _nesterov(cfg: CN) -> str:
@@ -260,8 +266,8 @@ def _nesterov(cfg: CN) -> str:
     if optim.NAME != "sgd" or not optim.SGD_NESTEROV or fits:
         return ""
     return (
-        f"OPTIM.SGD_NESTEROV is True with OPTIM.MOMENTUM {optim.MOMENTUM} and OPTIM.SGD_DAMPNING "
-        f"{optim.SGD_DAMPNING}; allowed: a momentum above 0 and no dampening"
+        "OPTIM.SGD_NESTEROV must be False unless OPTIM.MOMENTUM is above 0 and OPTIM.SGD_DAMPNING "
+        f"0, got {optim.MOMENTUM} and {optim.SGD_DAMPNING}"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from pathlib import Path
 
-__all__ = ["user_path"]
+__all__ = ["file_flag", "path_flag", "user_path"]
 
 
 def user_path(text: str | os.PathLike[str]) -> str:
@@ -29,3 +31,26 @@ def user_path(text: str | os.PathLike[str]) -> str:
             f"directory, and what is really called {user!r} is written ./{user}"
         )
     return path
+
+
+def path_flag(text: str) -> str:
+    """Read the path of a command-line flag, as argparse's ``type``.
+
+    Args:
+        text: What was given.
+
+    Returns:
+        The path, see :func:`user_path`.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such user.
+    """
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def file_flag(text: str) -> Path:
+    """The same as :func:`path_flag`, as a ``Path``."""
+    return Path(path_flag(text))

@@ -29,15 +29,17 @@ class Rule:
     """What a value has to be.
 
     Attributes:
-        words: The same in words, behind "allowed:".
+        words: The same in words, behind "must be".
         holds: Tells whether a value is that.
         names: The names that are allowed, if it is one of some.
+        registered: Whether other people's code may add such names.
         path: Whether it is a path, whose ``~`` is replaced.
     """
 
     words: str
     holds: Callable[[Any], bool]
     names: Callable[[], Iterable[Any]] | None = None
+    registered: bool = False
     path: bool = False
 
 
@@ -121,7 +123,7 @@ def names_of(place: str | Callable[[], Iterable[Any]]) -> Rule:
     def holds(value: Any) -> bool:
         return any(type(value) is type(name) and value == name for name in names())
 
-    return Rule("one of", holds, names)
+    return Rule("one of", holds, names, registered=not callable(place))
 
 
 def matching(pattern: str, words: str) -> Rule:
@@ -143,7 +145,7 @@ def each(rule: Rule, *counts: int) -> Rule:
         return (not counts or len(values) in counts) and all(map(rule.holds, values))
 
     many = f"{' or '.join(map(str, counts))} values, each " if counts else "values, each "
-    return Rule(many + rule.words, holds, rule.names)
+    return replace(rule, words=many + rule.words, holds=holds)
 
 
 FINITE = number()
@@ -214,19 +216,33 @@ def trainer_options(name: str, trainer: Any) -> dict[str, Option]:
     }
 
 
-def expand_paths(cfg: CfgNode, options: Mapping[str, Option]) -> None:
-    """Replace ``~`` in every path of a configuration, in place.
+def expand_paths(cfg: CfgNode, options: Mapping[str, Option]) -> CfgNode:
+    """Replace ``~`` in every path of a configuration.
+
+    Returns:
+        A copy, or the same one if there is nothing to replace.
 
     Raises:
         ValueError: One starts with ``~``, but there is no such user; the message names the key.
     """
+    changed: dict[str, Any] = {}
     for key, option in options.items():
         node, last = _find(cfg, key)
-        if option.rule.path and node is not None and isinstance(node[last], str):
+        if option.rule.path and node is not None and str(node[last]).startswith("~"):
             try:
-                node[last] = user_path(node[last])
+                changed[key] = user_path(node[last])
             except ValueError as error:
                 raise ValueError(f"{key} is {error}") from None
+    if not changed:
+        return cfg
+    copy = cfg.clone()
+    copy.defrost()
+    for key, path in changed.items():
+        node, last = _find(copy, key)
+        node[last] = path
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy
 
 
 def check_config(
@@ -234,7 +250,7 @@ def check_config(
     options: Mapping[str, Option],
     together: Sequence[Callable[[CfgNode], str]] = (),
     *,
-    names: bool = True,
+    registered: bool = True,
 ) -> None:
     """Refuse a configuration with values that make no sense.
 
@@ -242,18 +258,18 @@ def check_config(
         cfg: Configuration. Keys that it does not have are not missed.
         options: By full key.
         together: Rules about several keys: what is wrong, or nothing.
-        names: Check names too, which otherwise is left to those who look them up.
+        registered: Check registered names too, or leave that to those who look them up.
 
     Raises:
         ValueError: One line for each such value.
     """
-    found = problems(cfg, options, names=names)
+    found = problems(cfg, options, registered=registered)
     found = found or [text for text in (rule(cfg) for rule in together) if text]
     if found:
         raise ValueError("\n".join(found))
 
 
-def problems(cfg: CfgNode, options: Mapping[str, Option], *, names: bool = True) -> list[str]:
+def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = True) -> list[str]:
     """What is wrong with single values, a line each; see :func:`check_config`."""
     from dassl.config.merge import shown
 
@@ -261,14 +277,14 @@ def problems(cfg: CfgNode, options: Mapping[str, Option], *, names: bool = True)
     for key, option in options.items():
         node, last = _find(cfg, key)
         rule = option.rule
-        if node is None or (rule.names is not None and not names):
+        if node is None or (rule.registered and not registered):
             continue
         value = node[last]
         if value == option.default or rule.holds(value):
             continue
         meaning = f" ({option.meaning})" if option.meaning else ""
-        line = f"{key} is {shown(value)}; allowed: {allowed_words(rule)}{meaning}"
-        found.append(line + _nearest(value, rule))
+        line = f"{key} must be {allowed_words(rule)}, got {shown(value)}{meaning}"
+        found.append(f"{line}.{_nearest(value, rule)}")
     return found
 
 
@@ -286,6 +302,7 @@ def _nearest(value: Any, rule: Rule) -> str:
         return ""
     from dassl.utils.registry import nearest  # it brings PyTorch
 
-    known = [str(name) for name in rule.names()]
+    known = [name for name in rule.names() if isinstance(name, str)]
     values = value if isinstance(value, list | tuple) else [value]
-    return next((nearest(str(v), known) for v in values if str(v) not in known), "")
+    odd = [str(one) for one in values if one not in known]
+    return nearest(odd[0], known) if odd and known else ""
