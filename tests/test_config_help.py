@@ -20,7 +20,8 @@ def printed(capsys, *words: str) -> str:
 
 def test_one_key(capsys):
     assert printed(capsys, "OPTIM.LR") == (
-        "OPTIM.LR 0.0003\n    learning rate before its schedule; allowed: a finite number above 0\n"
+        "OPTIM.LR 0.0003\n"
+        "    learning rate before its schedule; allowed: a finite number above 0, at most 10000\n"
     )
 
 

@@ -147,7 +147,7 @@ OPTIONS: dict[str, Option] = {
     "OPTIM.NAME": Option(
         "adam", names_of("dassl.optim.optimizer:AVAILABLE_OPTIMIZERS"), "optimiser"
     ),
-    "OPTIM.LR": Option(0.0003, number(above=0), "learning rate before its schedule"),
+    "OPTIM.LR": Option(0.0003, number(above=0, most=10_000), "learning rate before its schedule"),
     "OPTIM.WEIGHT_DECAY": Option(5e-4, number(0), "weight decay"),
     "OPTIM.MOMENTUM": Option(0.9, number(0, below=1), "of sgd and rmsprop"),
     "OPTIM.SGD_DAMPNING": Option(0, number(0, 1), "of sgd's momentum; Dassl's spelling"),
@@ -170,8 +170,10 @@ OPTIONS: dict[str, Option] = {
     "OPTIM.MAX_EPOCH": Option(10, count(0, 1_000_000), "epochs"),
     "OPTIM.WARMUP_EPOCH": Option(-1, count(-1, 1_000_000), "-1 or 0: no warm-up"),
     "OPTIM.WARMUP_TYPE": Option("linear", one_of("linear", "constant"), "of WARMUP_EPOCH"),
-    "OPTIM.WARMUP_CONS_LR": Option(1e-5, number(above=0), "learning rate of constant warm-up"),
-    "OPTIM.WARMUP_MIN_LR": Option(1e-5, number(0), "of the first epoch of linear warm-up"),
+    "OPTIM.WARMUP_CONS_LR": Option(
+        1e-5, number(above=0, most=10_000), "learning rate of constant warm-up"
+    ),
+    "OPTIM.WARMUP_MIN_LR": Option(1e-5, number(0, 10_000), "of the first epoch of linear warm-up"),
     "OPTIM.WARMUP_RECOUNT": Option(True, None, "the schedule begins after the warm-up"),
     "OPTIM.WARMUP_STEP": Option(
         0, count(0, 10_000_000), "linear warm-up steps of cosine_step; ours"
