@@ -14,6 +14,7 @@ from dassl.errors import plain_errors
 from dassl.utils import set_random_seed, setup_logger
 from dassl.utils.logger import escape_unprintable
 from trainers.config import argument_parser, build_config
+from trainers.config_help import print_config_help
 from trainers.flags import check_effect, check_flags
 from trainers.predict import run_predict
 
@@ -23,12 +24,14 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used, or
-            the machine lacks something; with ``--debug`` the error itself. After ``--predict``, its
-            exit status.
+            the machine lacks something; with ``--debug`` the error itself. After ``--predict`` and
+            ``--help-config``, their exit status.
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)
     with plain_errors(args.debug, also=(PeerLostError,)):
+        if args.help_config is not None:
+            sys.exit(print_config_help(args.help_config))
         check_flags(args)
         if args.predict:
             sys.exit(run_predict(args))

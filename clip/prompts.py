@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
@@ -147,8 +149,8 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
             '{"class name": ["sentence", ...]}'
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     good = isinstance(content, dict) and all(
         isinstance(v, list) and all(isinstance(s, str) for s in v) for v in content.values()
@@ -156,6 +158,19 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
     if not good:
         raise ValueError(f'{path} must have the form {{"class name": ["sentence", ...]}}')
     return content
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its pairs, for ``json.loads``, which would keep the last of two.
+
+    Raises:
+        ValueError: A key stands there twice.
+    """
+    names = [name for name, _ in pairs]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{name!r} stands there {count} times; only one could count")
+    return dict(pairs)
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:

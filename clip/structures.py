@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip.prompts import match_key, readable
+from clip.prompts import match_key, readable, unique_keys
 
 Pair = tuple[str, str]
 _KEYS = {
@@ -69,8 +69,8 @@ def read_structures(path: str | Path) -> dict[str, list[Structure]]:
     if not path.is_file():
         raise FileNotFoundError(f"No structures of class descriptions at {path.resolve()}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     good = isinstance(content, dict) and all(
         isinstance(v, list) and all(isinstance(s, dict) for s in v) for v in content.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dassl.config.schema import values_of
 from datasets import folder, table
 
 __all__ = ["extend_cfg", "folder", "table"]
@@ -15,6 +16,6 @@ def extend_cfg(cfg: Any) -> None:
     Args:
         cfg: Config, not frozen.
     """
-    for key, default in folder.OPTIONS.items():
+    for key, default in values_of(folder.OPTIONS).items():
         if key not in cfg.DATASET:
             cfg.DATASET[key] = default

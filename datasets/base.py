@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dassl.config import user_path
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import write_json
 from datasets.classnames import rename_classes, unreadable_names
@@ -177,7 +178,7 @@ class CLIPDataset(DatasetBase):
         """
         if not output_dir:
             return
-        directory = Path(output_dir).expanduser().resolve()
+        directory = Path(user_path(output_dir)).resolve()
         if directory.is_relative_to(Path(self.dataset_dir).resolve()):
             print(f"The few-shot draw is not recorded: OUTPUT_DIR is inside {self.dataset_dir}")
             return
@@ -300,7 +301,7 @@ def check_config(cfg: Any) -> None:
 
 def data_root(cfg: Any) -> Path:
     """Absolute path of ``--root``; the working directory if that is empty."""
-    return Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
+    return Path(os.path.abspath(user_path(cfg.DATASET.ROOT)))
 
 
 def require_directory(image_dir: Path, row: DatasetRow, root: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dassl.config import user_path
 from dassl.utils import nearest
 from datasets.name_lists import WNID, by_wnid, in_label_order, read_name_list
 from datasets.sampling import relabel
@@ -29,7 +30,7 @@ def rename_classes(splits: Splits, file: str) -> Splits:
         ValueError: The number of names differs from that of the classes, or a key is no class.
     """
     present = splits.class_names()
-    names = read_class_names(Path(file).expanduser(), present)
+    names = read_class_names(Path(user_path(file)), present)
     return Splits(
         *([relabel(item, classname=names[item.label]) for item in part] for part in splits)
     )

@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dassl.config import user_path
+from dassl.config.schema import PATH, Option, count, values_of
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils.files import is_text
 from datasets.base import CLIPDataset
@@ -26,11 +28,13 @@ from datasets.splits import PARTS, Splits, check_pictures, read_split_file, requ
 LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
 
 # Keys of the DATASET section that only these two read.
-OPTIONS: dict[str, Any] = {
-    "DIR": "",  # directory below --root
-    "SPLIT_SEED": 1,  # Folder: of a split made here; the same in all runs, unlike SEED
-    "SPLIT_FILE": "",  # Split: the split file, in CoOp's format
-    "IMAGES": "",  # Split: directory in DIR where the split file's paths start
+OPTIONS: dict[str, Option] = {
+    "DIR": Option("", PATH, "directory below --root"),
+    "SPLIT_SEED": Option(
+        1, count(0, 2**32 - 1), "Folder: of a split made here; the same in all runs, unlike SEED"
+    ),
+    "SPLIT_FILE": Option("", PATH, "Split: the split file, in CoOp's format"),
+    "IMAGES": Option("", PATH, "Split: directory in DIR where the split file's paths start"),
 }
 
 Classes = dict[str, list[str]]
@@ -166,7 +170,8 @@ class Split(CLIPDataset):
 
 def own_options(cfg: Any) -> dict[str, Any]:
     """The keys of ``OPTIONS``; their defaults where a config was not extended."""
-    return {key: cfg.DATASET.get(key, default) for key, default in OPTIONS.items()}
+    values = {key: cfg.DATASET.get(key, default) for key, default in values_of(OPTIONS).items()}
+    return {key: user_path(v) if OPTIONS[key].rule.path else v for key, v in values.items()}
 
 
 def own_directory(dataset: CLIPDataset, name: str, purpose: str) -> Path:

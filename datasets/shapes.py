@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dassl.config import user_path
 from dassl.locks import LockedError, Owner, acquire, is_old
 from dassl.utils.files import atomic_write
 from datasets.shapes_captions import class_name
@@ -177,7 +178,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    target = Path(root).expanduser() / "shapes"
+    target = Path(user_path(root)) / "shapes"
     _remove_leftovers(target.parent)
     if _is_current(target):
         mend(target)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from dassl.utils.logger import escape_unprintable
 from datasets import downloads
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     checks.add_argument(
         "--dataset-config-file",
         nargs="+",
-        type=Path,
+        type=file_flag,
         default=[],
         metavar="FILE",
         help="YAML of data of your own that lies elsewhere",
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     lists = commands.add_parser("list", help="all datasets and where they come from")
     for command in (checks, fetches):
         command.add_argument("--protocol", help=" | ".join(PROTOCOLS))
-        command.add_argument("--root", type=Path, help="data directory; default: data")
+        command.add_argument("--root", type=file_flag, help="data directory; default: data")
     for command in (checks, lists):
         command.add_argument("--json", action="store_true", help="for programs")
     return parser
@@ -139,7 +140,7 @@ def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target
 
 def data_root(args: argparse.Namespace) -> Path:
     """The data directory, absolute."""
-    return (args.root or REPO / "data").expanduser().absolute()
+    return (args.root or REPO / "data").absolute()
 
 
 def satisfied(findings: Sequence[Finding], required: set[str]) -> bool:

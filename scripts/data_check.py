@@ -128,13 +128,13 @@ def _merged(file: Path) -> CfgNode:
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     try:
-        merge_file(cfg, file)
+        merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
         # It may have keys of a method, whose modules take seconds to load and are rarely needed.
         from trainers.config import default_config
 
         cfg = default_config()
-        merge_file(cfg, file)
+        merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     return cfg
 
 

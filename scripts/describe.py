@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import datasets
 from clip.prompts import fill, load_descriptions, match_key
 from dassl.config import get_cfg_default, merge_file
+from dassl.config.paths import file_flag, path_flag
 from dassl.data.datasets import build_dataset
 from dassl.errors import plain_main
 from dassl.utils import nearest
@@ -202,9 +203,11 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to describe")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="stem or path of its config file, or its name")
-    source.add_argument("--classnames", type=Path, help="file with names: lines, or JSON")
-    what.add_argument("--root", default="data", help="folder of all datasets, for --dataset")
-    what.add_argument("--output", type=Path, help="by default prompts/<Dataset>.json")
+    source.add_argument("--classnames", type=file_flag, help="file with names: lines, or JSON")
+    what.add_argument(
+        "--root", type=path_flag, default="data", help="folder of all datasets, for --dataset"
+    )
+    what.add_argument("--output", type=file_flag, help="by default prompts/<Dataset>.json")
     what.add_argument("--template", help="what the sentences follow; by default the dataset's own")
     what.add_argument("--about", default="", help='what the pictures are: "satellite images"')
     what.add_argument("--sentences", type=_positive, default=5, help="per class, %(default)s")
@@ -217,7 +220,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="environment variable that holds the key, %(default)s; none is sent if it is not set",
     )
-    model.add_argument("--local", metavar="MODEL", help="directory or hub id, for transformers")
+    model.add_argument(
+        "--local", type=path_flag, metavar="MODEL", help="directory or hub id, for transformers"
+    )
     model.add_argument("--device", default="auto", help="for --local: auto, cpu, cuda, cuda:N, mps")
     model.add_argument("--seed", type=int, default=1, help="for --local, %(default)s")
     model.add_argument("--temperature", type=float, help="of sampling")

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag
 from dassl.data.feature_cache import (
     DEFAULT_DIR,
     FeatureEntry,
@@ -109,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, what in (("list", "show the entries"), ("clear", "remove them")):
         command = commands.add_parser(name, help=what)
         command.add_argument(
-            "--dir", type=Path, default=Path(DEFAULT_DIR), help="FEATURE_CACHE.DIR of the runs"
+            "--dir", type=file_flag, default=Path(DEFAULT_DIR), help="FEATURE_CACHE.DIR of the runs"
         )
         if name == "list":
             command.add_argument("--json", action="store_true", help="with all they were made from")
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when nothing could be done."""
     escape_unprintable()
     args = build_parser().parse_args(argv)
-    directory = args.dir.expanduser()
+    directory = args.dir
     if not directory.is_dir():
         raise FileNotFoundError(
             f"--dir: no folder {directory}; it is FEATURE_CACHE.DIR of the runs"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from clip.backbones import OPENAI_INPUT
 from clip.checkpoints import BUNDLED, save_bundled
 from clip.text import encode_tokens
+from dassl.config.paths import file_flag
 from dassl.errors import plain_errors
 from datasets.shapes_captions import caption
 from datasets.shapes_render import COLOURS, FORMS, IMAGE_SIZE, TEXTURES, Objects, Style, render
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=BUNDLED)
+    parser.add_argument("--output", type=file_flag, default=BUNDLED)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     model = build_model()

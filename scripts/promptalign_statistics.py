@@ -26,6 +26,7 @@ sys.path.insert(0, str(REPOSITORY))
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401 - registers the datasets
+from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main
 from trainers.config import argument_parser, build_config
@@ -105,14 +106,18 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model-dir", required=True, help="folder of a finished run of MaPLe")
+    add("--model-dir", type=path_flag, required=True, help="folder of a finished run of MaPLe")
     add("--load-epoch", type=int, help="epoch of the weights; the last by default")
-    add("--config-file", help="YAML of MaPLe; by default what the run recorded")
-    add("--dataset-config-file", help="YAML of a dataset; by default the run's")
-    add("--root", help="folder of all datasets; by default where the run found it")
+    add("--config-file", type=path_flag, help="YAML of MaPLe; by default what the run recorded")
+    add("--dataset-config-file", type=path_flag, help="YAML of a dataset; by default the run's")
+    add("--root", type=path_flag, help="folder of all datasets; by default where the run found it")
     add("--backbone", help="by default the run's")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--output", help=f"file to write; by default {FILE_NAME} in the run's folder")
+    add(
+        "--output",
+        type=path_flag,
+        help=f"file to write; by default {FILE_NAME} in the run's folder",
+    )
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
 

@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts.figures import check_plot_path, save_figure
 from scripts.protocols import (
@@ -148,14 +149,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--protocol", required=True, help=" | ".join(PROTOCOLS))
-    add("--output", type=Path, default=REPO / "output", help="default: output in the repository")
+    add(
+        "--output",
+        type=file_flag,
+        default=REPO / "output",
+        help="default: output in the repository",
+    )
     for flag in ("--trainer", "--datasets", "--cfg"):
         add(flag, nargs="+", default=[], metavar="NAME", help="default: all there are")
     for flag in ("--shots", "--seeds"):
         add(flag, nargs="+", default=[], metavar="N", help="default: all there are")
     add("--format", metavar="F", help=f"{' | '.join(FORMATS)}; default: by --save, else text")
-    add("--save", type=Path, metavar="FILE", help="write the tables there too")
-    add("--plot", type=Path, metavar="FILE.png", help="draw them there (.png, .pdf, .svg)")
+    add("--save", type=file_flag, metavar="FILE", help="write the tables there too")
+    add("--plot", type=file_flag, metavar="FILE.png", help="draw them there (.png, .pdf, .svg)")
     return parser
 
 

@@ -33,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts import protocols, report
 from scripts.jobs import Job, Planner, Settings, check_options
@@ -73,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--targets", help=f"{_CROSSING}: datasets to evaluate on; default: by source", **several)
     add("--shots", nargs="+", metavar="K", help="images per class, or all; default: by protocol")
     add("--seeds", nargs="+", default=["1 2 3"], metavar="N", help="default: 1 2 3")
-    add("--root", type=Path, help="data directory; default: data in the repository")
-    add("--output", type=Path, help="default: output in the repository")
+    add("--root", type=file_flag, help="data directory; default: data in the repository")
+    add("--output", type=file_flag, help="default: output in the repository")
     add(
         "--devices",
         "--gpus",

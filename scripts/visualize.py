@@ -22,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dassl.config.paths import file_flag, path_flag
 from dassl.data.datasets import Datum
 from dassl.data.wrapper import read_image
 from dassl.errors import plain_main
@@ -182,9 +183,14 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model-dir", type=Path, required=True, help="output directory of a finished run")
-    add("--root", default="", help="folder of all datasets; default: where the run found it")
-    add("--output", type=Path, metavar="DIR", help="default: figures in the run's directory")
+    add("--model-dir", type=file_flag, required=True, help="output directory of a finished run")
+    add(
+        "--root",
+        type=path_flag,
+        default="",
+        help="folder of all datasets; default: where the run found it",
+    )
+    add("--output", type=file_flag, metavar="DIR", help="default: figures in the run's directory")
     add("--split", choices=("train", "val", "test"), default="test")
     add(
         "--images",

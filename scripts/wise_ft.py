@@ -27,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config import merge_file
+from dassl.config.paths import file_flag, path_flag
 from dassl.engine import build_trainer, drop_caches, trainable_state
 from dassl.engine.result import RESULT_NAME
 from dassl.errors import plain_main
@@ -52,12 +53,22 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model-dir", type=Path, required=True, help="directory of the run at alpha 1")
-    add("--start", type=Path, metavar="DIR", help="run at alpha 0; default: the pre-trained model")
+    add("--model-dir", type=file_flag, required=True, help="directory of the run at alpha 1")
+    add(
+        "--start",
+        type=file_flag,
+        metavar="DIR",
+        help="run at alpha 0; default: the pre-trained model",
+    )
     add("--targets", nargs="+", default=[], metavar="NAME", help="default: the set's shifts")
     add("--alphas", nargs="+", type=float, default=ALPHAS, metavar="A", help="default: 0 0.1 .. 1")
-    add("--output", type=Path, metavar="DIR", help="default: wise_ft in the run's directory")
-    add("--root", default="", help="folder of all datasets; default: where the run found it")
+    add("--output", type=file_flag, metavar="DIR", help="default: wise_ft in the run's directory")
+    add(
+        "--root",
+        type=path_flag,
+        default="",
+        help="folder of all datasets; default: where the run found it",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
 from dassl.engine import read_result
 from datasets.folder import OPTIONS
 from scripts.describe import build_parser
 from tests.conftest import REPOSITORY
-from trainers.base import PROMPT_SOURCES
 
 GUIDE = (REPOSITORY / "DATASETS.md").read_text()
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -112,7 +112,7 @@ def test_shipped_files_and_switches_are_the_documented_ones():
         found = sorted({len(sentences) for sentences in content.values()})
         assert found == [int(n) for n in numbers.split(" or ")]
     assert set(re.findall(r"^\| `(\w+)`(?: \(default\))? \|", text, re.MULTILINE)) == {
-        *PROMPT_SOURCES
+        *ENGINE_OPTIONS["DATASET.PROMPT_SOURCE"].rule.names()
     }
 
 

@@ -286,3 +286,38 @@ def test_a_feature_cache_that_cannot_be_written_is_one_line(run, tmp_path, capsy
     monkeypatch.undo()
     monkeypatch.setattr(train, "setup_logger", lambda _: None)
     assert run(*options, str(cache), method="RAda/base2novel")["trainer"] == "RAda"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["OPTIM.LR", "0.1", "--debug"], "--debug comes after the KEY VALUE options; flags go fir"),
+        (["OPTIM.LR", "0.1", "--seed=1"], "--seed=1 comes after the KEY VALUE options; flags go"),
+        (["OPTIM.LR", "--seed", "1"], "--seed comes after the KEY VALUE options; flags go first"),
+        (["OPTIM.LR", "0.1", "-h"], "-h comes after the KEY VALUE options; flags go first"),
+        (["OPTIM.LR", "0.1", "--sede", "1"], "--sede .* is no flag either. Did you mean '--seed'"),
+        (["OPTIM.LR"], r"OPTIM\.LR has no value: .* KEY VALUE pairs, got 'OPTIM\.LR'"),
+        (["SEED", "1", "OPTIM.LR"], r"OPTIM\.LR has no value: "),
+        (
+            ["OPTIM.LR", "OPTIM.MAX_EPOCH", "1"],
+            r"OPTIM\.LR has no value \(OPTIM\.MAX_EPOCH follows",
+        ),
+        (["OPTIM.LR=0.1"], r"'OPTIM\.LR=0\.1': a key and its value are two words: OPTIM\.LR 0\.1"),
+    ],
+)
+def test_options_of_a_wrong_form_are_explained(words, said):
+    with pytest.raises(SystemExit, match=f"^error: {said}"):
+        train.main(["--trainer", "LightRA", *words])
+
+
+def test_a_word_of_another_flag_that_is_a_key_is_explained():
+    with pytest.raises(SystemExit, match=r"--transforms takes .*'OPTIM\.LR'.* put -- before"):
+        train.main(["--transforms", "random_flip", "OPTIM.LR", "0.1"])
+
+
+def test_of_an_option_given_twice_the_last_counts_and_it_is_said(make_config, capsys):
+    cfg = make_config("LightRA/base2novel", *("OPTIM.LR", "0.1", "SEED", "3", "OPTIM.LR", "0.2"))
+    assert cfg.OPTIM.LR == 0.2
+    assert "OPTIM.LR is given twice: '0.2' counts, not '0.1' before it" in capsys.readouterr().err
+    make_config("LightRA/base2novel", *("OPTIM.LR", "0.1", "OPTIM.LR", "0.1"))
+    assert not capsys.readouterr().err

@@ -13,13 +13,13 @@ import clip
 from clip.backbones import has_vision_transformer, weight_files
 from clip.text import unit_norm
 from dassl.config.identity import digest_of, file_hash
+from dassl.config.schema import values_of
 from datasets.masking import masked_logits
 from trainers.class_rows import ClassRows
 from trainers.features import check_features, use_features
-from trainers.heads import CosineHead, HeadOutput, choose, cosine_logits
-from trainers.prompt_texts import PROMPT_SOURCES as PROMPT_SOURCES
+from trainers.heads import CosineHead, HeadOutput, cosine_logits
 from trainers.prompt_texts import PromptTexts
-from trainers.sanity import CHOICES, sanity_check
+from trainers.sanity import sanity_check
 
 
 def backbone_content(name: str) -> str:
@@ -35,8 +35,9 @@ def backbone_content(name: str) -> str:
 class CLIPTrainer(PromptTexts, ClassRows):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
-    A method sets ``defaults`` (its keys under ``TRAINER.<name>``), returns one module from
-    ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
+    A method sets ``defaults`` (its keys under ``TRAINER.<name>``, each a plain value or an
+    :class:`dassl.config.schema.Option` that says what is allowed and what it means), returns one
+    module from ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -84,7 +85,6 @@ class CLIPTrainer(PromptTexts, ClassRows):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
-        choose("TEST.ZERO_SHOT_CHECK", cfg.TEST.ZERO_SHOT_CHECK, CHOICES)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_transformers and has_vision_transformer(name) is False:
             raise ValueError(
@@ -113,7 +113,9 @@ class CLIPTrainer(PromptTexts, ClassRows):
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the method's own keys and their defaults to a config."""
-        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode({"PREC": "fp32", **cls.defaults})
+        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode(
+            values_of({"PREC": "fp32", **cls.defaults})
+        )
 
     @property
     def options(self) -> CfgNode:

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 import clip
 from clip import Adapter, freeze_except
 from clip.prompts import template_prompts
+from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.options import share
 from trainers.templates import hand_made
 
 _RELEASED = {"fc.0.weight": "adapter.down.weight", "fc.2.weight": "adapter.up.weight"}
@@ -85,7 +87,10 @@ class CLIPAdapter(CLIPTrainer):
 
     frozen_image_encoder = True
     model_name = "clip_adapter"  # the released checkpoints' folder
-    defaults = {"REDUCTION": 4, "RATIO": 0.2}
+    defaults = {
+        "REDUCTION": Option(4, count(1, 4096), "width of the features over the adapter's"),
+        "RATIO": share(0.2, "the adapter in the feature"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone and the adapter, the only part that trains."""

@@ -15,6 +15,7 @@ from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
 from trainers.coop import ContextCLIP, ContextTrainer, context_backbone, first_words
+from trainers.options import context_words, precision, text_prompts
 
 
 class ConditionalCLIP(ContextCLIP):
@@ -56,7 +57,11 @@ class CoCoOp(ContextTrainer):
     Config, ``TRAINER.CoCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; PREC.
     """
 
-    defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "PREC": "amp"}
+    defaults = {
+        "N_CTX": text_prompts(4),
+        "CTX_INIT": context_words("a photo of a"),
+        "PREC": precision("amp"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a conditional context, and the class names behind it."""

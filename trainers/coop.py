@@ -15,9 +15,12 @@ from yacs.config import CfgNode
 
 import clip
 from clip import ClassContextBank, TextBank, attach_context, freeze_except
+from clip.context import POSITIONS
 from clip.prompts import readable
+from dassl.config.schema import Option, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import context_words, precision, text_prompts
 
 ADAPTER = "backbone.text_prompts"  # where the context is in the model
 
@@ -126,11 +129,11 @@ class CoOp(ContextTrainer):
     """
 
     defaults = {
-        "N_CTX": 16,
-        "CTX_INIT": "",
-        "CSC": False,
-        "CLASS_TOKEN_POSITION": "end",
-        "PREC": "amp",
+        "N_CTX": text_prompts(16),
+        "CTX_INIT": context_words(""),
+        "CSC": Option(False, None, "a context per class"),
+        "CLASS_TOKEN_POSITION": Option("end", one_of(*POSITIONS), "place of the class name"),
+        "PREC": precision("amp"),
     }
 
     def build_model(self) -> nn.Module:

@@ -23,6 +23,7 @@ from trainers.config import resolve
 from trainers.heads import cosine_logits
 from trainers.losses import cosine_distance
 from trainers.maple import maple_clip, released_prompts
+from trainers.options import context_words, depth, precision, share, text_prompts, weight
 
 _ADAPTER = re.compile(r"adapter_(image|text)\.fc\.([02])\.weight$")
 
@@ -96,13 +97,13 @@ class CoPrompt(CLIPTrainer):
     model_name = "MultiModalPromptLearner"  # the released checkpoints' folder
     protocols = ("base2novel", "cross_dataset")
     defaults = {
-        "N_CTX": 4,
-        "PROMPT_DEPTH": 12,
-        "CTX_INIT": "a photo of a",
-        "LOSS_WEIGHT": 8.0,
-        "IMAGE_RATIO": 0.1,
-        "TEXT_RATIO": 0.2,
-        "PREC": "amp",
+        "N_CTX": text_prompts(4),
+        "PROMPT_DEPTH": depth(12, "layers with prompts of their own"),
+        "CTX_INIT": context_words("a photo of a"),
+        "LOSS_WEIGHT": weight(8.0, "the consistency with the frozen model"),
+        "IMAGE_RATIO": share(0.1, "the adapter in the image feature"),
+        "TEXT_RATIO": share(0.2, "the adapter in the text feature"),
+        "PREC": precision("amp"),
     }
 
     def check_cfg(self, cfg: CfgNode) -> None:

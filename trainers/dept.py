@@ -16,14 +16,15 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
+from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
 from trainers.coop import coop_clip, released_context
 from trainers.dept_files import Convert, from_release, released_maple
-from trainers.heads import choose
 from trainers.kgcoop import kgcoop_clip, knowledge_distance, released_kgcoop
 from trainers.maple import maple_clip
+from trainers.options import precision
 from trainers.probe import Probe
 
 
@@ -105,18 +106,18 @@ class DePT(CLIPTrainer):
     """
 
     released_in_half = True
-    defaults = {"HOST": "CoOp", "WEIGHT": 0.7, "LR_FACTOR": 6.5, "PROBE": "released", "PREC": "amp"}
+    defaults = {
+        "HOST": Option("CoOp", one_of(*HOSTS), "method that the probe joins"),
+        "WEIGHT": Option(0.7, number(0, 1), "share of the probe's logits and loss"),
+        "LR_FACTOR": Option(6.5, number(above=0), "the probe's learning rate over the host's"),
+        "PROBE": Option("released", one_of("released", "trained"), "where its logits count"),
+        "PREC": precision("amp"),
+    }
 
     @property
     def host_options(self) -> CfgNode:
         """The host's section of the config."""
         return self.cfg.TRAINER[self.options.HOST]
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Refuse an unknown host or rule."""
-        choose("TRAINER.DePT.PROBE", cfg.TRAINER.DePT.PROBE, ("released", "trained"))
-        choose("TRAINER.DePT.HOST", cfg.TRAINER.DePT.HOST, tuple(HOSTS))
-        super().check_cfg(cfg)
 
     def keeps_features(self, cfg: CfgNode) -> bool:
         """Whether the host leaves the image encoder alone."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from dassl.config import to_plain
+from dassl.config import to_plain, user_path
 from dassl.config.identity import file_hash
 from dassl.data.feature_cache import FeatureCache, FeatureWriter
 from dassl.data.wrapper import ImageLoader
@@ -328,7 +328,7 @@ def hash_files(paths: Sequence[str], root: str, contents: bool = False) -> str:
         contents: Tell files apart by their contents instead, wherever they are copied to; all of
             them are read.
     """
-    base = os.path.abspath(os.path.expanduser(root))
+    base = os.path.abspath(user_path(root))
     digest = hashlib.sha256()
     for path in paths:
         try:

@@ -22,6 +22,7 @@ from trainers.base import CLIPTrainer
 from trainers.class_rows import class_rows
 from trainers.finetuning_model import LinearCLIP
 from trainers.finetuning_stages import FirstStageError, read_stage
+from trainers.options import templates, weight
 
 
 class FineTuner(CLIPTrainer):
@@ -38,7 +39,7 @@ class FineTuner(CLIPTrainer):
     """
 
     protocols = ("fft",)
-    defaults: ClassVar[dict[str, Any]] = {"TEMPLATES": 80}
+    defaults: ClassVar[dict[str, Any]] = {"TEMPLATES": templates(80)}
     # Which of finetuning_model.PARTS train.
     trains: ClassVar[tuple[str, ...]] = ("encoder", "classifier")
     # Trainers whose runs training may start from; none: the pre-trained model is all it needs.
@@ -219,7 +220,10 @@ class L2SP(FineTuner):
     starting point here. It stands in for weight decay, whose point is zero.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "BETA": 0.01}
+    defaults: ClassVar[dict[str, Any]] = {
+        **FineTuner.defaults,
+        "BETA": weight(0.01, "half the squared distance to the start"),
+    }
     _start: list[Tensor] | None = None
 
     def start(self) -> list[Tensor]:

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
-from trainers.clip_adapter import FeatureAdapter
+from trainers.clip_adapter import CLIPAdapter, FeatureAdapter
 from trainers.finetuning import FineTuner
 
 
 class AdapterFineTuner(FineTuner):
     """Base of both stages: a bottleneck on the image feature, :class:`FeatureAdapter`."""
 
-    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "REDUCTION": 4, "RATIO": 0.2}
+    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, **CLIPAdapter.defaults}
 
     def build_adapter(self, embed_dim: int) -> nn.Module:
         """The bottleneck."""

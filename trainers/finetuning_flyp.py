@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
+from dassl.config.schema import Option, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.finetuning import refuse_half_weights
-from trainers.heads import choose
+from trainers.options import templates
 
 POSITIVES = ("pair", "class", "mask")
 
@@ -68,13 +69,15 @@ class FLYP(CLIPTrainer):
 
     protocols = ("fft",)
     compares_images = True
-    defaults: ClassVar[dict[str, Any]] = {"TEMPLATES": 80, "POSITIVES": "pair"}
+    defaults: ClassVar[dict[str, Any]] = {
+        "TEMPLATES": templates(80),
+        "POSITIVES": Option("pair", one_of(*POSITIVES), "captions of a class in a batch"),
+    }
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with."""
         super().check_cfg(cfg)
         refuse_half_weights(cfg, "FLYP", True)
-        choose("TRAINER.FLYP.POSITIVES", cfg.TRAINER.FLYP.POSITIVES, POSITIVES)
 
     def build_model(self) -> nn.Module:
         """Both encoders, all of which trains."""

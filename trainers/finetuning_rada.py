@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from dassl.config.schema import Option
 from dassl.engine import TRAINER_REGISTRY, StepOutput, read_result
 from trainers.finetuning import FineTuner
 from trainers.finetuning_stages import FirstStageError
@@ -27,7 +28,7 @@ class RAdaFFT(FineTuner):
     defaults: ClassVar[dict[str, Any]] = {
         **FineTuner.defaults,
         **MASK_DEFAULTS,
-        "TRAIN_CLASSIFIER": False,
+        "TRAIN_CLASSIFIER": Option(False, None, "W trains too"),
     }
     trains = ("head",)
     frozen_image_encoder = True

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dassl.config.schema import PATH, Option, number
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import trainable_state
 from trainers.finetuning import FineTuner
@@ -55,7 +56,11 @@ class WiseFT(FineTuner):
     """
 
     first_stages = ("FT", "LPFT", "L2SP")
-    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, "ALPHA": 0.5, "START": ""}
+    defaults: ClassVar[dict[str, Any]] = {
+        **FineTuner.defaults,
+        "ALPHA": Option(0.5, number(0, 1), "share of the fine-tuned model"),
+        "START": Option("", PATH, "directory of a run in the pre-trained model's place"),
+    }
 
     def first_stage(self) -> dict[str, Tensor]:
         """The weights between the two models."""

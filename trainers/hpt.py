@@ -17,10 +17,12 @@ import clip
 from clip import TextBank, attach_vision_prompts, freeze_except
 from clip.hierarchical import StructuredBank, attach_hierarchical_prompts, end_states
 from clip.prompts import readable
+from dassl.config.schema import PATH, Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
 from trainers.heads import cosine_logits
 from trainers.hpt_files import class_descriptions, class_structures
+from trainers.options import MANY, precision, text_prompts, vision_prompts
 
 _TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
         "p_ins_projector.bias": "projector.bias"}  # fmt: skip
@@ -93,12 +95,16 @@ class HPT(CLIPTrainer):
     protocols = ("base2novel", "cross_dataset")
     model_name = "Model"  # the released checkpoints' folder
     defaults = {
-        "N_SET": 5,
-        "N_TPRO": 2,
-        "N_VPRO": 2,
-        "DESCRIPTIONS": "prompts/hpt/descriptions/{}.json",
-        "STRUCTURES": "prompts/hpt/structures/{}.json",
-        "PREC": "amp",
+        "N_SET": Option(5, count(1, MANY), "descriptions and texts per class"),
+        "N_TPRO": text_prompts(2),
+        "N_VPRO": vision_prompts(2),
+        "DESCRIPTIONS": Option(
+            "prompts/hpt/descriptions/{}.json", PATH, "descriptions of the data set {}"
+        ),
+        "STRUCTURES": Option(
+            "prompts/hpt/structures/{}.json", PATH, "their structures; '' ties nothing"
+        ),
+        "PREC": precision("amp"),
     }
 
     def build_model(self) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip import attach_text_prompts, attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import context_words, depth, precision, text_prompts, vision_prompts
 from trainers.prompted import check_sets, classification_loss, stacked_sets, text_context
 
 
@@ -89,12 +90,12 @@ def both_towers(trainer: CLIPTrainer) -> PromptedCLIP:
 
 
 PROMPT_DEFAULTS: dict[str, Any] = {
-    "N_CTX_TEXT": 4,
-    "N_CTX_VISION": 4,
-    "PROMPT_DEPTH_TEXT": 9,
-    "PROMPT_DEPTH_VISION": 9,
-    "CTX_INIT": "a photo of a",
-    "PREC": "amp",
+    "N_CTX_TEXT": text_prompts(4, least=0),
+    "N_CTX_VISION": vision_prompts(4, least=0),
+    "PROMPT_DEPTH_TEXT": depth(9, "text layers with prompts of their own"),
+    "PROMPT_DEPTH_VISION": depth(9, "vision layers with prompts of their own"),
+    "CTX_INIT": context_words("a photo of a"),
+    "PREC": precision("amp"),
 }
 
 

@@ -26,6 +26,7 @@ from trainers.coop import (
     released_context,
 )
 from trainers.losses import cosine_distance
+from trainers.options import context_words, precision, text_prompts, weight
 from trainers.templates import DEFAULT, KGCOOP
 
 _UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
@@ -97,7 +98,12 @@ class KgCoOp(ContextTrainer):
     reference features always come from a CLIP in fp16, here from one of the run's precision.
     """
 
-    defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "W": 8.0, "PREC": "amp"}
+    defaults = {
+        "N_CTX": text_prompts(4),
+        "CTX_INIT": context_words("a photo of a"),
+        "W": weight(8.0, "the distance to the frozen text features"),
+        "PREC": precision("amp"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the reference."""

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip import adapters_disabled, attach_residual_attention, freeze_except
+from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.losses import cosine_distance
+from trainers.options import MANY, depth, precision, weight
 
 
 class LightRACLIP(PromptedCLIP):
@@ -109,14 +111,14 @@ class LightRA(CLIPTrainer):
     needs_transformers = True
     model_name = "ResidualAttention"  # the released checkpoints' folder
     defaults = {
-        "N_CTX_VISION": 4,
-        "N_CTX_TEXT": 4,
-        "VISION_DEPTH": 12,
-        "TEXT_DEPTH": 12,
-        "COS_WEIGHT": 3.5,
-        "LOSS_WEIGHT": 9.0,
-        "PREC": "amp",
-        "RENORM_TEXT": False,
+        "N_CTX_VISION": Option(4, count(1, MANY), "learned keys per head of the vision tower"),
+        "N_CTX_TEXT": Option(4, count(1, MANY), "learned keys per head of the text tower"),
+        "VISION_DEPTH": depth(12, "adapted layers of the vision tower"),
+        "TEXT_DEPTH": depth(12, "adapted layers of the text tower"),
+        "COS_WEIGHT": weight(3.5, "the mixed logits, c"),
+        "LOSS_WEIGHT": weight(9.0, "the distances to the frozen features, w"),
+        "PREC": precision("amp"),
+        "RENORM_TEXT": Option(False, None, "normalise the mean of a class's prompts"),
     }
 
     def build_model(self) -> nn.Module:

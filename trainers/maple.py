@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from clip import attach_coupled_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import context_words, depth, precision, text_prompts
 from trainers.prompted import check_sets, classification_loss, stacked_sets, text_context
 
 _MAP = re.compile(r"prompt_learner\.(?:proj|compound_prompt_projections\.(\d+))\.(weight|bias)$")
@@ -81,7 +82,12 @@ class MaPLe(CLIPTrainer):
     released_in_half = True
     model_name = "MultiModalPromptLearner"  # the released checkpoints' folder
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "cross_dataset")
-    defaults = {"N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a", "PREC": "amp"}
+    defaults = {
+        "N_CTX": text_prompts(2),
+        "PROMPT_DEPTH": depth(9, "layers with prompts of their own"),
+        "CTX_INIT": context_words("a photo of a"),
+        "PREC": precision("amp"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with coupled prompts."""

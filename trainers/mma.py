@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip import attach_multimodal_adapters, freeze_except
+from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import context_words, precision
 
 BLOCKS = 12  # of the towers that ADAPTER_START counts in, ViT-B/16's
 _RELEASED = re.compile(r"(text|visual|shared)_adapter\.(\d+)\.(down\.0|up|0)\.(weight|bias)$")
@@ -54,12 +56,12 @@ class MMA(CLIPTrainer):
     protocols = ("base2novel", "cross_dataset")
     model_name = "adapter_learner"  # the released checkpoints' folder
     defaults = {
-        "ADAPTER_START": 5,
-        "ADAPTER_DIM": 32,
-        "ADAPTER_SCALE": 0.001,
-        "RESCALE_GRADIENT": True,
-        "CTX_INIT": "a photo of a",
-        "PREC": "amp",
+        "ADAPTER_START": Option(5, count(1, BLOCKS), "first adapted block, counted from 1"),
+        "ADAPTER_DIM": Option(32, count(1, 4096), "inner width of the adapters"),
+        "ADAPTER_SCALE": Option(0.001, number(above=0), "factor of their output"),
+        "RESCALE_GRADIENT": Option(True, None, "leave it out of their gradient, as released"),
+        "CTX_INIT": context_words("a photo of a", "words before the class name"),
+        "PREC": precision("amp"),
     }
 
     def build_model(self) -> nn.Module:
@@ -68,10 +70,6 @@ class MMA(CLIPTrainer):
         start, scale, rescale = (
             options.ADAPTER_START, options.ADAPTER_SCALE, options.RESCALE_GRADIENT,
         )  # fmt: skip
-        if not 1 <= start <= BLOCKS:
-            raise ValueError(
-                f"TRAINER.MMA.ADAPTER_START is the first adapted block, 1 to {BLOCKS}, got {start}"
-            )
         backbone = self.load_backbone()
         attach_multimodal_adapters(
             backbone,

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl.config import user_path
 from dassl.data import build_data_loader
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.transforms import build_transform
@@ -151,7 +152,7 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
         ValueError: The file holds no names, or there is nowhere to take them from.
     """
     if args.classnames:
-        return read_names(Path(args.classnames).expanduser())
+        return read_names(Path(user_path(args.classnames)))
     result = read_result(args.model_dir) if args.model_dir else None
     if result and result.get("per_class"):
         rows = sorted(result["per_class"], key=lambda row: row["label"])

@@ -13,6 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dassl.config import user_path
 from dassl.utils.files import atomic_write
 from datasets.listing import LeftOut, find_below, is_image
 from datasets.name_lists import by_wnid, in_label_order, read_name_list
@@ -53,7 +54,7 @@ def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> lis
     left_out = LeftOut() if left_out is None else left_out
     found: dict[str, str] = {}
     for pattern in patterns:
-        given = os.path.expanduser(pattern)
+        given = user_path(pattern)
         named = os.path.isfile(given)
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
         images = [path for match in matches for path in _images_of(match, named, left_out)]

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.engine.models import Names
 from trainers.coop import ContextTrainer
 from trainers.kgcoop import taught_clip
 from trainers.losses import soft_cross_entropy, with_gradient
+from trainers.options import precision, text_prompts, weight
 from trainers.templates import DEFAULT, HINT_FIRST
 
 
@@ -54,7 +56,13 @@ class ProGrad(ContextTrainer):
     PREC.
     """
 
-    defaults = {"N_CTX": 16, "CTX_INIT": True, "LAMBDA": 1.0, "T": 1.0, "PREC": "amp"}
+    defaults = {
+        "N_CTX": text_prompts(16),
+        "CTX_INIT": Option(True, None, "the context starts from the template's words"),
+        "LAMBDA": weight(1.0, "the part of a conflicting gradient that is taken away"),
+        "T": Option(1.0, number(above=0), "temperature of the distance to CLIP"),
+        "PREC": precision("amp"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the teacher."""

@@ -11,13 +11,11 @@ from yacs.config import CfgNode
 
 from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
+from dassl.config.schema import values_of
 from dassl.engine import TrainerX
 from datasets.base import CLIPDataset
 from trainers.config import REPOSITORY, resolve
-from trainers.heads import choose
 from trainers.templates import chosen_template, hand_made
-
-PROMPT_SOURCES = ("auto", "json", "template", "ensemble")
 
 
 class PromptTexts(TrainerX):
@@ -67,7 +65,7 @@ class PromptTexts(TrainerX):
         names = self.dm.dataset.classnames
         if context:
             words = context.replace("_", " ") + " {}."
-            default = context == self.defaults.get("CTX_INIT") and not learned
+            default = context == values_of(self.defaults).get("CTX_INIT") and not learned
             return template_prompts(names, self.template(words) if default else words)
         dataset = self.cfg.DATASET
         template = self.template(dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME))
@@ -154,9 +152,9 @@ def _prompt_source(dataset: CfgNode) -> str:
     """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
 
     Raises:
-        ValueError: It is none of the four, or ``json`` without a file.
+        ValueError: It is ``json`` without a file.
     """
-    source = choose("DATASET.PROMPT_SOURCE", dataset.PROMPT_SOURCE, PROMPT_SOURCES)
+    source = dataset.PROMPT_SOURCE
     if source == "json" and not dataset.PROMPT_PATH:
         raise ValueError(
             "DATASET.PROMPT_SOURCE is 'json', but DATASET.PROMPT_PATH is empty; it must name a "

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import adapter_parameters
+from dassl.config.schema import PATH, Option, count, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from trainers.finetuning_stages import FirstStageError
 from trainers.heads import choose
+from trainers.options import LAYERS, weight
 from trainers.token_statistics import (
     COMMAND,
     FILE_NAME,
@@ -86,12 +88,11 @@ class PromptAlign(StartedTrainer):
     needs_transformers = True
     start = "MaPLe"
     defaults = {
-        **_DEFAULTS,
-        "LR": 4e-2,
-        "BETA": 100.0,
-        "ALIGN": "released",
-        "LAYERS": 3,
-        "STATISTICS": "",
+        **with_defaults(_DEFAULTS, LR=4e-2),
+        "BETA": weight(100.0, "the alignment"),
+        "ALIGN": Option("released", one_of(*ALIGNMENTS), "which blocks are aligned, and how"),
+        "LAYERS": Option(3, count(2, LAYERS), "blocks that are aligned, as released counts them"),
+        "STATISTICS": Option("", PATH, "file of the token statistics; '' makes it on first use"),
     }
 
     _statistics: TokenStatistics | None = None

@@ -12,18 +12,19 @@ import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from clip import TextBank, adapters_disabled
 from clip.prompts import readable
 from clip.text import unit_norm
+from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
 from trainers.averages import GaussianAverage
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.heads import choose, cosine_logits
+from trainers.heads import cosine_logits
 from trainers.ivlp import PROMPT_DEFAULTS, both_towers, released_sets
+from trainers.options import weight
 
 # The release's list is this one with "a photo of a {}." in front; only their mean matters.
 TEACHER_TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
@@ -82,23 +83,12 @@ class PromptSRC(CLIPTrainer):
     model_name = "VLPromptLearner"  # the released checkpoints' folder
     defaults = {
         **PROMPT_DEFAULTS,
-        "TEXT_LOSS_WEIGHT": 25.0,
-        "IMAGE_LOSS_WEIGHT": 10.0,
-        "GPA_MEAN": 15.0,
-        "GPA_STD": 1.0,
-        "KL_MEAN": "entries",
+        "TEXT_LOSS_WEIGHT": weight(25.0, "the distance to the frozen text features"),
+        "IMAGE_LOSS_WEIGHT": weight(10.0, "the distance to the frozen image features"),
+        "GPA_MEAN": Option(15.0, None, "epoch that counts most in the average of the prompts"),
+        "GPA_STD": Option(1.0, number(above=0), "deviation of the average's weights, in epochs"),
+        "KL_MEAN": Option("entries", one_of("entries", "batch"), "what the divergence is over"),
     }
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Refuse averages and means that are none."""
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.PromptSRC
-        choose("TRAINER.PromptSRC.KL_MEAN", options.KL_MEAN, ("entries", "batch"))
-        if options.GPA_STD <= 0:
-            raise ValueError(
-                "TRAINER.PromptSRC.GPA_STD is the deviation, in epochs, of the weights that the "
-                f"prompts are averaged with, and must be positive, got {options.GPA_STD}"
-            )
 
     def build_model(self) -> nn.Module:
         """IVLP's model; the teacher is the same, switched off."""

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from clip import attach_progressive_prompts, freeze_except
 from clip.prompts import template_prompts
+from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.options import depth, precision, vision_prompts, weight
 from trainers.prompted import check_sets
 from trainers.templates import DEFAULT, HINT_FIRST
 
@@ -44,11 +46,11 @@ class ProVP(CLIPTrainer):
     model_name = "Prompt_learner"  # the released checkpoints' folder
     protocols = ("base2novel", "few_shot")
     defaults = {
-        "N_CTX": 16,
-        "PROMPT_DEPTH": 12,
-        "ALPHA": 0.01,
-        "REF_WEIGHT": 1.0,
-        "PREC": "amp",
+        "N_CTX": vision_prompts(16),
+        "PROMPT_DEPTH": depth(12, "vision layers with prompts of their own"),
+        "ALPHA": Option(0.01, number(0, below=1), "share of the previous layer's prompts"),
+        "REF_WEIGHT": weight(1.0, "the contrast with frozen features"),
+        "PREC": precision("amp"),
     }
 
     def build_model(self) -> nn.Module:

@@ -14,18 +14,20 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import freeze_except
+from dassl.config.schema import Option, count, each, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
-from trainers.heads import QUERIES, HeadOutput, RationalHead, choose
+from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead, choose
 from trainers.mask_ablations import FeatureAttentionHead, MLPMaskHead
+from trainers.options import LAYERS, MANY, context_words
 
 # Keys of every trainer with a mask, in its own section.
 MASK_DEFAULTS: dict[str, Any] = {
-    "HEADS": 8,
-    "QUERIES": QUERIES,
-    "SOFTMAX": "joint",
-    "REG": "l2",
-    "PROJ_LAYERS": 1,
+    "HEADS": Option(8, count(1, 4096), "heads of the mask's attention"),
+    "QUERIES": Option(QUERIES, each(one_of(*QUERIES), 1, 2, 3), "what the mask's queries are"),
+    "SOFTMAX": Option("joint", one_of(*SOFTMAX), "over all scores of a head, or each row"),
+    "REG": Option("l2", one_of(*REGULARIZERS), "norm of the mask's regulariser"),
+    "PROJ_LAYERS": Option(1, count(1, LAYERS), "attention layers of the mask"),
 }
 HEADS = ("rational", "mlp", "text", "image", "both")
 _RELEASED = {
@@ -84,10 +86,10 @@ class RAda(CLIPTrainer):
     frozen_image_encoder = True
     defaults = {
         **MASK_DEFAULTS,
-        "N_CTX": 4,
-        "CTX_INIT": "a photo of a",
-        "PROMPT_DEPTH": 9,
-        "HEAD": "rational",
+        "N_CTX": Option(4, count(0, MANY), "no effect, as in the released code"),
+        "CTX_INIT": context_words("a photo of a", "words before the class name"),
+        "PROMPT_DEPTH": Option(9, count(0, LAYERS), "no effect, as in the released code"),
+        "HEAD": Option("rational", one_of(*HEADS), "what masks the features"),
     }
 
     def build_model(self) -> nn.Module:

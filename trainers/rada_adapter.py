@@ -8,9 +8,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clip import attach_multimodal_adapters, freeze_except
+from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.mma import rescaling
+from trainers.options import context_words, depth
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 
@@ -32,11 +34,11 @@ class RAdaAdapter(CLIPTrainer):
     needs_transformers = True
     defaults = {
         **MASK_DEFAULTS,
-        "LAYERS": 8,
-        "BOTTLENECK": 32,
-        "SCALE": 0.1,
-        "RESCALE_GRADIENT": True,
-        "CTX_INIT": "a photo of a",
+        "LAYERS": depth(8, "adapted layers of each tower, from the last"),
+        "BOTTLENECK": Option(32, count(1, 4096), "inner width of the adapters"),
+        "SCALE": Option(0.1, number(above=0), "factor of their output"),
+        "RESCALE_GRADIENT": Option(True, None, "leave it out of their gradient, as MMA's release"),
+        "CTX_INIT": context_words("a photo of a", "words before the class name"),
     }
 
     def build_model(self) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer
 from trainers.ivlp import ivlp_clip
+from trainers.options import context_words, depth, text_prompts
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 
@@ -26,7 +27,12 @@ class RAdaPrompt(CLIPTrainer):
     """
 
     needs_transformers = True
-    defaults = {**MASK_DEFAULTS, "N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a"}
+    defaults = {
+        **MASK_DEFAULTS,
+        "N_CTX": text_prompts(2),
+        "PROMPT_DEPTH": depth(9, "layers with prompts of their own"),
+        "CTX_INIT": context_words("a photo of a"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and the mask."""

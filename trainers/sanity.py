@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from trainers.base import CLIPTrainer
 
 # Values of TEST.ZERO_SHOT_CHECK: shifted sets and those with DATASET.CLASSNAMES, every set, none.
-CHOICES = ("shifts", "all", "none")
 IMAGES = 500
 # Below the published figure by more than this and the sample's scatter is no matter of prompts.
 TOLERANCE = 5.0

@@ -17,11 +17,12 @@ from yacs.config import CfgNode
 import clip
 from clip import adapter_parameters, attach_text_prompts, freeze_except
 from clip.text import unit_norm
+from dassl.config.schema import Option, one_of, with_defaults
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import TRAINER_REGISTRY
 from trainers.augmix import add_augmix
 from trainers.base import PromptedCLIP
-from trainers.heads import choose
+from trainers.options import text_prompts
 from trainers.tpt_starts import STARTS, StartedTrainer
 from trainers.ttt import ENTROPIES, EPISODE_DEFAULTS, most_confident, take_views
 from trainers.ttt_towers import adapted_tower_logits, chosen_pictures
@@ -73,7 +74,12 @@ class TPT(StartedTrainer):
     in time and memory, whatever BATCH is.
     """
 
-    defaults = {**EPISODE_DEFAULTS, "LR": 5e-3, "N_CTX": 4, "AUGMIX": False, "START": ""}
+    defaults = {
+        **with_defaults(EPISODE_DEFAULTS, LR=5e-3),
+        "N_CTX": text_prompts(4),
+        "AUGMIX": Option(False, None, "views but the first go through AugMix too"),
+        "START": Option("", one_of("", *STARTS), "method of a trained run to start from"),
+    }
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """See :meth:`trainers.ttt.EpisodicTrainer.check_cfg`.
@@ -81,7 +87,6 @@ class TPT(StartedTrainer):
         Raises:
             ValueError: START is no method to start from.
         """
-        choose("TRAINER.TPT.START", cfg.TRAINER.TPT.START, ("", *STARTS))
         super().check_cfg(cfg)
 
     def adapts_towers(self, cfg: CfgNode) -> bool:

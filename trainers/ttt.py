@@ -16,24 +16,25 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip.text import unit_norm
+from dassl.config.schema import Option, count, names_of, number
 from dassl.data.transforms import crop_border_first
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
 from trainers.base import CLIPTrainer
-from trainers.heads import choose
+from trainers.options import context_words, share
 from trainers.ttt_views import Views, finish, split_transform
 
 EPISODE_DEFAULTS: dict[str, Any] = {
-    "VIEWS": 64,
-    "SELECT": 0.1,
-    "STEPS": 1,
-    "LR": 1e-3,
-    "WEIGHT_DECAY": 0.01,
-    "ENTROPY": "marginal",
-    "BATCH": 16,
+    "VIEWS": Option(64, count(2, 65_536), "views of a test image, itself among them"),
+    "SELECT": share(0.1, "the views that are kept, the most confident"),
+    "STEPS": Option(1, count(1, 1_000_000), "steps per image"),
+    "LR": Option(1e-3, number(above=0), "learning rate of the steps"),
+    "WEIGHT_DECAY": Option(0.01, number(0), "weight decay of the steps"),
+    "ENTROPY": Option("marginal", names_of(lambda: ENTROPIES), "entropy that falls"),
+    "BATCH": Option(16, count(1), "images that are adapted side by side"),
     # Twice as many are no faster, and a ViT-B/16 would need 2 GiB more for what it computes.
-    "ENCODER_BATCH": 128,
-    "CTX_INIT": "a photo of a",
+    "ENCODER_BATCH": Option(128, count(1), "views in one call of the image encoder"),
+    "CTX_INIT": context_words("a photo of a", "words before the class name"),
 }
 
 
@@ -143,15 +144,6 @@ class EpisodicTrainer(CLIPTrainer):
         section = type(self).__name__
         options = cfg.TRAINER[section]
         selected_views(options, section)
-        choose(f"TRAINER.{section}.ENTROPY", options.ENTROPY, tuple(ENTROPIES))
-        for key in ("STEPS", "BATCH", "ENCODER_BATCH"):
-            if options[key] < 1:
-                raise ValueError(f"TRAINER.{section}.{key} must be at least 1, got {options[key]}")
-        if options.LR <= 0 or options.WEIGHT_DECAY < 0:
-            raise ValueError(
-                f"TRAINER.{section}: LR must be above 0 (got {options.LR}), WEIGHT_DECAY not below "
-                f"it (got {options.WEIGHT_DECAY})"
-            )
         if self.uses_features(cfg):
             raise ValueError(
                 f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {section} needs "

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from clip import freeze_except
+from dassl.config import user_path
+from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint, replaced_backbone
 from dassl.engine.result import read_result
@@ -52,7 +54,11 @@ class RAdaTTT(EpisodicTrainer):
     two moments, gradient), 25 MB at D = 512, and 40 K D bytes or so per selected view.
     """
 
-    defaults = {**EPISODE_DEFAULTS, **MASK_DEFAULTS, "STEPS": 3, "LR": 8e-4, "FROM": ""}
+    defaults = {
+        **with_defaults(EPISODE_DEFAULTS, STEPS=3, LR=8e-4),
+        **MASK_DEFAULTS,
+        "FROM": Option("", PATH, "directory of a trained RAda whose mask is the start"),
+    }
 
     def build_model(self) -> nn.Module:
         """The frozen backbone, the frozen class weights, and the mask all episodes start from."""
@@ -177,7 +183,7 @@ def load_mask(
         FileNotFoundError: The directory or its checkpoint is missing.
         ValueError: It is of another method, backbone or form of the mask.
     """
-    root = Path(directory).expanduser()
+    root = Path(user_path(directory))
     if not root.is_dir():
         raise FileNotFoundError(
             f"{key}: no directory {root}; it must be the run directory of a trained RAda, or empty"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clip import attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.options import context_words, depth, precision, vision_prompts
 from trainers.prompted import check_sets, classification_loss, stacked_sets
 
 
@@ -28,10 +29,10 @@ class VPT(CLIPTrainer):
     model_name = "prompt_learner"  # the released checkpoints' folder
     protocols = ("base2novel",)
     defaults = {
-        "N_CTX_VISION": 8,
-        "PROMPT_DEPTH_VISION": 12,
-        "CTX_INIT": "a photo of a",
-        "PREC": "fp32",
+        "N_CTX_VISION": vision_prompts(8),
+        "PROMPT_DEPTH_VISION": depth(12, "layers with prompts of their own"),
+        "CTX_INIT": context_words("a photo of a", "words before the class name"),
+        "PREC": precision("fp32"),
     }
 
     def build_model(self) -> nn.Module:

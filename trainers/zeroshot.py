@@ -6,8 +6,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from clip.prompts import check_template, template_prompts
+from dassl.config.schema import TEXT, Option
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.options import templates
 from trainers.templates import hand_made
 
 
@@ -19,7 +21,7 @@ class ZeroshotCLIP(CLIPTrainer):
     the hand-made one, not of TEMPLATE.
     """
 
-    defaults = {"TEMPLATE": ""}
+    defaults = {"TEMPLATE": Option("", TEXT, "replaces the data set's own template")}
     frozen_image_encoder = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -45,7 +47,7 @@ class ZeroshotCLIP2(CLIPTrainer):
     (``DATASET.PROMPT_TEMPLATE``) joins either.
     """
 
-    defaults = {"TEMPLATES": 7}
+    defaults = {"TEMPLATES": templates(7)}
     frozen_image_encoder = True
 
     def build_model(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from dassl.config.defaults import get_cfg_default
 from dassl.config.layers import Layer, overlay, read_layers
 from dassl.config.merge import clean_cfg, config_hash, merge_file, merge_options, to_plain
+from dassl.config.paths import user_path
 
 __all__ = [
     "Layer",
@@ -14,4 +15,5 @@ __all__ = [
     "overlay",
     "read_layers",
     "to_plain",
+    "user_path",
 ]

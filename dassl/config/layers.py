@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dassl.config.paths import user_path
+from dassl.config.yaml_file import read_yaml
 
 __all__ = ["Layer", "overlay", "read_layers"]
 
@@ -51,7 +52,7 @@ def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
         FileNotFoundError: The file or a base does not exist.
         ValueError: A file is no YAML mapping, ``_BASE_`` is no path, or a file builds on itself.
     """
-    source = os.fspath(path)
+    source = user_path(path)
     if not os.path.isfile(source):
         raise FileNotFoundError(f'No config file at "{source}"')
     layers = [_read_layer(source)]
@@ -86,10 +87,7 @@ def overlay(below: Any, above: Any) -> Any:
 
 
 def _read_layer(source: str) -> Layer:
-    try:
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    content = read_yaml(source)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{source} must hold KEY: value pairs, got {type(content).__name__}")
@@ -104,7 +102,7 @@ def _read_layer(source: str) -> Layer:
                 f"{source}: {BASE} must be the path of one YAML file, relative to this one,"
                 f" got {base!r}"
             )
-        base = os.path.join(os.path.dirname(source), os.path.expanduser(base))
+        base = os.path.join(os.path.dirname(source), user_path(base))
     return Layer(source, content, base, per_dataset)
 
 

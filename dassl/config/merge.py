@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yacs.config import CfgNode
@@ -12,6 +13,11 @@ from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
 
 __all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
+
+# What YAML 1.1 and people write for them.
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_DIGITS = re.compile(r"[-+]?[0-9]{1,300}$")
+_LARGEST = 1e300
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
@@ -60,6 +66,7 @@ def merge_file(
     path: str | os.PathLike[str],
     dataset: str | None = None,
     shots: int | None = None,
+    known_datasets: Iterable[str] | None = None,
 ) -> None:
     """Merge a YAML file and the files it builds on into a configuration, in place.
 
@@ -77,17 +84,22 @@ def merge_file(
         dataset: Name that selects the entries, by default ``DATASET.NAME`` of the files or else
             of ``cfg``.
         shots: Likewise for ``PER_SHOTS``, by default ``DATASET.NUM_SHOTS``.
+        known_datasets: Names that an entry of ``PER_DATASET`` may have; None allows every name.
 
     Raises:
         FileNotFoundError: The file or a base does not exist.
-        ValueError: Not a YAML mapping, an unknown key, a value of the wrong type, or a file that
-            builds on itself; the message names the file.
+        ValueError: Not a YAML mapping, an unknown key, a value of the wrong type, an entry for an
+            unknown data set or for no number of shots, or a file that builds on itself; the
+            message names the file.
     """
     layers = read_layers(path)
     merged = cfg.clone()
+    names = None if known_datasets is None else list(known_datasets)
     for layer in layers:
         _merge_entries(merged, layer.content, layer.source, shots)
         for name, section in layer.per_dataset.items():
+            if names is not None and name not in names:
+                raise ValueError(_no_dataset(layer, name, names))
             _merge_entries(merged.clone(), section, f"{layer.source}, {PER_DATASET}.{name}", shots)
     chosen = dataset if dataset is not None else merged.DATASET.NAME
     shots = merged.DATASET.NUM_SHOTS if shots is None else shots
@@ -130,12 +142,27 @@ def _merge_entries(cfg: CfgNode, section: Any, source: str, shots: int | None) -
     if not isinstance(section, Mapping) or PER_SHOTS not in section:
         return _merge(cfg, section, source)
     entries = section[PER_SHOTS]
-    if not isinstance(entries, Mapping) or not all(type(number) is int for number in entries):
+    if not isinstance(entries, Mapping):
         raise ValueError(f"{source}: {PER_SHOTS} must map numbers of shots to sections")
+    for number in entries:
+        if type(number) is not int or number < -1 or number == 0:
+            raise ValueError(
+                f"{source}: {PER_SHOTS} must map numbers of shots to sections, got an entry for "
+                f"{number!r}; allowed: images per class, 1 or more, or -1 for all"
+            )
     _merge(cfg, {key: value for key, value in section.items() if key != PER_SHOTS}, source)
     for number, entry in entries.items():
         _merge(cfg.clone(), entry, f"{source}, {PER_SHOTS}.{number}")
     return _merge(cfg, entries.get(shots, {}), source)
+
+
+def _no_dataset(layer: Layer, name: object, known: Sequence[str]) -> str:
+    from dassl.utils.registry import nearest  # see _merge_section
+
+    return (
+        f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no data set's name "
+        f"(DATASET.NAME).{nearest(str(name), known)} Known: {', '.join(sorted(known))}"
+    )
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -176,8 +203,11 @@ def _merge_section(root: CfgNode, node: CfgNode, content: Any, prefix: str, sour
 
 
 def _decode(value: Any) -> Any:
-    """Read a string as a Python literal if it is one (YAML reads 1e-3 as a string)."""
-    return CfgNode._decode_cfg_value(value)
+    """Read a string as a Python literal if it is one (the command line knows nothing else)."""
+    try:
+        return CfgNode._decode_cfg_value(value)
+    except (MemoryError, RecursionError):  # thousands of brackets
+        return value
 
 
 def _convert(key: str, value: Any, current: Any, source: str) -> Any:
@@ -187,20 +217,39 @@ def _convert(key: str, value: Any, current: Any, source: str) -> Any:
     decoded = _decode(value)
     if current is None or type(decoded) is type(current):
         return decoded
-    if isinstance(current, float) and type(decoded) is int:
+    if isinstance(current, float) and type(decoded) is int and abs(decoded) < _LARGEST:
         return float(decoded)
-    if isinstance(current, bool) and isinstance(decoded, str):
-        words = {"true": True, "false": False}
-        if decoded.lower() in words:
-            return words[decoded.lower()]
+    if isinstance(decoded, str):
+        if isinstance(current, bool) and decoded.lower() in _BOOLEANS:
+            return _BOOLEANS[decoded.lower()]
+        if type(current) in (int, float) and _DIGITS.match(decoded):
+            return type(current)(decoded)  # 010 is ten, as in a file
     if isinstance(current, tuple) and isinstance(decoded, list):
         return tuple(decoded)
     if isinstance(current, list) and isinstance(decoded, tuple):
         return list(decoded)
-    hint = ""
-    if isinstance(current, list | tuple):
-        hint = f'; write a list, such as "[{decoded!r}]"'
     raise ValueError(
         f"{source}: {key} must be of type {type(current).__name__} (now {current!r}), "
-        f"got {value!r} of type {type(decoded).__name__}{hint}"
+        f"got {shown(value)} of type {type(decoded).__name__}{_hint(decoded, current)}"
     )
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def _hint(decoded: Any, current: Any) -> str:
+    if isinstance(current, list | tuple):
+        return f'; write a list, such as "[{shown(decoded)}]"'
+    if isinstance(current, bool):
+        return "; write true or false"
+    if decoded is None:
+        return "; in YAML, ~ and null and an empty value are nothing: quote a text, leave a key out"
+    if isinstance(current, str):
+        return "; quote it if it is a name"
+    return ""

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dassl.config import user_path
 from dassl.data.feature_entry import (
     ENTRY_NAME,
     FeatureCacheError,
@@ -61,7 +62,7 @@ class FeatureCache:
         Raises:
             FeatureCacheError: It is a file or cannot be written.
         """
-        self.directory = Path(directory).expanduser()
+        self.directory = Path(user_path(directory))
         with explained(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.directory).close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dassl.config import user_path
 from dassl.config.identity import IDENTITY_NAME, digest_of, is_sealed, sealed
 from dassl.config.inputs import InputCheck
 from dassl.data.datasets.base_dataset import Datum
@@ -45,7 +46,7 @@ def split_hash(
     Returns:
         SHA-256 in hexadecimal, independent of the images' order.
     """
-    base = os.path.abspath(os.path.expanduser(root))
+    base = os.path.abspath(user_path(root))
     digest = hashlib.sha256()
     for name, images in (("train", train), ("test", test)):
         rows = sorted(

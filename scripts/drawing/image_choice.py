@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dassl.config import user_path
 from dassl.data.datasets import Datum
 from dassl.utils.registry import nearest
 
@@ -113,7 +114,7 @@ def _find(word: str, chosen: Choice) -> Datum:
                 f"numbered from 0 to {len(chosen.items) - 1}"
             )
         return chosen.items[int(place)]
-    path = Path(word).expanduser()
+    path = Path(user_path(word))
     for item in chosen.items:
         if path.absolute() == Path(item.impath).absolute():
             return item

@@ -113,3 +113,10 @@ def test_bad_files(tmp_path, content):
         read_descriptions(path)
     with pytest.raises(FileNotFoundError, match="PROMPT_PATH"):
         read_descriptions(tmp_path / "none.json")
+
+
+def test_a_class_that_is_described_twice_is_refused(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text('{"cat": ["soft"], "dog": ["loud"], "cat": ["fast"]}')
+    with pytest.raises(ValueError, match=r"d\.json is no valid JSON: 'cat' stands there 2 times"):
+        read_descriptions(path)

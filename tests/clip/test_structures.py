@@ -59,6 +59,9 @@ def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "some.json").write_text("{")
     with pytest.raises(ValueError, match="no valid JSON"):
         read_structures(tmp_path / "some.json")
+    (tmp_path / "some.json").write_text('{"cat": [], "cat": [{"entities": ["ears"]}]}')
+    with pytest.raises(ValueError, match="'cat' stands there 2 times"):
+        read_structures(tmp_path / "some.json")
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         read_structures(tmp_path / "gone.json")
 

@@ -108,7 +108,7 @@ def test_per_shots_goes_between_the_file_and_per_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("PER_SHOTS: {one: {}}", "PER_SHOTS must map numbers of shots"),
+        ("PER_SHOTS: {one: {}}", "PER_SHOTS must map numbers of shots.*'one'"),
         ("PER_SHOTS: {4: {OPTIM: {LRR: 1.0}}}", r"PER_SHOTS\.4.*LRR"),
         ("PER_DATASET: {DTD: {PER_SHOTS: {4: {OPT: 1}}}}", r"PER_DATASET\.DTD, PER_SHOTS\.4.*OPT"),
     ],

@@ -66,6 +66,9 @@ def test_json(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="b.json is not valid JSON"):
         read_json(path)
+    path.write_text('{"a": {"x": 1, "y": 2, "x": 3}}')
+    with pytest.raises(ValueError, match="b.json is not valid JSON: key 'x' stands twice"):
+        read_json(path)
 
 
 def test_writes_are_all_or_nothing(tmp_path, monkeypatch):

@@ -333,9 +333,9 @@ def test_weights_that_do_not_fit_are_refused(build, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("TRAINER.HPT.N_SET", "0"), "1 description per class"),
-        (("TRAINER.HPT.N_TPRO", "0"), "at least 1 general prompt"),
-        (("TRAINER.HPT.N_VPRO", "0"), "n_ctx.*at least 1, got 0"),
+        (("TRAINER.HPT.N_SET", "0"), "N_SET must be a whole number 1 to 1024, got 0"),
+        (("TRAINER.HPT.N_TPRO", "0"), "N_TPRO must be .* 1 to 75, got 0"),
+        (("TRAINER.HPT.N_VPRO", "0"), "N_VPRO must be .*, got 0"),
         (("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(48, 48)"), "HPT adapts the transformer"),
         (("FEATURE_CACHE.ENABLED", "True"), "FEATURE_CACHE.*HPT"),
     ],

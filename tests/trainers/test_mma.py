@@ -167,8 +167,11 @@ def test_weights_of_another_width_or_method_are_refused(build, tmp_path):
     [
         (("TRAINER.MMA.ADAPTER_START", "0"), r"ADAPTER_START.*1 to 12, got 0"),
         (("TRAINER.MMA.ADAPTER_START", "13"), r"ADAPTER_START.*1 to 12, got 13"),
-        (("TRAINER.MMA.ADAPTER_DIM", "0"), "bottleneck.*at least 1, got 0"),
-        (("TRAINER.MMA.ADAPTER_SCALE", "0.0"), "scale.*must be positive"),
+        (("TRAINER.MMA.ADAPTER_DIM", "0"), "ADAPTER_DIM must be a whole number 1 .*got 0"),
+        (
+            ("TRAINER.MMA.ADAPTER_SCALE", "0.0"),
+            "ADAPTER_SCALE must be a finite number above 0, got 0.0",
+        ),
         (("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(48, 48)"), "MMA adapts the transformer"),
         (("FEATURE_CACHE.ENABLED", "True"), "FEATURE_CACHE.*MMA"),
     ],

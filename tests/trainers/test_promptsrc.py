@@ -214,7 +214,7 @@ def test_released_checkpoint_of_another_depth_is_refused(build, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("GPA_STD", "0.0", "GPA_STD .* must be positive, got 0.0"),
+        ("GPA_STD", "0.0", "GPA_STD must be a finite number above 0, got 0.0"),
         ("KL_MEAN", "entry", "KL_MEAN must be one of entries, batch.*'entries'"),
     ],
 )

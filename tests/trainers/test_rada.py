@@ -160,8 +160,8 @@ def test_a_checkpoint_with_another_number_of_layers_says_so(build, tmp_path, sav
         (("TRAINER.RADA.HEAD", "mpl"), "TRAINER.RADA.HEAD must be one of.*got 'mpl'.*'mlp'"),
         (("TRAINER.RADA.HEADS", "7"), "HEADS.*not divisible by 7"),
         (("TRAINER.RADA.HEAD", "text", "TRAINER.RADA.HEADS", "7"), "HEADS.*not divisible by 7"),
-        (("TEMP", "0.0"), "TEMP must be positive"),
-        (("TRAINER.RADA.QUERIES", "['vision']"), "QUERIES must be one of image, text, rational"),
+        (("TEMP", "0.0"), "TEMP must be a finite number above 0, got 0.0"),
+        (("TRAINER.RADA.QUERIES", "['vision']"), "QUERIES must be .* one of image, text, rational"),
     ],
 )
 def test_bad_settings_are_refused(build, options, message):

@@ -287,7 +287,7 @@ class TestTrainers:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (("VIEWS", "1"), ["VIEWS", "at least 2", "got 1"]),
+            (("VIEWS", "1"), ["VIEWS", "2 to 65536", "got 1"]),
             (("VIEWS", "5", "SELECT", "0.1"), ["SELECT", "keeps none", "0.2", "10"]),
             (("SELECT", "0"), ["SELECT", "got 0"]),
             (("SELECT", "1.5"), ["SELECT", "got 1.5"]),

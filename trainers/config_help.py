@@ -1,0 +1,68 @@
+"""Printing what the keys of a config mean and may be: ``train.py --help-config [KEY]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dassl.config.schema import Option, allowed_words
+from dassl.utils import nearest
+from trainers.config import config_options, default_config
+
+WIDTH = 100
+
+
+def print_config_help(wanted: str) -> int:
+    """Print keys, defaults, what is allowed and what it means.
+
+    Args:
+        wanted: A key such as ``OPTIM.LR``, a section such as ``OPTIM`` or ``TRAINER.LightRA``;
+            empty for all of them. Case does not matter.
+
+    Returns:
+        Exit status: 0, or 2 if there is no such key or section, with the nearest on stderr.
+    """
+    cfg = default_config()
+    defaults = _leaves(cfg)
+    options = config_options(cfg)
+    prefix = wanted.strip().rstrip(".").upper()
+    chosen = {
+        key: value
+        for key, value in defaults.items()
+        if not prefix or key.upper() == prefix or key.upper().startswith(f"{prefix}.")
+    }
+    if not chosen:
+        sections = {key.rpartition(".")[0] for key in defaults} - {""}
+        hint = nearest(wanted, [*defaults, *sections])
+        print(f"--help-config: no config key or section {wanted!r}.{hint}", file=sys.stderr)
+        return 2
+    try:
+        for key, value in chosen.items():
+            print(_described(key, value, options.get(key)))
+        sys.stdout.flush()
+    except BrokenPipeError:  # into head, or a pager that was left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        nested = isinstance(value, CfgNode)
+        found |= _leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _described(key: str, default: Any, option: Option | None) -> str:
+    option = option or Option(default)
+    meaning = option.meaning or "no description"
+    text = f"{meaning}; allowed: {allowed_words(option.rule)}"
+    return "\n".join([f"{key} {default!r}", *textwrap.wrap(text, WIDTH, **_INDENT)])
+
+
+_INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}

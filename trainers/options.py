@@ -1,0 +1,54 @@
+"""Options that several methods have, under ``TRAINER.<name>``; each takes the method's default."""
+
+from __future__ import annotations
+
+from dassl.config.schema import TEXT, Option, count, number, one_of
+
+# CLIP's texts have 77 tokens, of which one starts and one ends them.
+TEXT_ROOM = 75
+# Far beyond what any paper learns; a million vectors per layer would not end in an error but hang.
+MANY = 1024
+# More layers than any published tower has. More than a tower has means all of them.
+LAYERS = 128
+
+
+def precision(default: str = "fp32") -> Option:
+    """PREC."""
+    return Option(default, one_of("fp32", "fp16", "bf16", "amp"), "arithmetic")
+
+
+def text_prompts(default: int, least: int = 1) -> Option:
+    """N_CTX and the like: vectors that take the place of words."""
+    return Option(default, count(least, TEXT_ROOM), "learned vectors in front of the class name")
+
+
+def vision_prompts(default: int, least: int = 1) -> Option:
+    """N_CTX_VISION and the like: tokens that join the patches."""
+    return Option(default, count(least, MANY), "learned tokens beside the patches")
+
+
+def depth(default: int, of: str) -> Option:
+    """PROMPT_DEPTH and the like."""
+    return Option(default, count(0, LAYERS), f"{of}; more than there are means all")
+
+
+def context_words(
+    default: str, meaning: str = "words that the learned vectors start from"
+) -> Option:
+    """CTX_INIT."""
+    return Option(default, TEXT, meaning)
+
+
+def templates(default: int) -> Option:
+    """TEMPLATES."""
+    return Option(default, one_of(7, 80), "templates of open_clip's that class weights start from")
+
+
+def weight(default: float, of: str) -> Option:
+    """The weight of a part of the loss."""
+    return Option(default, number(0), f"weight of {of}")
+
+
+def share(default: float, of: str) -> Option:
+    """A share that is not nothing."""
+    return Option(default, number(above=0, most=1), f"share of {of}")
