@@ -57,15 +57,14 @@ class Inert:
         state: What the file gives the object as its state, usually its attributes by name.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        """Ignore the constructor's arguments."""
-        self.state: Any = None
+    state: Any = None
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
-        """Ignore the constructor's arguments; a pickle may leave ``__init__`` out."""
-        made = super().__new__(cls)
-        made.state = None
-        return made
+        """Ignore the constructor's arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Ignore the constructor's arguments."""
 
     def __call__(self, *args: object, **kwargs: object) -> Inert:
         """Being called gives another stand-in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,9 +72,9 @@ def flip_bit_in(path: Path, member: str) -> None:
     """Damage one bit of a member of a PyTorch file."""
     with zipfile.ZipFile(path) as archive:
         (entry,) = (e for e in archive.infolist() if e.filename.partition("/")[2] == member)
-        inside = archive.read(entry)
-    content = path.read_bytes()
-    flip_bit(path, content.index(inside, entry.header_offset) + len(inside) // 2)
+    lengths = struct.unpack_from("<2H", path.read_bytes(), entry.header_offset + 26)
+    start = entry.header_offset + 30 + sum(lengths)  # behind the name and the padding
+    flip_bit(path, start + entry.file_size // 2)
 
 
 # What can be wrong with a checkpoint, and what is said of it.
