@@ -27,9 +27,10 @@ from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import build_dataset
 from dassl.utils import nearest
 from dassl.utils.files import atomic_write
-from scripts.describe_endpoint import ChatEndpoint
+from scripts.describe_endpoint import ChatEndpoint, proxy_passwords, read_key
 from scripts.describe_local import LocalModel
 from scripts.describe_text import Model, ModelError, Task, accept, keys_of
+from scripts.scrub import say
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRUITLESS = 5  # classes in a row without one usable sentence after which the model is given up
@@ -99,7 +100,7 @@ def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> 
         else:
             fruitless += 1
         line = f"{name}: {len(sentences)} of {task.count} sentences"
-        print(f"[{number}/{len(todo)}] {line}", flush=True)
+        say(f"[{number}/{len(todo)}] {line}")
         if len(sentences) < task.count:
             short.append(f"{line}; last answer: {'; '.join(complaints[:3])}")
         if fruitless == FRUITLESS:
@@ -197,7 +198,11 @@ def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(prog="describe.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="describe.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,  # --api-key KEY would be --api-key-env KEY
+    )
     what = parser.add_argument_group("what to describe")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="stem or path of its config file, or its name")
@@ -229,6 +234,18 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--timeout", type=_rate, default=120.0, help="seconds, %(default)s")
     how.add_argument("--dry-run", action="store_true", help="show the request and their number")
     return parser
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; end with a message if it cannot be."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        # Not their values, one of which may be the key.
+        flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        found = ", ".join(flags) or f"{len(rest)} words that belong to no flag"
+        parser.error(f"there is no {found}; a key is read from the environment (--api-key-env)")
+    return args
 
 
 def _count(text: str, least: int = 0) -> int:
@@ -294,7 +311,7 @@ def build_model(args: argparse.Namespace) -> Model:
     return ChatEndpoint(
         args.base_url,
         args.model,
-        key=os.environ.get(args.api_key_env, ""),
+        key=read_key(args.api_key_env),
         key_name=args.api_key_env,
         requests_per_minute=args.requests_per_minute,
         timeout=args.timeout,
@@ -308,14 +325,15 @@ def run(args: argparse.Namespace) -> int:
     task, path = read_task(args)
     file = DescriptionFile(path)
     if args.dry_run:
-        print(dry_run(task, file, args.attempts, args.requests_per_minute))
+        for line in dry_run(task, file, args.attempts, args.requests_per_minute).split("\n"):
+            say(line)
         return 0
     model = build_model(args)
     short = describe(task, file, model, args.attempts)
     for line in short:
-        print(f"incomplete: {line}", file=sys.stderr)
+        say(f"incomplete: {line}", file=sys.stderr)
     whole = len(task.classnames) - len(short)
-    print(
+    say(
         f"{path}: {whole} of {len(task.classnames)} classes have {task.count} sentences; "
         f"{model.requests} requests. To use it: DATASET.PROMPT_PATH {path}"
     )
@@ -324,14 +342,15 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, or 130 if interrupted."""
-    args = build_parser().parse_args(argv)
+    args = read_flags(argv)
     try:
         return run(args)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except (ModelError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        secrets = [os.environ.get(args.api_key_env, "").strip(), *proxy_passwords()]
+        say(f"error: {error}", secrets, file=sys.stderr)
         return 1
 
 
