@@ -349,8 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except (ModelError, ValueError, OSError) as error:
-        secrets = [os.environ.get(args.api_key_env, "").strip(), *proxy_passwords()]
-        say(f"error: {error}", secrets, file=sys.stderr)
+        keys = [os.environ.get(name, "").strip() for name in (args.api_key_env, "HF_TOKEN")]
+        say(f"error: {error}", [*keys, *proxy_passwords()], file=sys.stderr)
         return 1
 
 
