@@ -46,6 +46,7 @@ from scripts.data_http import LocalError, Policy
 from scripts.data_output import format_size
 from scripts.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
 from scripts.run import choose_datasets, config_stems
+from scripts.scrub import say, scrub
 
 PATIENT = Policy()
 
@@ -166,7 +167,8 @@ def run_check(args: argparse.Namespace, targets: Sequence[Target], required: set
         content = data_output.check_json(findings, required, root, free_space(root), ok)
         print(json.dumps(content, indent=2))
     else:
-        print(data_output.check_text(findings, required, root, free_space(root)))
+        for line in data_output.check_text(findings, required, root, free_space(root)).split("\n"):
+            say(line)
     return 0 if ok else 1
 
 
@@ -248,7 +250,7 @@ def fetch_all(orders: Sequence[Order], root: Path, policy: Policy) -> None:
             print(f"\n{order.row.config} -> {order.directory}")
             failures = fetch(order, policy)
             for failure in failures:
-                print(f"  FAILED {failure}", file=sys.stderr)
+                say(f"  FAILED {failure}", file=sys.stderr)
             if any(not failure.startswith("optional") for failure in failures):
                 print_instructions(order.row, order.download)
 
@@ -332,9 +334,9 @@ def main(
             raise ValueError(f"--workers {args.workers} does nothing without --full; leave it out.")
         return run_check(args, *targets)
     except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        parser.error(scrub(str(error)))
     except LocalError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         on = "; the same command goes on from here" if args.command == "fetch" else ""

@@ -27,6 +27,7 @@ from scripts.data_archives import ArchiveError, is_taken, unpack
 from scripts.data_check import format_counts
 from scripts.data_http import FetchError, LocalError, Policy, download, on_disk
 from scripts.data_output import format_size
+from scripts.scrub import say, scrub
 
 CACHE = ".downloads"
 RECORD = "fetched.json"
@@ -115,8 +116,8 @@ def _obtain(order: Order, file: RemoteFile, policy: Policy, reasons: list[str]) 
             return True
         except (FetchError, ArchiveError) as error:
             kept = _put_aside(target)
-            reasons.append(f"{where}: {error}{kept}")
-            print(f"  {error}{kept}")
+            reasons.append(scrub(f"{where}: {error}{kept}"))
+            say(f"  {error}{kept}")
     return False
 
 

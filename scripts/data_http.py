@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dassl.utils import read_json, write_json
+from scripts.scrub import say
 
 USER_AGENT = "Mozilla/5.0 (compatible; dataset download)"
 CHUNK = 1 << 18
@@ -174,7 +175,7 @@ def _patiently(
                 raise FetchError(f"{reason} ({policy.attempts} attempts)") from reason
             wait = reason.wait or policy.wait * 2 ** max(fruitless - 1, 0)
             wait = min(wait, policy.longest_wait)
-            print(f"  {name}: {reason}; again in {wait:.0f} s", file=sys.stderr)
+            say(f"  {name}: {reason}; again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
 
 

@@ -31,10 +31,11 @@ from dassl.utils import nearest
 from dassl.utils.files import atomic_write
 from dassl.utils.logger import escape_unprintable
 from datasets.name_lists import by_wnid, in_label_order, read_name_list
-from scripts.describe_endpoint import ChatEndpoint
+from scripts.describe_endpoint import ChatEndpoint, proxy_passwords, read_key
 from scripts.describe_local import LocalModel
 from scripts.describe_text import Model, ModelError, Task, accept, keys_of
 from scripts.flags import refuse_flags
+from scripts.scrub import say
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRUITLESS = 5  # classes in a row without one usable sentence after which the model is given up
@@ -104,7 +105,7 @@ def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> 
         else:
             fruitless += 1
         line = f"{name}: {len(sentences)} of {task.count} sentences"
-        print(f"[{number}/{len(todo)}] {line}", flush=True)
+        say(f"[{number}/{len(todo)}] {line}")
         if len(sentences) < task.count:
             short.append(f"{line}; last answer: {'; '.join(complaints[:3])}")
         if fruitless == FRUITLESS:
@@ -199,7 +200,11 @@ def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(prog="describe.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="describe.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,  # --api-key KEY would be --api-key-env KEY
+    )
     what = parser.add_argument_group("what to describe")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="stem or path of its config file, or its name")
@@ -241,19 +246,31 @@ _LOCAL = ("--device", "--seed")
 _ENDPOINT = ("--model", "--api-key-env", "--requests-per-minute", "--retries", "--timeout")
 
 
-def check_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+def check_flags(args: argparse.Namespace, argv: Sequence[str] | None) -> None:
     """Refuse flags that do nothing beside the others.
 
     Raises:
         ValueError: There is one.
     """
-    args = parser.parse_args(argv)
+    parser = build_parser()
     if args.classnames:
         refuse_flags(parser, argv, ("--root",), "beside --classnames, which is read as named")
     if args.local:
         refuse_flags(parser, argv, _ENDPOINT, "beside --local, which asks no endpoint")
     elif args.base_url:
         refuse_flags(parser, argv, _LOCAL, "beside --base-url; it is for --local")
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; end with a message if it cannot be."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        # Not their values, one of which may be the key.
+        flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        found = ", ".join(flags) or f"{len(rest)} words that belong to no flag"
+        parser.error(f"there is no {found}; a key is read from the environment (--api-key-env)")
+    return args
 
 
 def _count(text: str, least: int = 0) -> int:
@@ -319,7 +336,7 @@ def build_model(args: argparse.Namespace) -> Model:
     return ChatEndpoint(
         args.base_url,
         args.model,
-        key=os.environ.get(args.api_key_env, ""),
+        key=read_key(args.api_key_env),
         key_name=args.api_key_env,
         requests_per_minute=args.requests_per_minute,
         timeout=args.timeout,
@@ -333,14 +350,15 @@ def run(args: argparse.Namespace) -> int:
     task, path = read_task(args)
     file = DescriptionFile(path)
     if args.dry_run:
-        print(dry_run(task, file, args.attempts, args.requests_per_minute))
+        for line in dry_run(task, file, args.attempts, args.requests_per_minute).split("\n"):
+            say(line)
         return 0
     model = build_model(args)
     short = describe(task, file, model, args.attempts)
     for line in short:
-        print(f"incomplete: {line}", file=sys.stderr)
+        say(f"incomplete: {line}", file=sys.stderr)
     whole = len(task.classnames) - len(short)
-    print(
+    say(
         f"{path}: {whole} of {len(task.classnames)} classes have {task.count} sentences; "
         f"{model.requests} requests. To use it: DATASET.PROMPT_PATH {path}"
     )
@@ -351,16 +369,16 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, or 130 if interrupted."""
     escape_unprintable()
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = read_flags(argv)
     try:
-        check_flags(parser, argv)
+        check_flags(args, argv)
         return run(args)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except (ModelError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        keys = [os.environ.get(name, "").strip() for name in (args.api_key_env, "HF_TOKEN")]
+        say(f"error: {error}", [*keys, *proxy_passwords()], file=sys.stderr)
         return 1
 
 

@@ -14,6 +14,7 @@ import open_clip
 
 from clip.prompts import fill, match_key, readable
 from clip.tokens import count_tokens
+from scripts.scrub import plain
 
 Messages = list[dict[str, str]]
 
@@ -168,8 +169,11 @@ def json_text(escaped: str) -> str:
 
 
 def clean(line: str) -> str:
-    """A sentence without bullet, number, quotation marks and doubled spaces, with a full stop."""
-    text = _BULLET.sub("", line.translate(_TYPOGRAPHIC)).replace("**", "")
+    """A sentence without bullet, number, quotation marks and doubled spaces, with a full stop.
+
+    What cannot be seen is gone, such as a terminal's escape sequences: the file is read by people.
+    """
+    text = _BULLET.sub("", plain(line).translate(_TYPOGRAPHIC)).replace("**", "")
     text = " ".join(text.split()).strip("\"' ,")
     if text and text[-1].isalnum():
         text += "."

@@ -23,6 +23,7 @@ from trainers.options import LAYERS, weight
 from trainers.token_statistics import (
     COMMAND,
     FILE_NAME,
+    FORMAT,
     TokenStatistics,
     model_hash,
     read_statistics,
@@ -43,7 +44,7 @@ def alignment(tokens: Sequence[Tensor], mean: Tensor, variance: Tensor) -> Tenso
     mu and var, the biased variance, are over the views, per token and channel.
 
     Args:
-        tokens: Inputs of each block, (S, L, W), of S views.
+        tokens: Inputs of each block, (S, L, W), of S views, its own prompts among them.
         mean: mu* of these blocks, (len(tokens), L, W).
         variance: var*, likewise.
     """
@@ -76,6 +77,9 @@ class PromptAlign(StartedTrainer):
     ``paper``: BETA times the mean over the inputs of all blocks, without halves.
 
     Both take an L1 distance as the mean over tokens and channels, as the code does.
+
+    A block's input are the tokens that it works on: deep prompts of its own have replaced the last
+    block's already.
 
     STATISTICS is the file of mu* and var*, made by ``scripts/promptalign_statistics.py``; if empty,
     it is ``token_statistics.pt`` in the start's directory, and made on first use over all training
@@ -148,7 +152,7 @@ class PromptAlign(StartedTrainer):
         Raises:
             FileNotFoundError: STATISTICS names no file.
             FirstStageError: There is no start, or it does not say what it was trained on.
-            ValueError: STATISTICS is of another model.
+            ValueError: STATISTICS is of another model, or of an earlier format.
         """
         if self._statistics is None:
             self.require_start()
@@ -160,13 +164,18 @@ class PromptAlign(StartedTrainer):
         path = Path(named or self.start_directory, "" if named else FILE_NAME)
         if named or path.is_file():
             found = read_statistics(path, _KEY)
-            if found.model == own:
+            if found.format != FORMAT:
+                trouble = f"has token statistics of format {found.format}, not of {FORMAT}"
+            elif found.model != own:
+                trouble = (
+                    "was made with another model (backbone or trained prompts) than "
+                    f"{self.start_directory}"
+                )
+            else:
                 return found
             if named:
-                raise ValueError(
-                    f"{_KEY}: {path} was made with another model (backbone or trained prompts) "
-                    f"than {self.start_directory}; repeat {COMMAND}, or leave it empty"
-                )
+                raise ValueError(f"{_KEY}: {path} {trouble}; repeat {COMMAND}, or leave it empty")
+            print(f'"{path}" {trouble}: they are made again')
         try:
             return run_statistics(self, self.start_directory, path)
         except ValueError as error:
@@ -224,5 +233,6 @@ class PromptAlign(StartedTrainer):
     def extra_result(self) -> dict[str, Any]:
         """Add what the views were aligned with."""
         found = self.statistics
-        about = {"dataset": found.dataset, "images": found.images, "model": found.model}
+        names = ("dataset", "images", "model", "format")
+        about = {name: getattr(found, name) for name in names}
         return {**super().extra_result(), "token_statistics": about}

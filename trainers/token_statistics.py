@@ -33,11 +33,12 @@ from trainers.ttt_towers import block_inputs
 
 FILE_NAME = "token_statistics.pt"
 COMMAND = "python scripts/promptalign_statistics.py"
+FORMAT = 2  # 1 had, in the slots of deep prompts, what the block before made of the last ones
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What vision blocks are given, over many pictures.
+    """What vision blocks work on, their own prompts included, over many pictures.
 
     Attributes:
         mean: Per block, token and channel, (B, L, W).
@@ -45,6 +46,7 @@ class TokenStatistics:
         images: How many.
         dataset: DATASET.NAME.
         model: :func:`model_hash` of what they were made with.
+        format: Number of what the tensors mean; :data:`FORMAT` is what this code makes and uses.
     """
 
     mean: Tensor
@@ -52,6 +54,7 @@ class TokenStatistics:
     images: int
     dataset: str
     model: str
+    format: int = FORMAT
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a PyTorch file, atomically."""
@@ -59,7 +62,7 @@ class TokenStatistics:
 
 
 def model_hash(model: PromptedCLIP) -> str:
-    """SHA-256 of everything that decides what vision blocks are given: tower and prompts."""
+    """SHA-256 of everything that decides what vision blocks work on: tower and prompts."""
     tensors = {f"visual.{n}": p for n, p in model.backbone.model.visual.state_dict().items()}
     return hash_tensors({**tensors, **adapter_parameters(model.backbone)})
 
@@ -164,7 +167,7 @@ def run_statistics(trainer: Any, directory: str | os.PathLike[str], path: Path) 
 
 
 def read_statistics(path: str | os.PathLike[str], key: str) -> TokenStatistics:
-    """Read what :meth:`TokenStatistics.save` wrote.
+    """Read what :meth:`TokenStatistics.save` wrote, in this format or an earlier one.
 
     Args:
         path: Of the file.
@@ -178,6 +181,8 @@ def read_statistics(path: str | os.PathLike[str], key: str) -> TokenStatistics:
         raise FileNotFoundError(f"{key}: no file {path}; make it with {COMMAND}")
     content = load_checkpoint(path)
     names = TokenStatistics.__dataclass_fields__
+    if isinstance(content, dict):
+        content = {"format": 1, **content}  # did not say so
     if not isinstance(content, dict) or content.keys() != names.keys():
         raise ValueError(f"{key}: {path} holds no token statistics; make them with {COMMAND}")
     return TokenStatistics(**content)

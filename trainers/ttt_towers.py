@@ -49,10 +49,9 @@ class PromptedTowers(nn.Module):
 
 @contextmanager
 def block_inputs(backbone: clip.Backbone, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what vision blocks are given inside the ``with``: number -> tokens (B, L, W).
+    """Collect what vision blocks work on inside the ``with``: number -> tokens (B, L, W).
 
-    Tokens are those that one block hands to the next: a block's own deep prompts overwrite their
-    slots behind that.
+    A block's own deep prompts are in their slots already, as in PromptAlign's released code.
 
     Args:
         backbone: With a vision transformer.
@@ -65,7 +64,8 @@ def block_inputs(backbone: clip.Backbone, blocks: Sequence[int]) -> Iterator[dic
         found[number] = args[0] if transformer.batch_first else args[0].transpose(0, 1)
 
     handles = [
-        transformer.resblocks[number].register_forward_pre_hook(partial(keep, number), prepend=True)
+        # Hooks run in the order of their registration: behind the one that puts prompts there.
+        transformer.resblocks[number].register_forward_pre_hook(partial(keep, number))
         for number in blocks
     ]
     try:

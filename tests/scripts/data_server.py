@@ -32,7 +32,7 @@ class Page:
     length: bool = True  # whether Content-Length is sent
     kind: str = "application/octet-stream"
     redirect: str = ""
-    status: list[int] = field(default_factory=list)
+    status: list[int | tuple[int, str]] = field(default_factory=list)  # or with a reason
     headers: dict[str, str] = field(default_factory=dict)  # sent with those
     cut: list[int] = field(default_factory=list)  # bytes after which the connection is dropped
     stall: float = 0.0  # seconds before each thousand bytes
@@ -101,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", page.redirect)
             return self.end_headers()
         if page.status:
-            self.send_response(page.status.pop(0))
+            status = page.status.pop(0)
+            self.send_response(*(status if isinstance(status, tuple) else (status,)))
             for name, value in page.headers.items():
                 self.send_header(name, value)
             return self.end_headers()

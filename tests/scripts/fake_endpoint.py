@@ -40,7 +40,8 @@ class Endpoint:
     """What the server does and saw.
 
     ``plan`` holds replies to come: a text (the answer), or (status, headers, body) with a body of
-    bytes or JSON. When it is empty, every request gets as many good sentences as it asks for.
+    bytes or JSON; a status may be (number, reason). When it is empty, every request gets as many
+    good sentences as it asks for.
     """
 
     def __init__(self, port: int) -> None:
@@ -82,7 +83,7 @@ def serve() -> Iterator[Endpoint]:
                 endpoint.gate.acquire()
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             with contextlib.suppress(OSError):  # the client may be gone
-                self.send_response(status)
+                self.send_response(*(status if isinstance(status, tuple) else (status,)))
                 for name, value in {"Content-Length": str(len(data)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()

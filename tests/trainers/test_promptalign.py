@@ -76,9 +76,9 @@ def prompted_image(model, image, sets):
     x = torch.cat([cls, x], 1) + visual.positional_embedding
     x = visual.ln_pre(torch.cat([x, sets[0].expand(len(x), -1, -1)], 1))
     for i, block in enumerate(visual.transformer.resblocks):
-        inputs.append(x)
         if 0 < i < len(sets):
             x = torch.cat([x[:, :-n], sets[i].expand(len(x), -1, -1)], 1)
+        inputs.append(x)
         x = block(x)
     return visual.ln_post(x[:, 0]) @ visual.proj, inputs
 
@@ -114,6 +114,9 @@ def test_inputs_of_blocks_and_statistics_equal_a_plain_computation(maple):
             statistics.variance[number], variance.float(), rtol=1e-6, atol=1e-6
         )
     assert (statistics.images, statistics.dataset) == (7, "some")
+    for number, prompts in enumerate(coupled(learned)[1:], 1):  # as in the released code
+        slots = statistics.mean[number, -2:], statistics.variance[number, -2:]
+        torch.testing.assert_close(slots, (prompts.float(), torch.zeros_like(slots[1])))
     kept = found[0]
     model.backbone.encode_image(images)
     assert found[0] is kept  # hooks are gone behind the with
@@ -168,6 +171,44 @@ def test_episodes_equal_the_formula(build, maple, few_images, monkeypatch, form,
         torch.testing.assert_close(found[number], wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_penalty_reaches_deep_prompts_in_their_own_block(build, maple, few_images):
+    trainer = build("FIRST_STAGE.DIR", maple.output_dir)
+    trainer.statistics  # noqa: B018 - made in single precision, of the trained prompts
+    model = trainer.model.double()
+    torch.manual_seed(2)
+    for parameter in model.backbone.text_prompts.parameters():  # as after a first step
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    learned = {n: p.requires_grad_() for n, p in model.named_parameters() if "_prompts." in n}
+    views = torch.randn(3, 3, 48, 48, dtype=torch.double)
+    with block_inputs(model.backbone, trainer.blocks) as tokens:
+        model.backbone.encode_image(views)
+    penalty = trainer.penalty([tokens[block] for block in trainer.blocks])
+    ours = torch.autograd.grad(penalty, list(learned.values()), allow_unused=True)
+
+    sets = coupled(learned)
+    _, inputs = prompted_image(clip.load("shapes").double().model, views, sets)
+    targets, terms = trainer.statistics, []
+    for block in (0, 1):
+        mu = inputs[block].mean(0)
+        variance = ((inputs[block] - mu) ** 2).mean(0)
+        terms += [(mu - targets.mean[block]).abs().mean()]
+        terms += [(variance - targets.variance[block]).abs().mean()]
+    plain = 0.5 * 100 / 3 * sum(terms)
+    torch.testing.assert_close(penalty, plain, rtol=1e-10, atol=0)
+    theirs = torch.autograd.grad(plain, list(learned.values()), allow_unused=True)
+    for name, a, b in zip(learned, ours, theirs, strict=True):
+        if ".maps.2." in name:  # of block 2, whose input is not aligned
+            assert (a, b) == (None, None)
+            continue
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10 * float(b.abs().max()), msg=name)
+    # The map of block 1 has no say but in its own two slots: the gradient is their mean's sign.
+    apart = (sets[1] - targets.mean[1, -2:]).sign().sum(0) / targets.mean[1].numel()
+    torch.testing.assert_close(
+        ours[list(learned).index("backbone.vision_prompts.maps.1.bias")], 0.5 * 100 / 3 * apart
+    )
+
+
 def test_images_do_not_depend_on_each_other(build, maple, few_images):
     trainer = build("FIRST_STAGE.DIR", maple.output_dir)
     state = {n: v.clone() for n, v in trainer.model.state_dict().items()}
@@ -205,6 +246,27 @@ def test_statistics_are_made_once_and_again_for_other_prompts(
     assert len(few_images) == 2
     assert path.read_bytes() != written
     assert (third.statistics.mean - first.statistics.mean).abs().max() > 1e-3
+
+
+def test_statistics_of_another_format(build, maple, few_images, capsys):
+    trainer = build("FIRST_STAGE.DIR", maple.output_dir)
+    path, key = Path(maple.output_dir, FILE_NAME), "TRAINER.PromptAlign.STATISTICS"
+    made = trainer.statistics
+    assert trainer.extra_result()["token_statistics"]["format"] == 2
+    content = torch.load(path)
+    first = {name: value for name, value in content.items() if name != "format"}
+    for number, old in ((1, first), (3, {**content, "format": 3})):
+        torch.save({**old, "mean": old["mean"] + 1}, path)
+        said = rf"{FILE_NAME} has token statistics of format {number}, not of 2; repeat .*\.py"
+        with pytest.raises(ValueError, match=f"{key}: .*{said}"):
+            build(key, str(path), output=f"named{number}").load_model(maple.output_dir)
+        capsys.readouterr()
+        again = build(output=f"again{number}")
+        again.load_model(maple.output_dir)
+        out = capsys.readouterr().out
+        assert f'{FILE_NAME}" has token statistics of format {number}, not of 2: they are' in out
+        assert torch.equal(again.statistics.mean, made.mean)
+        assert torch.load(path)["format"] == 2
 
 
 def test_command_makes_the_same_statistics(build, maple, few_images, tmp_path, shapes_root):

@@ -1,0 +1,157 @@
+"""What strangers say, made fit for a terminal: servers, their errors, files from their archives.
+
+An escape sequence in it could move the cursor over other lines or rename the window, a line break
+could fake a line of ours, and a server may repeat the key that it was sent. So everything that
+may hold such text is printed by :func:`say`, or passes :func:`scrub` on its way into an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+LONGEST = 2000  # characters of a line
+MASK = "***"
+# A stretch of a secret that is hidden by itself. OpenAI shows 8 characters of a key it refuses.
+STRETCH = 10
+SHORT = 8  # below, a secret may be an ordinary word: only hidden whole, in its own case
+SHORTEST = 4  # below, it is none: servers that want any key get "x"
+
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements
+    # Titles, links.
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-Z\\^-~]"
+)
+# One character, however a URL, JSON, Python or HTML writes it; encoded twice as well.
+_CHARACTER = re.compile(
+    r"%(?:25)*(?P<percent>[0-9a-f]{2})"
+    r"|\\+(?:u(?P<u>[0-9a-f]{4})|x(?P<x>[0-9a-f]{2}))"
+    r"|(?:&amp;|&)(?:amp;)*(?P<entity>#\d{1,7};|#x[0-9a-f]{1,6};|[a-z]{2,8};)"
+    r"|(?P<plain>.)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LOWER = str.maketrans({chr(c): chr(c + 32) for c in range(ord("A"), ord("Z") + 1)})
+
+
+def say(text: str, secrets: Iterable[str] = (), *, file: TextIO | None = None) -> None:
+    """Print a line, scrubbed.
+
+    Args:
+        text: May hold anything.
+        secrets: See :func:`scrub`.
+        file: Standard output by default.
+    """
+    print(scrub(text, secrets), file=file or sys.stdout, flush=True)
+
+
+def scrub(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> str:
+    """A text on one line, that shows as it reads, without secrets, and not endless.
+
+    Args:
+        text: May hold anything.
+        secrets: Keys and passwords; see :func:`redact`.
+        longest: Characters after which it is cut.
+    """
+    line = redact(plain(text), secrets)
+    return line if len(line) <= longest else line[: longest - 3] + "..."
+
+
+def plain(text: str) -> str:
+    """A text on one line without what a terminal would obey and not show.
+
+    Gone are escape sequences, control characters, marks that turn the direction of writing or have
+    no width, and halves of characters, which no file takes; line breaks and tabs become spaces.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = []
+    for character in _ESCAPES.sub("", text):
+        category = unicodedata.category(character)
+        if character in "\t\n\v\f\r\x85" or category in ("Zl", "Zp"):
+            kept.append(" ")
+        elif category not in ("Cc", "Cf", "Cs"):
+            kept.append(character)
+    return "".join(kept)
+
+
+def redact(text: str, secrets: Iterable[str], mask: str = MASK) -> str:
+    r"""Hide secrets, and long stretches of them, however they are written.
+
+    That is in any case, percent-encoded, as ``\u0041``, ``\x41`` or ``&#65;``, as hex digits, in
+    base64 (as HTTP's Basic has it), or with spaces in between.
+
+    Args:
+        text: May hold anything.
+        secrets: Keys and passwords; those of less than 4 characters are ignored.
+        mask: What stands in place of each.
+    """
+    forms = {form for secret in secrets for form in _forms(secret)}
+    if not forms:
+        return text
+    units = list(_units(text))
+    letters = "".join(letter for letter, _, _ in units)
+    lowered = letters.translate(_LOWER)
+    hidden = bytearray(len(text))
+    for form in forms:
+        exact = len(form) < SHORT
+        wanted, among = (form, letters) if exact else (form.translate(_LOWER), lowered)
+        stretch = min(STRETCH, len(wanted))
+        for first in range(len(wanted) - stretch + 1):
+            part = wanted[first : first + stretch]
+            at = among.find(part)
+            while at >= 0:
+                start, end = units[at][1], units[at + stretch - 1][2]
+                hidden[start:end] = b"\1" * (end - start)
+                at = among.find(part, at + 1)
+    pieces, behind = [], 0
+    for run in re.finditer(rb"\x01+", hidden):
+        pieces += [text[behind : run.start()], mask]
+        behind = run.end()
+    return "".join([*pieces, text[behind:]])
+
+
+def redact_address(url: str) -> str:
+    """An address that may be shown: without name and password, query, fragment, and odd port."""
+    shown = re.sub(r"^([a-z][a-z\d+.-]*://)?.*@", rf"\1{MASK}@", url, flags=re.I | re.DOTALL)
+    shown = re.sub(r"([?#]).+", rf"\1{MASK}", shown, flags=re.DOTALL)
+    return re.sub(
+        r"^((?:[a-z][a-z\d+.-]*://)?[^/:[\]]*:)(?!\d+(?:/|$))[^/]+", rf"\1{MASK}", shown, flags=re.I
+    )
+
+
+def _units(text: str) -> Iterator[tuple[str, int, int]]:
+    """The characters that a text stands for, spaces and backslashes aside: (it, start, end)."""
+    for match in _CHARACTER.finditer(text):
+        kind, value = match.lastgroup, match[match.lastgroup or 0]
+        letter = value
+        if kind == "entity":
+            letter = html.unescape(f"&{value}")
+        elif kind != "plain":
+            letter = chr(int(value, 16))
+        if letter == "\\" or letter.isspace():
+            continue
+        if len(letter) == 1:
+            yield letter, match.start(), match.end()
+        else:  # no such entity
+            yield from ((text[i], i, i + 1) for i in range(match.start(), match.end()))
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as it is looked for among :func:`_units`: as it is, in hex and in base64."""
+    written = "".join(letter for letter, _, _ in _units(secret))
+    if len(written) < SHORTEST:
+        return set()
+    content = secret.encode("utf-8", "surrogateescape")
+    forms = {written, content.hex()}
+    for before in range(3):  # bytes of something else in front, modulo 3
+        digits = base64.b64encode(bytes(before) + content + bytes(3)).decode()
+        # Digits that depend on the secret alone.
+        own = digits[-(-before * 8 // 6) : (before + len(content)) * 8 // 6]
+        forms |= {own, own.replace("+", "-").replace("/", "_")}
+    return forms
