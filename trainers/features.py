@@ -329,7 +329,7 @@ def hash_files(paths: Sequence[str], root: str) -> str:
         except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
             size = changed = -1
         place = os.path.relpath(os.path.abspath(path), base).replace(os.sep, "/")
-        digest.update(f"{place}\t{size}\t{changed}\n".encode())
+        digest.update(f"{place}\t{size}\t{changed}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
