@@ -41,6 +41,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a folder is called like one that no user made."""
+    return name.lower() in _FOREIGN
+
+
 class LeftOut:
     """Paths that were left out, by kind."""
 
@@ -52,6 +57,10 @@ class LeftOut:
     def add(self, kind: str, path: str) -> None:
         """Count a path, once; ``kind`` is a noun with ``(s)``."""
         self.paths.setdefault(kind, {})[path] = None
+
+    def add_foreign(self, path: str) -> None:
+        """Count a folder, or a file in one, that ``is_foreign``."""
+        self.add("folder(s) named like those of a system or viewer", path)
 
     def add_file(self, path: str) -> None:
         """Count a file that is no picture by its suffix."""
@@ -101,8 +110,8 @@ def list_folder(directory: str | os.PathLike[str], left_out: LeftOut | None = No
             if entry.name.startswith("."):
                 others.add("hidden file(s) or folder(s)", entry.path)
             elif entry.is_dir():
-                if entry.name.lower() in _FOREIGN:
-                    others.add("folder(s) named like those of a system or viewer", entry.path)
+                if is_foreign(entry.name):
+                    others.add_foreign(entry.path)
                 else:
                     listing.folders.append(entry.name)
             elif not is_image(entry.name):

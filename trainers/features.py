@@ -336,7 +336,7 @@ def hash_files(paths: Sequence[str], root: str, contents: bool = False) -> str:
         except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
             state = "missing"
         place = os.path.relpath(os.path.abspath(path), base).replace(os.sep, "/")
-        digest.update(f"{place}\t{state}\n".encode())
+        digest.update(f"{place}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from dassl.config import user_path
 from dassl.utils.files import atomic_write
-from datasets.listing import LeftOut, find_below, is_image
+from datasets.listing import LeftOut, find_below, is_foreign, is_image
 from datasets.name_lists import by_wnid, in_label_order, read_name_list
 
 SUFFIXES = (".csv", ".json")
@@ -56,7 +56,7 @@ def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> lis
     for pattern in patterns:
         given = user_path(pattern)
         named = os.path.isfile(given)
-        matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        matches = [given] if os.path.exists(given) else _matches(given, left_out)
         images = [path for match in matches for path in _images_of(match, named, left_out)]
         if not images:
             what = "holds no image" if os.path.isdir(given) else "matches no image"
@@ -68,6 +68,18 @@ def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> lis
         for path in images:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
+
+
+def _matches(pattern: str, left_out: LeftOut) -> list[str]:
+    """What a glob stands for, without folders that no user made unless it names them."""
+    matches = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        foreign = [part for part in Path(match).parts if is_foreign(part)]
+        if set(foreign) <= set(Path(pattern).parts):
+            matches.append(match)
+        else:
+            left_out.add_foreign(match.partition(foreign[0])[0] + foreign[0])
+    return matches
 
 
 def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:

@@ -53,7 +53,11 @@ def split_hash(
             (os.path.relpath(os.path.abspath(i.impath), base).replace(os.sep, "/"), i.label)
             for i in images or ()
         )
-        digest.update("".join(f"{name}\t{path}\t{label}\n" for path, label in rows).encode())
+        digest.update(
+            "".join(f"{name}\t{path}\t{label}\n" for path, label in rows).encode(
+                errors="surrogateescape"
+            )
+        )
     return digest.hexdigest()
 
 

@@ -84,8 +84,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         # A name that is not Unicode is written as \udce9, which in JSON is its escape.
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
-        with open(temporary, mode, **text) as file:
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with open(temporary, mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,5 +1,7 @@
 """Registries, files, logging, seeds, meters."""
 
+import io
+import json
 import os
 import random
 import sys
@@ -33,6 +35,8 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
+from dassl.utils.files import is_text
+from dassl.utils.logger import Logger, escape_unprintable
 
 
 def test_registry():
@@ -69,6 +73,34 @@ def test_json(tmp_path):
     path.write_text('{"a": {"x": 1, "y": 2, "x": 3}}')
     with pytest.raises(ValueError, match="b.json is not valid JSON: key 'x' stands twice"):
         read_json(path)
+
+
+def test_names_that_are_no_unicode_are_written_escaped(tmp_path, monkeypatch):
+    """Bytes of another encoding in a file's name, and any name where the terminal is ASCII."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert not is_text(name)
+    assert is_text("café 猫 \N{CAT FACE}")
+    write_json({"path": name}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": name}
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    escape_unprintable()
+    with Logger(tmp_path / "log.txt") as log:
+        print(name, "café", file=log)
+    console.flush()
+    assert console.buffer.getvalue() == b"caf\\udce9.jpg caf\\xe9\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\\udce9.jpg café\n"
+
+
+def test_json_in_other_encodings_and_with_a_key_twice(tmp_path):
+    path = tmp_path / "a.json"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes('{"é": 1}'.encode(encoding))
+        assert read_json(path) == {"é": 1}
+    path.write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
+    assert read_json(path) == {"a": 1, "b": {"c": 2}}
+    with pytest.raises(ValueError, match=r"a\.json .*the key 'c' is there 2 times"):
+        read_json(path, unique=True)
 
 
 def test_writes_are_all_or_nothing(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_notes_are_passed_on(tmp_path, touch, check):
     status, out, _ = check("--root", tmp_path, "--dataset-config-file", file)
     assert status == 0
     assert "birds: note: Folder: the class names" in out
+
+
+def test_what_is_left_out_and_what_contradicts_is_said(tmp_path, touch, check):
+    touch(tmp_path / "birds", [f"{bird}/{i}.jpg" for bird in "ab" for i in range(4)])
+    touch(tmp_path / "birds", ["__MACOSX/0.jpg", "a/list.txt"])
+    file = tmp_path / "birds.yaml"
+    file.write_text("DATASET: {NAME: Folder, DIR: birds}\n")
+    words = ("--root", tmp_path, "--dataset-config-file", file)
+    status, out, _ = check(*words)
+    assert status == 0
+    assert "birds: note: Folder: left out of" in out
+    assert "1 file(s) ending in .txt (a/list.txt); 1 folder(s) named like" in out
+    entry = ["a/0.jpg", 0, "a"]
+    split = {"train": [entry, ["b/0.jpg", 1, "b"]], "val": [], "test": [entry]}
+    (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
+    file.write_text("DATASET: {NAME: Split, DIR: birds, SPLIT_FILE: split.json}\n")
+    status, out, _ = check(*words)
+    assert status == 1
+    assert "birds: damaged: " in out
+    assert "split.json: 1 picture(s) have a place in train and in test, first" in out
 
 
 @pytest.mark.parametrize(
