@@ -66,7 +66,11 @@ def test_all_that_the_files_can_set_is_allowed(path: Path, declared):
     parts = [part for layer in layers for part in (layer.content, *layer.per_dataset.values())]
     shots = {n for part in parts for n in part.get(PER_SHOTS, {})}
     datasets = {name for layer in layers for name in layer.per_dataset}
-    for dataset, number_of in [(None, -1), *((d, -1) for d in datasets), *((None, n) for n in shots)]:
+    for dataset, number_of in [
+        (None, -1),
+        *((d, -1) for d in datasets),
+        *((None, n) for n in shots),
+    ]:
         cfg = default.clone()
         merge_file(cfg, path, dataset, number_of, known_datasets=DATASET_REGISTRY)
         check_config(cfg, options, TOGETHER)
