@@ -53,7 +53,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's core types alone, and limits."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - so in PyYAML's types
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self, stream: str) -> None:
