@@ -239,7 +239,8 @@ def expand_paths(cfg: CfgNode, options: Mapping[str, Option]) -> CfgNode:
     copy.defrost()
     for key, path in changed.items():
         node, last = _find(copy, key)
-        node[last] = path
+        if node is not None:
+            node[last] = path
     if cfg.is_frozen():
         copy.freeze()
     return copy

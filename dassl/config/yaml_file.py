@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -53,21 +53,21 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's core types alone, and limits."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML's way
-    yaml_constructors: dict[Any, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - so in PyYAML's types
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
         self._counts: dict[yaml.Node, int] = {}  # values below a node, aliases followed
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node; refuse depth, what refers to itself, and what aliases blow up."""
         event = self.peek_event()
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _error(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and node not in self._counts:
             raise _error(f"*{event.anchor} contains itself", event.start_mark)
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
             raise _error(f"more than {MAX_VALUES} values, aliases followed", event.start_mark)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a section; refuse a key that stands in it twice."""
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
@@ -102,7 +102,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(problem=problem, problem_mark=mark)
 
 
