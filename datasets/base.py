@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dassl.config import user_path
+from dassl.config.inputs import recording
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import write_json
 from datasets.classnames import rename_classes, unreadable_names
@@ -220,7 +221,8 @@ class SplitFileDataset(CLIPDataset):
         """
         row = self.row
         if row.prepare is not None:
-            row.prepare(self.root)
+            with recording(None):  # it looks at more than this data set
+                row.prepare(self.root)
         dataset_dir = self.root / row.directory
         image_dir = dataset_dir / row.images
         self.dataset_dir, self.image_dir = str(dataset_dir), str(image_dir)

@@ -139,41 +139,32 @@ def _found(at: str, places: Mapping[str, str]) -> str | None:
     return os.path.join(place, rest) if place and os.path.isdir(place) else None
 
 
-def record_inputs(
-    read: Recording, places: Mapping[str, str], left_out: Iterable[str | os.PathLike[str]] = ()
-) -> dict[str, Any]:
+def record_inputs(read: Recording, places: Mapping[str, str]) -> dict[str, Any]:
     """Hash what was read: files by content, listed folders of the data by their entries' names.
+
+    Images do not count here, `image_record` is for them; nor do code and Python's own files.
 
     Args:
         read: What was read.
         places: From `places_of`.
-        left_out: Files, and folders with all they hold, that do not count: images, which
-            `image_record` is for, and what the run writes.
 
     Returns:
         ``{"files": {path: hash}, "folders": {path: hash}}``.
     """
-    skipped = {_absolute(path) for path in left_out}
-    inside = tuple(f"{path}{os.sep}" for path in skipped if os.path.isdir(path))
     data = f"{places[DATA]}{os.sep}"
-
-    def counts(path: str) -> bool:
-        if path in skipped or (inside and path.startswith(inside)):
-            return False
-        return path.startswith((data, f"{REPOSITORY}{os.sep}")) or not _is_system(path)
-
+    own = (data, f"{REPOSITORY}{os.sep}")
     files = {
         place_of(path, places): file_hash(path)
         for path in sorted(read.files)
-        if counts(path)
-        and not path.endswith(_CODE)
+        if (path.startswith(own) or not _is_system(path))
+        and not path.lower().endswith((*_CODE, *_IMAGES))
         and os.path.basename(path) not in _OWN
         and os.path.isfile(path)
     }
     folders = {
         place_of(path, places): _listing_hash(path)
         for path in sorted(read.folders)
-        if counts(path) and f"{path}{os.sep}".startswith(data) and os.path.isdir(path)
+        if f"{path}{os.sep}".startswith(data) and os.path.isdir(path)
     }
     return {"files": files, "folders": folders}
 

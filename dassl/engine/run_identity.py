@@ -73,10 +73,10 @@ class RunIdentity(TrainerBase):
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
-        """Note the checkpoints that are read inside a block as what the run evaluates."""
+        """Note the checkpoints that are read inside a block: what the run starts from, or tests."""
         with recording(into := Recording()):
             yield
-        self._weights.files = {path for path in into.files if ".pth.tar" in os.path.basename(path)}
+        self._weights.files |= {path for path in into.files if ".pth.tar" in Path(path).name}
 
     @property
     def places(self) -> dict[str, str]:
@@ -109,9 +109,7 @@ class RunIdentity(TrainerBase):
         backbone = self.places.get("MODEL.BACKBONE.NAME")
         if backbone:
             self._read.files.update(str(path) for path in Path(backbone).iterdir())
-        cache = self.cfg.get("FEATURE_CACHE", {}).get("DIR", "")
-        left_out = [*self._image_paths(), self.output_dir, *([cache] if cache else [])]
-        return record_inputs(self._read, self.places, left_out)
+        return record_inputs(self._read, self.places)
 
     @cached_property
     def images(self) -> dict[str, Any]:

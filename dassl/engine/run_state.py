@@ -12,8 +12,14 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.config import config_hash
-from dassl.config.identity import shown
-from dassl.engine.checkpoint import check_finite_state, plain_state, trainable_state, unwrap
+from dassl.config.identity import shown, split_change
+from dassl.engine.checkpoint import (
+    check_finite_state,
+    checkpoint_meta,
+    plain_state,
+    trainable_state,
+    unwrap,
+)
 from dassl.engine.distributed import own_steps
 from dassl.engine.precision import effective_precision, requested_precision
 from dassl.engine.previous_runs import leftovers, recorded_hashes, set_aside
@@ -28,6 +34,7 @@ from dassl.engine.resume import (
 from dassl.engine.run_identity import RunIdentity
 from dassl.engine.step import drop_caches
 from dassl.utils.distributed import gather_objects, is_main, world_size
+from dassl.utils.torchtools import load_checkpoint
 
 __all__ = ["RunState"]
 
@@ -270,12 +277,27 @@ class RunState(RunIdentity):
             raise FileNotFoundError(f'No directory "{directory}" (set by --resume)')
         state = read_resume(directory)
         if state is None:
+            self._check_checkpoints(directory)
             self.start_epoch = self.epoch = self.resume_model_if_exist(directory)
             return
         reason = self._mismatch(state)
         if reason is not None:
             raise ValueError(f'"{Path(directory) / RESUME_NAME}" (set by --resume) {reason}')
         self._restore(state, directory)
+
+    def _check_checkpoints(self, directory: str) -> None:
+        """Refuse to go on from checkpoints of another recipe or of other classes."""
+        own = list(self.dm.lab2cname.values())
+        for name in self.get_model_names():
+            pointer = Path(directory) / name / "checkpoint"
+            path = pointer.with_name(pointer.read_text().strip()) if pointer.is_file() else None
+            if path is None or not path.is_file():
+                continue
+            meta = checkpoint_meta(load_checkpoint(path))
+            self.check_origin(path, meta)
+            other = split_change({"classes": meta.get("classnames", own)}, {"classes": own})
+            if other:
+                raise ValueError(f'"{path}" (set by --resume) cannot be gone on from: {other}')
 
     def _set_others_aside(self) -> bool:
         """Move away what a run of another identity has left; return whether there was one."""

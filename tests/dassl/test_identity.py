@@ -165,6 +165,20 @@ def test_keys_that_differ_are_named(make_cfg, root, interrupt, capsys):
     assert "configuration or data: OPTIM.LR was 0.05, is 0.02" in capsys.readouterr().out
 
 
+def test_checkpoints_of_another_recipe_or_of_other_classes_are_not_gone_on_from(make_cfg, root):
+    first = make_cfg("first", root=root, **CHANGES)
+    build_trainer(first).train()  # leaves checkpoints, no resume file
+    changes = {**CHANGES, "OPTIM__MAX_EPOCH": 3, "RESUME": first.OUTPUT_DIR}
+    trainer = build_trainer(make_cfg("longer", root=root, **changes))
+    trainer.train()
+    assert trainer.start_epoch == 2
+    with pytest.raises(ValueError, match=r"OPTIM\.LR was 0\.05, is 0\.5"):
+        build_trainer(make_cfg("other", root=root, **changes, OPTIM__LR=0.5)).train()
+    edit_split(root, rename_class)
+    with pytest.raises(ValueError, match="--resume.*label 2 is 'azure square'"):
+        build_trainer(make_cfg("third", root=root, **changes)).train()
+
+
 # ---------------------------------------------------------------------- done, and damaged
 
 
