@@ -138,7 +138,7 @@ class Place(NamedTuple):
     """Where a split lists a picture."""
 
     part: str
-    index: int
+    position: int
     item: Datum
 
 
@@ -195,7 +195,7 @@ def check_pictures(splits: Splits, source: str, links: Mapping[str, str] | None 
     said = []
     for what, groups in found.items():
         where = ", ".join(
-            f"{place.part}[{place.index}] is {place.item.label} ({place.item.classname!r})"
+            f"{place.part}[{place.position}] is {place.item.label} ({place.item.classname!r})"
             for place in groups[0][:4]
         )
         path = groups[0][0].item.impath
