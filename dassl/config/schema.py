@@ -168,7 +168,7 @@ def allowed_words(rule: Rule) -> str:
     """What a rule allows, with the names that are registered now."""
     if rule.names is None:
         return rule.words
-    return f"{rule.words} {', '.join(map(str, rule.names()))}"
+    return f"{rule.words} {', '.join(str(name) or repr(name) for name in rule.names())}"
 
 
 def with_defaults(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
