@@ -128,11 +128,12 @@ def test_weights_of_another_config_are_refused_unless_told(capsys, run, tmp_path
     moved = backbone.rename(tmp_path / "moved" / backbone.name)
     words = ("MODEL.BACKBONE.NAME", str(moved))
     assert run(*there, *words, output="e")["metrics"] == trained
-    state = torch.load(moved, weights_only=True)
+    state = torch.load(moved.rename(backbone), weights_only=True)
     state["visual.proj"] += 0.5
-    torch.save(state, moved)
+    torch.save(state, backbone)
+    words = ("MODEL.BACKBONE.NAME", str(backbone))
     said = refused(capsys, run, *there, *words, output="f")
-    assert f"the file of the backbone '{moved}' is another one" in said
+    assert f"the file of the backbone '{backbone}' is another one" in said
     result = run("--any-config", *there, *words, output="f")
     assert result["metrics"] != trained
     assert any("weights that were trained with other options" in n for n in result["notes"])
