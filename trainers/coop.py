@@ -58,7 +58,16 @@ def first_words(options: CfgNode) -> dict[str, Any]:
 
 
 def coop_clip(trainer: CLIPTrainer, options: CfgNode) -> ContextCLIP:
-    """What the ``options`` of :class:`CoOp` describe."""
+    """What the ``options`` of :class:`CoOp` describe.
+
+    Raises:
+        ValueError: CSC with words to start from.
+    """
+    if options.CSC and options.CTX_INIT:
+        raise ValueError(
+            f"CSC is True, but CTX_INIT {options.CTX_INIT!r} gives one context for all classes its "
+            "words to start from; for a context per class, which starts at random, set CTX_INIT ''"
+        )
     backbone = context_backbone(
         trainer,
         **first_words(options),

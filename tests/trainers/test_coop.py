@@ -188,6 +188,7 @@ def test_unfit_checkpoints_are_refused(build, tmp_path):
         ({"CLASS_TOKEN_POSITION": "start"}, "POSITION must be one of end, middle, front, got"),
         ({"CTX_INIT": "", "N_CTX": 0}, "N_CTX must be a whole number 1 to 75, got 0"),
         ({"CTX_INIT": "", "N_CTX": 75}, "to 74 .*got 75"),
+        ({"CTX_INIT": "a photo of a", "CSC": True}, "CSC is True.*set CTX_INIT ''"),
         ({"CTX_INIT": "a, b", "CLASS_TOKEN_POSITION": "front"}, "3 tokens for 2 words.*'end'"),
     ],
 )
