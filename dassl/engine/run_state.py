@@ -34,6 +34,7 @@ from dassl.engine.resume import (
 from dassl.engine.run_identity import RunIdentity
 from dassl.engine.step import drop_caches
 from dassl.utils.distributed import gather_objects, is_main, world_size
+from dassl.utils.logger import move_earlier_log
 from dassl.utils.torchtools import load_checkpoint
 
 __all__ = ["RunState"]
@@ -308,6 +309,7 @@ class RunState(RunIdentity):
         found = leftovers(self.output_dir, keep=[f"fewshot_{shots}_seed{seed}.json"])  # just drawn
         if found:
             target = set_aside(self.output_dir, found)
+            move_earlier_log(target)
             print(f'Another run was here ({why}); what it left was moved to "{target}"')
         return True
 

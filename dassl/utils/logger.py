@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Logger", "escape_unprintable", "setup_logger"]
+__all__ = ["Logger", "escape_unprintable", "move_earlier_log", "setup_logger"]
 
 
 class Logger:
@@ -29,6 +29,7 @@ class Logger:
         self.file = open(  # noqa: SIM115
             self.path, "a", encoding="utf-8", errors="backslashreplace"
         )
+        self._start = self.path.stat().st_size  # what is before it is of earlier processes
 
     def write(self, text: str) -> int:
         """Write text to both and flush the file, so that a killed run keeps its log."""
@@ -47,6 +48,20 @@ class Logger:
         self.console.flush()
         if not self.file.closed:
             self.file.flush()
+
+    def move_earlier_to(self, directory: str | os.PathLike[str]) -> None:
+        """Move what earlier processes have logged to a file of this name in another folder.
+
+        Args:
+            directory: It exists.
+        """
+        self.flush()
+        content = self.path.read_bytes()
+        (Path(directory) / self.path.name).write_bytes(content[: self._start])
+        with open(self.path, "r+b") as file:  # in place: this process goes on writing to its end
+            file.write(content[self._start :])
+            file.truncate()
+        self._start = 0
 
     def close(self) -> None:
         """Close the file; the console stays open."""
@@ -104,3 +119,13 @@ def setup_logger(output: str | os.PathLike[str] | None = None) -> None:
         console.close()
         console = console.console
     sys.stdout = Logger(path, console)
+
+
+def move_earlier_log(directory: str | os.PathLike[str]) -> None:
+    """Move what runs before this one have put into its log file to another folder.
+
+    Args:
+        directory: Folder; nothing is moved if standard output is not copied into a file.
+    """
+    if isinstance(sys.stdout, Logger):
+        sys.stdout.move_earlier_to(directory)

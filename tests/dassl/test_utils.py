@@ -36,7 +36,7 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.files import is_text
-from dassl.utils.logger import Logger, escape_unprintable
+from dassl.utils.logger import Logger, escape_unprintable, move_earlier_log
 
 
 def test_registry():
@@ -159,6 +159,20 @@ def test_logger_appends_and_leaves_stderr_alone(tmp_path, monkeypatch, capfd):
         sys.stdout.close()
     assert (tmp_path / "log.txt").read_text() == "first\nthird\n"
     assert (tmp_path / "other.log").read_text() == "second\n"
+
+
+def test_an_earlier_log_moves_and_the_own_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "log.txt").write_text("earlier: é\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", sys.stdout)
+        setup_logger(tmp_path)
+        print("own 1")
+        move_earlier_log(tmp_path / "old")
+        print("own 2")
+        sys.stdout.close()
+    assert (tmp_path / "old/log.txt").read_text() == "earlier: é\n"
+    assert (tmp_path / "log.txt").read_text() == "own 1\nown 2\n"
 
 
 def test_seeds():
