@@ -47,10 +47,10 @@ def read_name_list(path: Path, flag: str) -> Any:
         raise ValueError(f"{flag}: {path} ends in {suffix}, which is not read; {_FIX}")
     try:
         if suffix == ".json":
-            return read_json(path, unique=True)
+            return read_json(path)
         text = read_text(path)
         if text.lstrip()[:1] in ("[", "{"):
-            return read_json(path, unique=True)
+            return read_json(path)
         if suffix in (".csv", ".tsv"):
             return _from_table(text, "\t" if suffix == ".tsv" else ",", str(path))
         return _from_lines(text, str(path))

@@ -180,7 +180,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
     """
     target = Path(user_path(root)) / "shapes"
     _remove_leftovers(target.parent)
-    if _is_current(target):
+    if is_current(target):
         mend(target)
         return target
     if target.exists() and not (target / "version.txt").is_file():
@@ -219,7 +219,12 @@ def _remove_leftovers(root: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_current(folder: Path) -> bool:
+def is_current(folder: Path) -> bool:
+    """Tell whether the suite in a folder is of this version and has its checksums.
+
+    Args:
+        folder: The suite's.
+    """
     stamp = folder / "version.txt"
     same = stamp.is_file() and stamp.read_text().strip() == VERSION
     return same and (folder / CHECKSUMS).is_file()
@@ -299,9 +304,9 @@ def mend(folder: Path) -> None:
 
 def _move_into_place(partial: Path, target: Path) -> None:
     """Put the drawn folder in its place, unless another job was faster: it drew the same."""
-    if _is_current(target):
+    if is_current(target):
         return
-    if target.exists() and not _is_current(target):  # of another version
+    if target.exists() and not is_current(target):  # of another version
         outdated = partial.with_name(f"{partial.name}{_OLD}")
         outdated.mkdir()
         with contextlib.suppress(FileNotFoundError):  # another job has moved it
@@ -310,7 +315,7 @@ def _move_into_place(partial: Path, target: Path) -> None:
     try:
         os.replace(partial, target)
     except OSError:
-        if not _is_current(target):
+        if not is_current(target):
             raise
 
 

@@ -49,7 +49,7 @@ def read_split_file(path: Path, image_dir: Path) -> Splits:
         ValueError: The file is no JSON, lacks a part, or has a malformed entry; the message names
             the file and the entry. Or it contradicts itself, see ``check_pictures``.
     """
-    content = read_json(path, unique=True)
+    content = read_json(path)
     if not isinstance(content, dict) or any(
         not isinstance(content.get(part), list) for part in PARTS
     ):

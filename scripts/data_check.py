@@ -182,8 +182,7 @@ def _check_suite(target: Target) -> Finding:
     """The bundled suite is drawn when a run asks for it, unless something else is in its place."""
     stamp = target.directory / "version.txt"
     if stamp.is_file():
-        current = stamp.read_text().strip() == shapes.VERSION
-        return Finding(target, OK if current else ON_FIRST_USE)
+        return Finding(target, OK if shapes.is_current(target.directory) else ON_FIRST_USE)
     if not target.directory.exists():
         return Finding(target, ON_FIRST_USE)
     return Finding(

@@ -132,6 +132,7 @@ def both_ends(
         start: Of another one; None for the pre-trained model.
     """
     first = copied(trainer)
+    trainer.any_config = True  # the two runs may differ in how they were trained
     trainer.load_model(str(start or end))
     if start is not None:
         first, classes = copied(trainer), list(trainer.row_names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from inspect import unwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             "has to be trained, and what it is before that is no result. Train it (leave "
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
-    reads = type(trainer).load_model is not RunResult.load_model
+    reads = unwrap(type(trainer).load_model) is not unwrap(RunResult.load_model)
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
     if not Path(args.model_dir).is_dir():

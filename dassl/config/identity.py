@@ -106,12 +106,13 @@ def digest_of(content: Any) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a checksum to what is written as JSON.
+    """Add a checksum to what is written as JSON, in place of one that is there.
 
     Args:
         content: What JSON can hold.
     """
     plain = json.loads(json.dumps(content))  # as it will be read back
+    plain.pop(_SEAL, None)
     return {**plain, _SEAL: digest_of(plain)}
 
 

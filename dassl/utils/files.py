@@ -165,27 +165,27 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def read_json(fpath: str | os.PathLike[str], *, unique: bool = False) -> Any:
+def read_json(fpath: str | os.PathLike[str]) -> Any:
     """Read a JSON file, in an encoding that `read_text` reads.
 
     Args:
         fpath: Path of the file.
-        unique: Refuse an object that has a key twice, of which Python would keep the last.
 
     Returns:
         The parsed content.
 
     Raises:
-        ValueError: Not valid JSON, or a key twice; the message names the file.
+        ValueError: Not valid JSON, or an object has a key twice; the message names the file.
     """
     data = Path(fpath).read_bytes()
     try:
-        return json.loads(_decode(data), object_pairs_hook=_unique if unique else None)
+        return json.loads(_decode(data), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{fpath} is not valid JSON, or no JSON at all: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; Python's own reader keeps the last of two silently."""
     content = dict(pairs)
     if len(content) < len(pairs):
         (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)

@@ -72,6 +72,7 @@ def load_run(directory: Path, *, root: str = "", device: str = "auto") -> Any:
         # A run with --eval-only, such as the one on new classes, has its weights elsewhere.
         weights = result["model_dir"] if result["eval_only"] else str(directory)
         if weights:
+            trainer.any_config = True  # the run says itself what it was evaluated with
             trainer.load_model(weights, epoch=result["load_epoch"])
     return trainer
 

@@ -111,7 +111,7 @@ def test_logged_numbers_are_those_of_the_whole_batch(one, two):
 def test_only_rank_0_writes(two):
     assert len(list((two / "plain" / "tensorboard").iterdir())) == 1
     assert sorted(path.name for path in (two / "plain").iterdir()) == [
-        "ToyShared", "result.json", "tensorboard"
+        "ToyShared", "identity.json", "result.json", "tensorboard"
     ]  # fmt: skip
     best = torch.load(two / "best_val" / "ToyShared" / "model-best.pth.tar", weights_only=True)
     assert best["val_result"] > 0

@@ -71,7 +71,9 @@ def test_json(tmp_path):
     with pytest.raises(ValueError, match="b.json is not valid JSON"):
         read_json(path)
     path.write_text('{"a": {"x": 1, "y": 2, "x": 3}}')
-    with pytest.raises(ValueError, match="b.json is not valid JSON: key 'x' stands twice"):
+    with pytest.raises(
+        ValueError, match="b.json is not valid JSON.*: the key 'x' is there 2 times"
+    ):
         read_json(path)
 
 
@@ -98,9 +100,8 @@ def test_json_in_other_encodings_and_with_a_key_twice(tmp_path):
         path.write_bytes('{"é": 1}'.encode(encoding))
         assert read_json(path) == {"é": 1}
     path.write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
-    assert read_json(path) == {"a": 1, "b": {"c": 2}}
     with pytest.raises(ValueError, match=r"a\.json .*the key 'c' is there 2 times"):
-        read_json(path, unique=True)
+        read_json(path)
 
 
 def test_writes_are_all_or_nothing(tmp_path, monkeypatch):

@@ -97,4 +97,4 @@ def listing(directory):
 
 
 WHOLE = sorted([f"dtd/images/{name}" for name in NAMES] + [f"dtd/{SPLIT}"])
-KEPT = [".downloads/dtd/fetched.json", ".downloads/lock"]
+KEPT = [".downloads/dtd/fetched.json"]

@@ -59,13 +59,13 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from scripts import data_archives
-within = data_archives._within
+members = data_archives._members
 def slowly(*args):
-    for member in within(*args):
+    for member in members(*args):
         yield member
         print("one", flush=True)
         time.sleep(0.2)
-data_archives._within = slowly
+data_archives._members = slowly
 data_archives.unpack(Path(sys.argv[2]), Path(sys.argv[3]), (("images", "images"),))
 """
 

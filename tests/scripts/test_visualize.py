@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.config.identity import sealed
 from dassl.data.datasets import Datum
 from dassl.engine import build_trainer
 from scripts import visualize
@@ -75,7 +76,13 @@ class TestLoading:
         fresh = loaded.model.head(*self.features(loaded, images)).mask
         assert not torch.equal(fresh, torch.ones_like(fresh)), "training must have moved the mask"
         names = {path.name for path in directory.iterdir()}
-        assert names == {"RAda", "fewshot_1_seed1.json", "result.json", "tensorboard"}
+        assert names == {
+            "RAda",
+            "fewshot_1_seed1.json",
+            "identity.json",
+            "result.json",
+            "tensorboard",
+        }
 
     @staticmethod
     def features(trainer, images):
@@ -83,7 +90,7 @@ class TestLoading:
         return model.image_features(images), model.class_weights(), model.scale
 
     def test_weights_of_an_evaluation_are_those_it_loaded(self, rada, shapes_root, tmp_path):
-        options = ("DATASET.SUBSAMPLE_CLASSES", "new")
+        options = ("OPTIM.LR", 0.01, "DATASET.SUBSAMPLE_CLASSES", "new")
         finish("RAda", shapes_root, tmp_path / "new", *options, weights=rada[1])
         run = load_run(tmp_path / "new", device="cpu")
         images = torch.randn(2, 3, 48, 48)
@@ -98,7 +105,7 @@ class TestLoading:
         result = json.loads((directory / "result.json").read_text())
         result["config"]["DATASET"]["ROOT"] = "gone"
         result["config"]["SEED"] = -1  # drawn; result["seed"] says what
-        (directory / "result.json").write_text(json.dumps(result))
+        (directory / "result.json").write_text(json.dumps(sealed(result)))
         run = load_run(directory, root=shapes_root, device="cpu")
         assert run.seed == 1
         assert [item.impath for item in run.dm.dataset.train_x] == [
@@ -117,7 +124,7 @@ class TestLoading:
         shutil.copytree(rada[1], tmp_path / "old")
         result = json.loads((tmp_path / "old/result.json").read_text())
         result["config"]["OPTIM"]["LERNING_RATE"] = 1.0
-        (tmp_path / "old/result.json").write_text(json.dumps(result))
+        (tmp_path / "old/result.json").write_text(json.dumps(sealed(result)))
         assert draw(tmp_path / "old") == 1
         error = capsys.readouterr().err
         assert "does not fit this version" in error

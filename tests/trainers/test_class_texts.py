@@ -13,18 +13,18 @@ from dassl.engine import build_trainer
 
 @pytest.fixture
 def build(make_config, tmp_path):
-    """(method, class names, options) -> trainer on a split with two pictures per class."""
+    """(method, class names, options) -> trainer on a split with two pictures per class and part."""
 
     def make(method, names, *options, dataset="Split"):
         folder = tmp_path / "data" / "own"
         rows = []
         for label, name in enumerate(names):
-            for number in range(2):
+            for number in range(4):
                 path = folder / f"{label}_{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (48, 48), (label, number, 0)).save(path)
                 rows.append([path.name, label, name])
-        content = {"train": rows, "val": [], "test": rows}
+        content = {"train": rows[::2], "val": [], "test": rows[1::2]}
         (folder / "split.json").write_text(json.dumps(content))
         words = ("DATASET.ROOT", str(tmp_path / "data"), "DATASET.DIR", "own", "DATASET.IMAGES", "")
         flags = ("--backbone", "shapes")

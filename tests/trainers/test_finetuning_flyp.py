@@ -114,7 +114,7 @@ def test_wise_ft_saves_what_lies_between(train_fft, build_fft, alpha):
     ft = train_fft("FT", output="ft")
     options = ("FIRST_STAGE.DIR", ft, "TRAINER.WiseFT.ALPHA", alpha)
     wise = train_fft("WiseFT", *options, output="wise")
-    loaded = build_fft("WiseFT", output="loaded")
+    loaded = build_fft("WiseFT", "TRAINER.WiseFT.ALPHA", alpha, output="loaded")
     loaded.load_model(wise)
     fine_tuned, fresh = build_fft("FT", output="a"), build_fft("FT", output="b")
     fine_tuned.load_model(ft)

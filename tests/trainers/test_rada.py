@@ -149,6 +149,7 @@ def test_a_checkpoint_with_another_number_of_layers_says_so(build, tmp_path, sav
     trainer = build("TRAINER.RADA.PROJ_LAYERS", str(saved))
     trainer.train()
     other = build("TRAINER.RADA.PROJ_LAYERS", str(now), output="other")
+    other.any_config = True
     expected = rf"has {saved} attention layers, the model's has {now}; set PROJ_LAYERS.*to {saved}"
     with pytest.raises(ValueError, match=expected):
         other.load_model(trainer.output_dir)

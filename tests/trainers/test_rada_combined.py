@@ -140,5 +140,9 @@ def test_a_checkpoint_with_another_number_of_layers_says_so(build, name):
     layers = (f"TRAINER.{section}.PROJ_LAYERS", "2")
     trainer = build(name, *layers)
     trainer.train()
+    other = build(name, output="other")
+    with pytest.raises(ValueError, match=rf"{layers[0]} was 2, is 1\."):
+        other.load_model(trainer.output_dir)
+    other.any_config = True
     with pytest.raises(ValueError, match="2 attention layers, the model's has 1; set PROJ_LAYERS"):
-        build(name, output="other").load_model(trainer.output_dir)
+        other.load_model(trainer.output_dir)
