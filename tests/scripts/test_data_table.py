@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torchvision
 import torchvision.datasets
 
 from datasets.downloads import DOWNLOADS, TORCHVISION, Download, RemoteFile, download_of
@@ -100,6 +101,10 @@ def test_all_that_a_run_needs_is_fetched(download: Download) -> None:
     assert places >= images | ({row.split_file} if row.split_file else set())
 
 
+def version_of(package) -> tuple[int, ...]:
+    return tuple(int(part) for part in package.__version__.split("+")[0].split(".")[:2])
+
+
 @pytest.mark.parametrize(
     ("download", "file"),
     [(d, f) for d, f in FILES if any(address.listed_by == TORCHVISION for address in f.addresses)],
@@ -108,6 +113,8 @@ def test_torchvision_lists_what_it_is_said_to_list(download: Download, file: Rem
     source = "".join(
         path.read_text() for path in Path(torchvision.datasets.__file__).parent.glob("*.py")
     )
+    if file.md5 not in source and version_of(torchvision) < (0, 29):
+        pytest.skip(f"torchvision {torchvision.__version__} lists an earlier archive")
     for address in file.addresses:
         # Some addresses are put together from a folder and a name.
         folder, _, name = address.url.rpartition("/")

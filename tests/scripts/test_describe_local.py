@@ -77,10 +77,17 @@ def test_the_seed_repeats_an_answer(model_directory):
     assert all(answer.startswith('["') for answer in answers[0])
 
 
-def test_an_answer_is_as_long_as_allowed_and_without_the_request(model_directory):
+def test_an_answer_is_as_long_as_allowed_and_without_the_request(model_directory, monkeypatch):
     model = LocalModel(model_directory, device="cpu", new_tokens=40)
+    generate, lengths = model.model.generate, []
+
+    def measured(**words):
+        output = generate(**words)
+        lengths.append(output.shape[1] - words["input_ids"].shape[1])
+        return output
+
+    monkeypatch.setattr(model.model, "generate", measured)
     answers = [model(MESSAGES).removeprefix('["') for _ in range(5)]
-    lengths = [len(model.tokenizer(answer)["input_ids"]) for answer in answers]
     assert 5 < max(lengths) <= 40
     assert not any("red red\n\nblue wing" in answer for answer in answers)
     assert model.requests == 5
