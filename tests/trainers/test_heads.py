@@ -108,6 +108,7 @@ def test_layers_and_regularizers_equal_the_plain_formula(layers, reg):
 
 
 def check(shape, *, softmax="joint", temp=1.0, queries=QUERIES, layers=1, reg="l2"):
+    torch.manual_seed(0)  # of the head's own start
     batch, classes, width = shape
     f, h = features(*shape)
     head = trained(RationalHead(width, 8, temp, queries, softmax, layers, reg), 0.3)
@@ -127,7 +128,9 @@ def check(shape, *, softmax="joint", temp=1.0, queries=QUERIES, layers=1, reg="l
     targets = torch.autograd.grad(loss(*expected[:2]), parameters, allow_unused=True)
     for ours, theirs in zip(grads, targets, strict=True):
         theirs = torch.zeros_like(ours) if theirs is None else theirs
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
+        # Some gradients are of the order of 1000, and entries near zero are sums of such.
+        rounding = max(1e-8, 1e-10 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=rounding)
 
 
 def test_single_precision_is_close_to_the_formula():
