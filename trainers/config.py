@@ -17,7 +17,7 @@ from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers, user_path
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
 from dassl.config.defaults import TOGETHER
-from dassl.config.merge import shown
+from dassl.config.merge import shortened
 from dassl.config.paths import path_flag
 from dassl.config.schema import (
     PATH,
@@ -256,7 +256,7 @@ def read_options(words: Sequence[str], cfg: CfgNode) -> list[str]:
             follows = f" ({value} follows)" if value else ""
             raise ValueError(
                 f"{key} has no value{follows}: behind the flags, options are KEY VALUE pairs, "
-                f"got {shown(' '.join(words))}"
+                f"got {shortened(' '.join(words))}"
             )
         if values.get(key, value) != value:
             # The last counts, as in CoOp, whose scripts append what the user adds.

@@ -18,7 +18,6 @@ from clip import adapter_parameters
 from dassl.config.schema import PATH, Option, count, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from trainers.finetuning_stages import FirstStageError
-from trainers.heads import choose
 from trainers.options import LAYERS, weight
 from trainers.token_statistics import (
     COMMAND,
@@ -108,23 +107,6 @@ class PromptAlign(StartedTrainer):
             "paper": "the mean over all blocks, unlike the released code",
         }
         return [f"statistics are aligned as {how[self.options.ALIGN]} (ALIGN)"]
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """See :meth:`trainers.ttt.EpisodicTrainer.check_cfg`.
-
-        Raises:
-            ValueError: ALIGN, BETA or LAYERS cannot be used.
-        """
-        options = cfg.TRAINER.PromptAlign
-        choose("TRAINER.PromptAlign.ALIGN", options.ALIGN, ALIGNMENTS)
-        if options.BETA < 0:
-            raise ValueError(f"TRAINER.PromptAlign.BETA must not be negative, got {options.BETA}")
-        if options.LAYERS < 2:
-            raise ValueError(
-                "TRAINER.PromptAlign.LAYERS must be at least 2 (the input of the first "
-                f"block alone), got {options.LAYERS}"
-            )
-        super().check_cfg(cfg)
 
     def adapts_towers(self, cfg: CfgNode) -> bool:
         """MaPLe's prompts, which deeper blocks have too."""

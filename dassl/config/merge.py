@@ -230,11 +230,11 @@ def _convert(key: str, value: Any, current: Any, source: str) -> Any:
         return list(decoded)
     raise ValueError(
         f"{source}: {key} must be of type {type(current).__name__} (now {current!r}), "
-        f"got {shown(value)} of type {type(decoded).__name__}{_hint(decoded, current)}"
+        f"got {shortened(value)} of type {type(decoded).__name__}{_hint(decoded, current)}"
     )
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Return a value as an error message shows it, however long it is."""
     try:
         text = repr(value)
@@ -245,7 +245,7 @@ def shown(value: Any) -> str:
 
 def _hint(decoded: Any, current: Any) -> str:
     if isinstance(current, list | tuple):
-        return f'; write a list, such as "[{shown(decoded)}]"'
+        return f'; write a list, such as "[{shortened(decoded)}]"'
     if isinstance(current, bool):
         return "; write true or false"
     if decoded is None:

@@ -272,7 +272,7 @@ def check_config(
 
 def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = True) -> list[str]:
     """What is wrong with single values, a line each; see :func:`check_config`."""
-    from dassl.config.merge import shown
+    from dassl.config.merge import shortened
 
     found = []
     for key, option in options.items():
@@ -284,7 +284,7 @@ def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = 
         if value == option.default or rule.holds(value):
             continue
         meaning = f" ({option.meaning})" if option.meaning else ""
-        line = f"{key} must be {allowed_words(rule)}, got {shown(value)}{meaning}"
+        line = f"{key} must be {allowed_words(rule)}, got {shortened(value)}{meaning}"
         found.append(f"{line}.{_nearest(value, rule)}")
     return found
 

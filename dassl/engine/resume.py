@@ -15,6 +15,7 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.config import config_hash
+from dassl.locks import remove_leftovers
 from dassl.utils.restricted_unpickler import read_restricted
 from dassl.utils.torchtools import atomic_torch_save
 
@@ -86,7 +87,7 @@ def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> No
         directory: Run directory.
         state: Plain data and tensors.
     """
-    _remove_leftovers(directory)
+    remove_leftovers([Path(directory)], alone=True)
     atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
 
 
@@ -124,16 +125,9 @@ def remove_resume(directory: str | os.PathLike[str]) -> None:
     Args:
         directory: Run directory.
     """
-    _remove_leftovers(directory)
+    remove_leftovers([Path(directory)], alone=True)
     with suppress(FileNotFoundError):
         (Path(directory) / RESUME_NAME).unlink()
-
-
-def _remove_leftovers(directory: str | os.PathLike[str]) -> None:
-    """Remove temporary files that a killed process left behind."""
-    for leftover in Path(directory).glob(f".{RESUME_NAME}.*.tmp"):
-        with suppress(OSError):
-            leftover.unlink()
 
 
 def resolve_seed(cfg: CfgNode) -> int:
