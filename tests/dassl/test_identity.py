@@ -436,3 +436,10 @@ def test_changes_are_told_in_words():
     records = [split_record(one, "/r") for one in sets]
     assert split_change(records[0], records[0]) == ""
     assert split_change(*records) == "the split changed: other images in train"
+    # The same pictures in the same order, of which two have each other's label.
+    swapped = [
+        Datum(item.impath, label=1 - item.label, classname="ba"[item.label]) for item in base
+    ]
+    relabelled = split_record(DatasetBase(train_x=swapped, test=base), "/r")
+    assert relabelled["classes"] == records[0]["classes"]
+    assert split_change(records[0], relabelled) == "the split changed: other labels in train"
