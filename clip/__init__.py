@@ -7,14 +7,12 @@ from clip.adapters import (
     freeze_except,
     load_adapters,
 )
-from clip.attention import AdaptedAttention, ResidualAttention, attach_residual_attention
-from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
-from clip.bottleneck import MultiModalAdapter, attach_multimodal_adapters
-from clip.context import ClassContextBank, ConditionalPrompts, ContextPrompts, attach_context
-from clip.coupling import CoupledPrompts, attach_coupled_prompts
-from clip.hierarchical import HierarchicalPrompts, StructuredBank, attach_hierarchical_prompts
-from clip.progressive import ProgressivePrompts, attach_progressive_prompts
-from clip.prompting import (
+from clip.adapters.coop import ClassContextBank, ConditionalPrompts, ContextPrompts, attach_context
+from clip.adapters.hpt import HierarchicalPrompts, StructuredBank, attach_hierarchical_prompts
+from clip.adapters.lightra import AdaptedAttention, ResidualAttention, attach_residual_attention
+from clip.adapters.maple import CoupledPrompts, attach_coupled_prompts
+from clip.adapters.mma import MultiModalAdapter, attach_multimodal_adapters
+from clip.adapters.prompts import (
     AppendedPrompts,
     LearnedPrompts,
     TextPrompts,
@@ -23,6 +21,8 @@ from clip.prompting import (
     attach_vision_prompts,
     install_vision_prompts,
 )
+from clip.adapters.provp import ProgressivePrompts, attach_progressive_prompts
+from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
 from clip.text import TextBank
 
 __all__ = [

@@ -18,8 +18,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
+from clip.adapters.lightra import open_attention
 from clip.align import align_input, load_align
-from clip.attention import open_attention
 from clip.checkpoints import BUNDLED, build_model, load_bundled, read_state_dict
 from clip.names import (
     OPENAI,

@@ -51,7 +51,7 @@ def describe(texture: str, colour: str, form: str) -> list[str]:
 
 
 def describe_in_parts(texture: str, colour: str, form: str) -> list[tuple[str, dict[str, list]]]:
-    """Five sentences about a class, each with its structure as :mod:`clip.structures` reads it."""
+    """Five sentences about a class, each with its structure as ``hpt_structures`` reads it."""
     (outline, form_says), (pattern, texture_says) = _FORM_WORDS[form], _TEXTURE_WORDS[texture]
 
     def parts(things: list[str], inner: list[list[str]], outer: list[list[str]]) -> dict:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clip.context import ContextPrompts
+from clip.adapters.coop import ContextPrompts
 from clip.prompts import match_key
 from dassl.engine import TrainerX
 from dassl.engine.checkpoint import saved_classes

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip import ClassContextBank, TextBank, attach_context, freeze_except
-from clip.context import POSITIONS
+from clip.adapters.coop import POSITIONS
 from clip.prompts import readable
 from dassl.config.schema import Option, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput

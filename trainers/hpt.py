@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import clip
 from clip import TextBank, attach_vision_prompts, freeze_except
-from clip.hierarchical import StructuredBank, attach_hierarchical_prompts, end_states
+from clip.adapters.hpt import StructuredBank, attach_hierarchical_prompts, end_states
 from clip.prompts import readable
 from dassl.config.schema import PATH, Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
@@ -73,7 +73,7 @@ class HPTCLIP(FrozenTextCLIP):
 class HPT(CLIPTrainer):
     """Learned, class-wise and structural knowledge in the text tower, deep prompts in the other.
 
-    See :class:`clip.hierarchical.HierarchicalPrompts`. With f, h of the prompted towers and f0, h0
+    See :class:`clip.adapters.hpt.HierarchicalPrompts`. With f, h of the prompted towers and f0, h0
     of the frozen ones (h0 the normalised mean over the class's descriptions):
     logits_i = s f h0^T, logits_t = s f0 h^T, logits = their mean, and the loss is
     CE(logits) + CE(logits_i) + CE(logits_t); f and h never meet. Each step draws one text per
@@ -82,7 +82,8 @@ class HPT(CLIPTrainer):
     Config, ``TRAINER.HPT``: N_SET descriptions and texts per class; N_TPRO general prompts in the
     text tower; N_VPRO prompts in all layers of the vision tower; PREC. DESCRIPTIONS and STRUCTURES,
     files per dataset, ``{}`` being its name: ``{class: [sentence, ...]}`` and what
-    :mod:`clip.structures` describes. ImageNet's serve its variants. A class with another number
+    :mod:`clip.adapters.hpt_structures` describes. ImageNet's serve its variants. A class with
+    another number
     than N_SET repeats its own or leaves some out.
 
     Not in the release: without a file of descriptions the dataset's own prompts are described with

@@ -7,8 +7,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from clip.adapters.hpt_structures import Structure, read_structures
 from clip.prompts import find_description, match_key, read_descriptions
-from clip.structures import Structure, read_structures
 from trainers.base import CLIPTrainer
 from trainers.config import resolve
 

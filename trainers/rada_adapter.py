@@ -21,7 +21,7 @@ class RAdaAdapter(CLIPTrainer):
     """Multi-modal adapters in the last layers of both towers below RAda's mask.
 
     The paper does not say what its adapter is. Taken here is MMA's (CVPR 2024): beside each block a
-    bottleneck whose middle matrix both towers share (:class:`clip.bottleneck.MultiModalAdapter`);
+    bottleneck whose middle matrix both towers share (:class:`clip.adapters.mma.MultiModalAdapter`);
     unlike MMA's it starts at zero, as the mask does, so that training starts from CLIP. The loss
     is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 import clip
+from clip.adapters.hpt_structures import Structure, read_structures, related_positions
 from clip.prompts import find_description
-from clip.structures import Structure, read_structures, related_positions
 from datasets.shapes import CLASSES
 from datasets.shapes_captions import class_name, describe_in_parts
 from tests.conftest import REPOSITORY

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import clip.context
+import clip.adapters.coop
 from clip import ConditionalPrompts, adapters_disabled
 from dassl.engine import build_trainer
 from tests.trainers.baselines import (
@@ -68,8 +68,8 @@ def test_chunks_change_nothing(build, monkeypatch):
     whole = build()
     image, _, out, gradients = one_step(whole)
     evaluated = whole.model.eval()(image)
-    monkeypatch.setattr(clip.context, "KEPT_TOKENS", 100)
-    monkeypatch.setattr(clip.context, "BATCH_TOKENS", 50)
+    monkeypatch.setattr(clip.adapters.coop, "KEPT_TOKENS", 100)
+    monkeypatch.setattr(clip.adapters.coop, "BATCH_TOKENS", 50)
     sizes = []
     encode = ConditionalPrompts.encode
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-import clip.context
+import clip.adapters.coop
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.test_matrix import OURS
 from tests.trainers.plain import SMALL
@@ -51,7 +51,7 @@ def gradients(make_config):
     ids=" ".join,
 )
 def test_gradients_are_those_without_it(gradients, monkeypatch, method):
-    monkeypatch.setattr(clip.context, "KEPT_TOKENS", 500)  # CoCoOp's own, around open_clip's
+    monkeypatch.setattr(clip.adapters.coop, "KEPT_TOKENS", 500)  # CoCoOp's own, around open_clip's
     again, checkpoint = [], open_clip.transformer.checkpoint
     monkeypatch.setattr(
         open_clip.transformer,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import clip
 from clip import adapters_disabled
-from clip.hierarchical import end_states
+from clip.adapters.hpt import end_states
 from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
 from tests.conftest import REPOSITORY

@@ -1,7 +1,7 @@
 """ProVP's prompts: behind the vision tower's first norm, mixed with what became of the last ones.
 
 Notation: B images, L tokens, W transformer width, n prompts, J sets of them, as in
-:mod:`clip.prompting`.
+:mod:`clip.adapters.prompts`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clip.adapters.prompts import VisionPrompts, _checked_depth, install_vision_prompts
 from clip.backbones import Backbone
-from clip.prompting import VisionPrompts, _checked_depth, install_vision_prompts
 
 # As in the release, whatever the tower's patches are: 0.0665 for ViT-B/16 instead of 0.0625.
 INIT_PATCH = 14

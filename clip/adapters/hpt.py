@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip.adapters import Adapter, adapters_disabled
+from clip.adapters.hpt_structures import Structure, related_positions
+from clip.adapters.prompts import INIT_STD
 from clip.backbones import Backbone
-from clip.prompting import INIT_STD
-from clip.structures import Structure, related_positions
 from clip.text import BATCH_TOKENS, TextBank, text_tower
 
 PLACEHOLDER = "X"  # stands in texts where prompts go

@@ -1,6 +1,7 @@
 """Couplings between the prompts of both towers.
 
-Notation: L tokens, W transformer width, n prompts, J sets of them, as in :mod:`clip.prompting`.
+Notation: L tokens, W transformer width, n prompts, J sets of them, as in
+:mod:`clip.adapters.prompts`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from clip.backbones import Backbone
-from clip.prompting import (
+from clip.adapters.prompts import (
     AppendedPrompts,
     TextPrompts,
     _checked_depth,
     attach_text_prompts,
     install_vision_prompts,
 )
+from clip.backbones import Backbone
 
 
 class CoupledPrompts(AppendedPrompts):
@@ -40,7 +41,7 @@ class CoupledPrompts(AppendedPrompts):
         self.maps = nn.ModuleList(maps).to(like.device)
 
     def vectors_of(self, index: int) -> Tensor:
-        """See :class:`clip.prompting.LearnedPrompts`."""
+        """See :class:`clip.adapters.prompts.LearnedPrompts`."""
         return self.maps[index](self._text[0].vectors_of(index))
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from clip.adapters.prompts import TextPrompts, random_vectors, refuse_second, words_and_end
 from clip.backbones import Backbone
-from clip.prompting import TextPrompts, random_vectors, refuse_second, words_and_end
 from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower
 
 POSITIONS = ("end", "middle", "front")  # of the class name
