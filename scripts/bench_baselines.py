@@ -57,8 +57,8 @@ from scripts.bench_tools import (
     write_pictures,
 )
 from trainers.heads import cosine_logits
-from trainers.ttt import EpisodicTrainer
-from trainers.ttt_views import finish
+from trainers.test_time.episodes import EpisodicTrainer
+from trainers.test_time.views import finish
 
 COMMAND = "baselines"
 # Measured by `bench.py efficiency` and `bench.py ttt`; anything else that is trained base-to-novel

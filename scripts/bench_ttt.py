@@ -32,8 +32,8 @@ from torch.nn import functional as F
 import clip
 from scripts.bench_tools import RANDOM_VIT, backbone_name
 from trainers.heads import RationalHead
-from trainers.ttt import marginal_entropy, most_confident
-from trainers.ttt_rada import adapted_logits
+from trainers.test_time.episodes import marginal_entropy, most_confident
+from trainers.test_time.rada_ttt import adapted_logits
 
 SCALE = torch.tensor(100.0)
 SETTINGS: dict[str, Any] = {"steps": 3, "lr": 8e-4, "weight_decay": 0.01}  # the paper's

@@ -30,7 +30,7 @@ from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main
 from trainers.config import argument_parser, build_config
-from trainers.token_statistics import (
+from trainers.test_time.token_statistics import (
     FILE_NAME,
     TokenStatistics,
     token_statistics,

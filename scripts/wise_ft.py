@@ -38,8 +38,8 @@ from scripts.drawing.trained_run import config_of, read_run
 from scripts.protocols import REPO, check_name, dataset_rank, split_words
 from scripts.result_files import write_atomic
 from trainers.config import default_config
-from trainers.finetuning import FineTuner
-from trainers.finetuning_wise import interpolate
+from trainers.finetuning.ft import FineTuner
+from trainers.finetuning.wise_ft import interpolate
 
 ALPHAS = [number / 10 for number in range(11)]
 OOD = "OOD mean"

@@ -15,8 +15,8 @@ from clip.prompts import template_prompts
 from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
-from trainers.options import share
-from trainers.templates import hand_made
+from trainers.base.options import share
+from trainers.base.templates import hand_made
 
 _RELEASED = {"fc.0.weight": "adapter.down.weight", "fc.2.weight": "adapter.up.weight"}
 

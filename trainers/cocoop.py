@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
+from trainers.base.options import context_words, precision, text_prompts
 from trainers.coop import ContextCLIP, ContextTrainer, context_backbone, first_words
-from trainers.options import context_words, precision, text_prompts
 
 
 class ConditionalCLIP(ContextCLIP):

@@ -34,8 +34,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import nearest
-from trainers.options import precision
-from trainers.templates import chosen_template
+from trainers.base.options import precision
+from trainers.base.templates import chosen_template
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"

@@ -20,7 +20,7 @@ from clip.prompts import readable
 from dassl.config.schema import Option, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.options import context_words, precision, text_prompts
+from trainers.base.options import context_words, precision, text_prompts
 
 ADAPTER = "backbone.text_prompts"  # where the context is in the model
 

@@ -19,13 +19,13 @@ import clip
 from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base.dept_files import Convert, from_release, released_maple
+from trainers.base.options import precision
 from trainers.cocoop import cocoop_clip
 from trainers.coop import coop_clip, released_context
-from trainers.dept_files import Convert, from_release, released_maple
+from trainers.heads.probe import Probe
 from trainers.kgcoop import kgcoop_clip, knowledge_distance, released_kgcoop
 from trainers.maple import maple_clip
-from trainers.options import precision
-from trainers.probe import Probe
 
 
 class Host(NamedTuple):
@@ -102,7 +102,7 @@ class DePT(CLIPTrainer):
     variants, so that few-shot runs on other datasets are tested with the host alone; ``trained``,
     on whatever classes it was trained for.
     A released checkpoint may be in DePT's folder or the host's ("prompt_learner"; MaPLe's,
-    "MultiModalPromptLearner"); which classes its probe serves, see :mod:`trainers.dept_files`.
+    "MultiModalPromptLearner"); which classes its probe serves, see :mod:`trainers.base.dept_files`.
     """
 
     released_in_half = True
@@ -177,7 +177,7 @@ class DePT(CLIPTrainer):
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take the probe's rows of the run's classes; where one has none, it will stay unused.
 
-        The released layout is accepted, see :func:`trainers.dept_files.from_release`.
+        The released layout is accepted, see :func:`trainers.base.dept_files.from_release`.
         """
         host = self.options.HOST
         state_dict = from_release(state_dict, self, host, HOSTS[host].convert)

@@ -20,9 +20,9 @@ from clip.prompts import readable
 from dassl.config.schema import PATH, Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base.hpt_files import class_descriptions, class_structures
+from trainers.base.options import MANY, precision, text_prompts, vision_prompts
 from trainers.heads import cosine_logits
-from trainers.hpt_files import class_descriptions, class_structures
-from trainers.options import MANY, precision, text_prompts, vision_prompts
 
 _TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
         "p_ins_projector.bias": "projector.bias"}  # fmt: skip

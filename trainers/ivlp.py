@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from clip import attach_text_prompts, attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.options import context_words, depth, precision, text_prompts, vision_prompts
-from trainers.prompted import check_sets, classification_loss, stacked_sets, text_context
+from trainers.base.options import context_words, depth, precision, text_prompts, vision_prompts
+from trainers.base.prompted_towers import (
+    check_sets,
+    classification_loss,
+    stacked_sets,
+    text_context,
+)
 
 
 def ivlp_clip(
@@ -32,7 +37,7 @@ def ivlp_clip(
         trainer: Loads the backbone and knows the classes.
         text: n and J of the text tower.
         vision: n and J of the vision tower.
-        words: CTX_INIT, see :func:`trainers.prompted.text_context`.
+        words: CTX_INIT, see :func:`trainers.base.prompted_towers.text_context`.
         head: Makes a head that trains, of the embedding width; by default CLIP's cosine.
     """
     backbone = trainer.load_backbone()

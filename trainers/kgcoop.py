@@ -18,6 +18,8 @@ from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer
+from trainers.base.options import context_words, precision, text_prompts, weight
+from trainers.base.templates import DEFAULT, KGCOOP
 from trainers.coop import (
     ContextCLIP,
     ContextTrainer,
@@ -26,8 +28,6 @@ from trainers.coop import (
     released_context,
 )
 from trainers.losses import cosine_distance
-from trainers.options import context_words, precision, text_prompts, weight
-from trainers.templates import DEFAULT, KGCOOP
 
 _UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
 

@@ -17,8 +17,8 @@ from clip import adapters_disabled, attach_residual_attention, freeze_except
 from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base.options import MANY, depth, precision, weight
 from trainers.losses import cosine_distance
-from trainers.options import MANY, depth, precision, weight
 
 
 class LightRACLIP(PromptedCLIP):

@@ -14,8 +14,13 @@ from yacs.config import CfgNode
 from clip import attach_coupled_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.options import context_words, depth, precision, text_prompts
-from trainers.prompted import check_sets, classification_loss, stacked_sets, text_context
+from trainers.base.options import context_words, depth, precision, text_prompts
+from trainers.base.prompted_towers import (
+    check_sets,
+    classification_loss,
+    stacked_sets,
+    text_context,
+)
 
 _MAP = re.compile(r"prompt_learner\.(?:proj|compound_prompt_projections\.(\d+))\.(weight|bias)$")
 

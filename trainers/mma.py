@@ -15,7 +15,7 @@ from clip import attach_multimodal_adapters, freeze_except
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.options import context_words, precision
+from trainers.base.options import context_words, precision
 
 BLOCKS = 12  # of the towers that ADAPTER_START counts in, ViT-B/16's
 _RELEASED = re.compile(r"(text|visual|shared)_adapter\.(\d+)\.(down\.0|up|0)\.(weight|bias)$")

@@ -26,6 +26,7 @@ from dassl.utils import load_checkpoint, set_random_seed
 from dassl.utils.registry import check_availability
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
+from trainers.base.templates import hand_made
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -35,7 +36,6 @@ from trainers.predict_files import (
     read_names,
     write_prediction,
 )
-from trainers.templates import hand_made
 
 ZERO_SHOT = "ZeroshotCLIP"
 TOP_K = 5

@@ -15,11 +15,11 @@ from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.engine.models import Names
+from trainers.base.options import precision, text_prompts, weight
+from trainers.base.templates import DEFAULT, HINT_FIRST
 from trainers.coop import ContextTrainer
 from trainers.kgcoop import taught_clip
 from trainers.losses import soft_cross_entropy, with_gradient
-from trainers.options import precision, text_prompts, weight
-from trainers.templates import DEFAULT, HINT_FIRST
 
 
 def aligned_gradient(a: Tensor, b: Tensor, strength: float) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
-from trainers.averages import GaussianAverage
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base.averages import GaussianAverage
+from trainers.base.options import weight
 from trainers.heads import cosine_logits
 from trainers.ivlp import PROMPT_DEFAULTS, both_towers, released_sets
-from trainers.options import weight
 
 # The release's list is this one with "a photo of a {}." in front; only their mean matters.
 TEACHER_TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
@@ -68,7 +68,8 @@ class PromptSRC(CLIPTrainer):
     The teacher is the same CLIP without prompts: f0 are its features of the same augmented images,
     h0 the mean of its features of 60 templates, normalised after the mean only. After the last
     epoch the prompts become the sum of those at the end of all epochs, in the weights of
-    :func:`trainers.averages.gaussian_weights`. The release averages the frozen weights too, in half
+    :func:`trainers.base.averages.gaussian_weights`. The release averages the frozen weights too,
+    in half
     precision, which only adds rounding noise to them; here the prompts alone are averaged, and a
     resumed run goes on with its sum, which the release loses.
 

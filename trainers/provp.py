@@ -17,9 +17,9 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, FrozenTextCLIP
-from trainers.options import depth, precision, vision_prompts, weight
-from trainers.prompted import check_sets
-from trainers.templates import DEFAULT, HINT_FIRST
+from trainers.base.options import depth, precision, vision_prompts, weight
+from trainers.base.prompted_towers import check_sets
+from trainers.base.templates import DEFAULT, HINT_FIRST
 
 _RELEASED = "prompt_embeddings"
 

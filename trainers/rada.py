@@ -17,9 +17,9 @@ from clip import freeze_except
 from dassl.config.schema import Option, count, each, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base.options import LAYERS, MANY, context_words
 from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead, choose
-from trainers.mask_ablations import FeatureAttentionHead, MLPMaskHead
-from trainers.options import LAYERS, MANY, context_words
+from trainers.heads.mask_ablations import FeatureAttentionHead, MLPMaskHead
 
 # Keys of every trainer with a mask, in its own section.
 MASK_DEFAULTS: dict[str, Any] = {

@@ -11,8 +11,8 @@ from clip import attach_multimodal_adapters, freeze_except
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base.options import context_words, depth
 from trainers.mma import rescaling
-from trainers.options import context_words, depth
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 

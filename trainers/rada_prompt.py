@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer
+from trainers.base.options import context_words, depth, text_prompts
 from trainers.ivlp import ivlp_clip
-from trainers.options import context_words, depth, text_prompts
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clip import attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, FrozenTextCLIP
-from trainers.options import context_words, depth, precision, vision_prompts
-from trainers.prompted import check_sets, classification_loss, stacked_sets
+from trainers.base.options import context_words, depth, precision, vision_prompts
+from trainers.base.prompted_towers import check_sets, classification_loss, stacked_sets
 
 
 @TRAINER_REGISTRY.register()

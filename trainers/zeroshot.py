@@ -9,8 +9,8 @@ from clip.prompts import check_template, template_prompts
 from dassl.config.schema import TEXT, Option
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.options import templates
-from trainers.templates import hand_made
+from trainers.base.options import templates
+from trainers.base.templates import hand_made
 
 
 @TRAINER_REGISTRY.register()

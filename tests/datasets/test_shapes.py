@@ -37,7 +37,7 @@ from datasets.shapes_render import (
 from datasets.table import row_of
 from tests.conftest import REPOSITORY
 from trainers.base import PromptedCLIP
-from trainers.templates import hand_made
+from trainers.base.templates import hand_made
 
 PARTS = ("train", "val", "test")
 every_set = pytest.mark.parametrize("name", SUITE)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dassl.data.wrapper import preserved_randomness, seed_randomness
-from trainers import augmix
-from trainers.augmix import OPERATIONS, AugMix
+from trainers.test_time import augmix
+from trainers.test_time.augmix import OPERATIONS, AugMix
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dassl.engine import build_trainer, read_result
 from tests.trainers.baselines import write_released
 from tests.trainers.finetuning_runs import SMALL as TUNED
 from tests.trainers.plain import SMALL
-from trainers.class_rows import class_rows
+from trainers.base.class_rows import class_rows
 
 CSC = ("TRAINER.CoOp.CSC", "True", "TRAINER.CoOp.CTX_INIT", "", "TRAINER.CoOp.N_CTX", "2")
 HALF = "DATASET.SUBSAMPLE_CLASSES"

@@ -26,7 +26,7 @@ from tests.trainers.plain import (
     unit,
 )
 from trainers.dept import HOSTS
-from trainers.probe import Probe
+from trainers.heads.probe import Probe
 
 FILES = {
     "CoOp": "base2novel",

@@ -15,9 +15,9 @@ from dassl.config import config_hash
 from dassl.data.feature_cache import list_cache
 from dassl.engine import TRAINER_REGISTRY, StepOutput, build_trainer, read_result
 from tests.dassl.toys import make_images
-from trainers import features as module
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.features import FeatureLoader, FrozenEncoder, hash_files, hash_tensors
+from trainers.base import features as module
+from trainers.base.features import FeatureLoader, FrozenEncoder, hash_files, hash_tensors
 
 FORK = multiprocessing.get_context("fork")
 

@@ -10,7 +10,7 @@ from clip.text import unit_norm
 from dassl.engine import trainable_state
 from tests.trainers.finetuning_runs import ENCODER, HALF, W, batch
 from tests.trainers.test_heads import plain
-from trainers.finetuning_adapter import FeatureAdapter
+from trainers.finetuning.clip_adapter_ft import FeatureAdapter
 
 
 def shake(trainer) -> None:

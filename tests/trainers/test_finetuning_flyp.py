@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from clip.text import unit_norm
 from dassl.engine import trainable_state
 from tests.trainers.finetuning_runs import HALF, batch
-from trainers.finetuning_flyp import contrastive_loss
-from trainers.finetuning_wise import interpolate
+from trainers.finetuning.flyp import contrastive_loss
+from trainers.finetuning.wise_ft import interpolate
 
 
 def plain_contrast(f, h, label, scale, positives) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.finetuning_runs import HALF, batch
-from trainers.finetuning_stages import FirstStageError
+from trainers.finetuning.stages import FirstStageError
 
 
 def test_second_stage_starts_from_the_first(train_fft, build_fft, monkeypatch):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import trainers.mask_attention as kernel
+import trainers.heads.mask_attention as kernel
 from trainers.heads import (
     QUERIES,
     CosineHead,
     RationalHead,
     cosine_logits,
 )
-from trainers.mask_ablations import FeatureAttentionHead, MLPMaskHead
+from trainers.heads.mask_ablations import FeatureAttentionHead, MLPMaskHead
 
 SCALE = torch.tensor(50.0, dtype=torch.float64)
 

@@ -17,9 +17,9 @@ from tests.trainers.baselines import (
 )
 from tests.trainers.plain import SMALL, unit
 from trainers import prograd
+from trainers.base.templates import HINT_FIRST, KGCOOP
 from trainers.losses import soft_cross_entropy, with_gradient
 from trainers.prograd import aligned_gradient
-from trainers.templates import HINT_FIRST, KGCOOP
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from clip.prompts import check_template
 from dassl.engine import build_trainer
-from trainers.templates import chosen_template
+from trainers.base.templates import chosen_template
 
 SMALL = ("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base")
 CHOSEN = ("DATASET.PROMPT_TEMPLATE", "a blurred {} on paper.")

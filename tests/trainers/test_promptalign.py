@@ -20,11 +20,11 @@ from tests.trainers.starts import (
     steps_by_hand,
     views_options,
 )
-from trainers import token_statistics as module
-from trainers.finetuning_stages import FirstStageError
-from trainers.promptalign import alignment
-from trainers.token_statistics import FILE_NAME, token_statistics
-from trainers.ttt_towers import block_inputs
+from trainers.finetuning.stages import FirstStageError
+from trainers.test_time import token_statistics as module
+from trainers.test_time.promptalign import alignment
+from trainers.test_time.token_statistics import FILE_NAME, token_statistics
+from trainers.test_time.towers import block_inputs
 
 TEXT = "backbone.text_prompts.vectors"
 FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",

@@ -22,7 +22,7 @@ from tests.trainers.plain import (
     write_released,
 )
 from tests.trainers.test_ivlp import TEXT, VISION, check_released, released_state
-from trainers.averages import gaussian_weights
+from trainers.base.averages import gaussian_weights
 
 
 @pytest.fixture

@@ -19,8 +19,15 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, read_result
 from dassl.engine.resume import random_states
 from datasets.imagenet import standard_names
-from trainers import sanity
-from trainers.sanity import FIGURES, Figure, count_correct, is_checked, sample_rows, verdict
+from trainers.base import zero_shot_check as sanity
+from trainers.base.zero_shot_check import (
+    FIGURES,
+    Figure,
+    count_correct,
+    is_checked,
+    sample_rows,
+    verdict,
+)
 
 CLASSES = 12
 TEMPLATE = "A photo of a {},"

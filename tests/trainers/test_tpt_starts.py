@@ -23,7 +23,7 @@ from tests.trainers.starts import (
     steps_by_hand,
     views_options,
 )
-from trainers.finetuning_stages import FirstStageError
+from trainers.finetuning.stages import FirstStageError
 
 METHODS = ("CoOp", "CoCoOp", "MaPLe")
 FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",

@@ -16,10 +16,10 @@ from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.starts import context_by_hand, record_gradients
-from trainers import tpt
 from trainers.heads import RationalHead
-from trainers.ttt import ENTROPIES, marginal_entropy, mean_entropy, most_confident
-from trainers.ttt_rada import adapted_logits
+from trainers.test_time import tpt
+from trainers.test_time.episodes import ENTROPIES, marginal_entropy, mean_entropy, most_confident
+from trainers.test_time.rada_ttt import adapted_logits
 
 SCALE = torch.tensor(30.0, dtype=torch.float64)
 SETTINGS = {"selected": 3, "entropy": "marginal", "steps": 3, "lr": 8e-4, "weight_decay": 0.01}

@@ -21,8 +21,8 @@ from dassl.data.transforms import crop_border_first
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
 from trainers.base import CLIPTrainer
-from trainers.options import context_words, share
-from trainers.ttt_views import Views, finish, split_transform
+from trainers.base.options import context_words, share
+from trainers.test_time.views import Views, finish, split_transform
 
 EPISODE_DEFAULTS: dict[str, Any] = {
     "VIEWS": Option(64, count(2, 65_536), "views of a test image, itself among them"),

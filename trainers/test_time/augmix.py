@@ -92,6 +92,6 @@ def add_augmix(views: Any) -> None:
     """Let views but the first go through AugMix behind crop and flip.
 
     Args:
-        views: :class:`trainers.ttt_views.Views`.
+        views: :class:`trainers.test_time.views.Views`.
     """
     views.augment = T.Compose([views.augment, AugMix()])

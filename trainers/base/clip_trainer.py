@@ -15,11 +15,11 @@ from clip.text import unit_norm
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
 from datasets.masking import masked_logits
-from trainers.class_rows import ClassRows
-from trainers.features import check_features, use_features
+from trainers.base.class_rows import ClassRows
+from trainers.base.features import check_features, use_features
+from trainers.base.prompt_texts import PromptTexts
+from trainers.base.zero_shot_check import sanity_check
 from trainers.heads import CosineHead, HeadOutput, cosine_logits
-from trainers.prompt_texts import PromptTexts
-from trainers.sanity import sanity_check
 
 
 def backbone_content(name: str) -> str:
@@ -150,7 +150,7 @@ class CLIPTrainer(PromptTexts, ClassRows):
         return logits
 
     def extra_result(self) -> dict[str, Any]:
-        """Add what zero-shot accuracy was checked to be, see :mod:`trainers.sanity`."""
+        """Add what zero-shot accuracy was checked to be, see ``zero_shot_check``."""
         return {"zero_shot_check": self.zero_shot_check}
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,14 +24,14 @@ from dassl.utils.torchtools import weights_in
 from trainers.base import FrozenTextCLIP, backbone_content
 from trainers.heads import RationalHead, cosine_logits
 from trainers.rada import MASK_DEFAULTS, rational_head
-from trainers.ttt import (
+from trainers.test_time.episodes import (
     ENTROPIES,
     EPISODE_DEFAULTS,
     EpisodicTrainer,
     most_confident,
     take_views,
 )
-from trainers.ttt_mask import adapt, is_untouched, stacked_logits
+from trainers.test_time.mask import adapt, is_untouched, stacked_logits
 
 _KEY = "TRAINER.RAdaTTT.FROM"
 _SHARED = ("HEADS", "QUERIES", "SOFTMAX", "PROJ_LAYERS")  # what a mask's weights do not tell
@@ -45,7 +45,8 @@ class RAdaTTT(EpisodicTrainer):
     predicted; mask and optimiser start anew with the next image. From a mask of all ones only its
     output projection gets a gradient in the first step.
 
-    Config, ``TRAINER.RAdaTTT``: the episodes', see :class:`trainers.ttt.EpisodicTrainer`; the
+    Config, ``TRAINER.RAdaTTT``: the episodes', see
+    :class:`trainers.test_time.episodes.EpisodicTrainer`; the
     mask's, see :class:`trainers.rada.RAda` (REG has no effect here), and top-level TEMP; FROM, run
     directory of a trained ``RAda`` whose mask is the start (RAda dagger), or "" for ones. The paper
     gives no WEIGHT_DECAY; AdamW's own is the default.

@@ -17,9 +17,11 @@ from yacs.config import CfgNode
 from clip import adapter_parameters
 from dassl.config.schema import PATH, Option, count, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY
-from trainers.finetuning_stages import FirstStageError
-from trainers.options import LAYERS, weight
-from trainers.token_statistics import (
+from trainers.base.options import LAYERS, weight
+from trainers.finetuning.stages import FirstStageError
+from trainers.test_time.episodes import ENTROPIES, EPISODE_DEFAULTS
+from trainers.test_time.starts import FIRST_STAGE_KEY, StartedTrainer
+from trainers.test_time.token_statistics import (
     COMMAND,
     FILE_NAME,
     FORMAT,
@@ -28,9 +30,7 @@ from trainers.token_statistics import (
     read_statistics,
     run_statistics,
 )
-from trainers.tpt_starts import FIRST_STAGE_KEY, StartedTrainer
-from trainers.ttt import ENTROPIES, EPISODE_DEFAULTS
-from trainers.ttt_towers import adapted_tower_logits, chosen_pictures
+from trainers.test_time.towers import adapted_tower_logits, chosen_pictures
 
 ALIGNMENTS = ("released", "paper")
 _KEY = "TRAINER.PromptAlign.STATISTICS"
@@ -66,7 +66,8 @@ class PromptAlign(StartedTrainer):
     ones, of FIRST_STAGE.DIR or ``--model-dir``, whose form is the section TRAINER.MaPLe. MaPLe has
     to be trained for 2 epochs with 3 sets of prompts; 5 epochs cost ImageNet-A 6 points.
 
-    Config, ``TRAINER.PromptAlign``: the episodes', see :class:`trainers.ttt.EpisodicTrainer`. LR is
+    Config, ``TRAINER.PromptAlign``: the episodes', see
+    :class:`trainers.test_time.episodes.EpisodicTrainer`. LR is
     0.04 for ImageNet's shifts and, in the YAML's PER_DATASET, 0.0005 for fine-grained datasets.
     AugMix is never used. BETA is the alignment's weight. ALIGN:
 
@@ -164,13 +165,13 @@ class PromptAlign(StartedTrainer):
             raise FirstStageError(f"{FIRST_STAGE_KEY}: {error}") from None
 
     def load_model(self, directory: Any, epoch: int | None = None) -> None:
-        """See :meth:`trainers.tpt_starts.StartedTrainer.load_model`; finds the statistics too."""
+        """See ``load_model``; finds the statistics too."""
         super().load_model(directory, epoch)
         self._statistics = None
         self.statistics  # noqa: B018 - what is wrong with them should show before the first image
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """See :meth:`trainers.ttt.EpisodicTrainer.model_inference`."""
+        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.model_inference`."""
         self.statistics  # noqa: B018 - made outside of what is timed
         return super().model_inference(input)
 

@@ -19,10 +19,10 @@ from clip.prompts import ensemble_prompts, match_key, template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from trainers.base import CLIPTrainer
-from trainers.class_rows import class_rows
-from trainers.finetuning_model import LinearCLIP
-from trainers.finetuning_stages import FirstStageError, read_stage
-from trainers.options import templates, weight
+from trainers.base.class_rows import class_rows
+from trainers.base.options import templates, weight
+from trainers.finetuning.linear_clip import LinearCLIP
+from trainers.finetuning.stages import FirstStageError, read_stage
 
 
 class FineTuner(CLIPTrainer):
@@ -132,7 +132,7 @@ class FineTuner(CLIPTrainer):
         return self.classes
 
     def class_free(self) -> str:
-        """See :meth:`trainers.class_rows.ClassRows.class_free`."""
+        """See :meth:`trainers.base.class_rows.ClassRows.class_free`."""
         return "a method with a text encoder"
 
     def load_model(

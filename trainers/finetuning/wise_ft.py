@@ -14,8 +14,8 @@ from torch import Tensor
 from dassl.config.schema import PATH, Option, number
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import trainable_state
-from trainers.finetuning import FineTuner
-from trainers.finetuning_stages import read_stage
+from trainers.finetuning.ft import FineTuner
+from trainers.finetuning.stages import read_stage
 
 
 def interpolate(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clip.adapters import Adapter
 from clip.prompts import match_key
-from trainers.class_rows import class_rows, imagenet_rows
+from trainers.base.class_rows import class_rows, imagenet_rows
 
 
 def fingerprints(classnames: Sequence[str]) -> Tensor:

@@ -20,12 +20,12 @@ from clip.text import unit_norm
 from dassl.config.schema import Option, one_of, with_defaults
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import TRAINER_REGISTRY
-from trainers.augmix import add_augmix
 from trainers.base import PromptedCLIP
-from trainers.options import text_prompts
-from trainers.tpt_starts import STARTS, StartedTrainer
-from trainers.ttt import ENTROPIES, EPISODE_DEFAULTS, most_confident, take_views
-from trainers.ttt_towers import adapted_tower_logits, chosen_pictures
+from trainers.base.options import text_prompts
+from trainers.test_time.augmix import add_augmix
+from trainers.test_time.episodes import ENTROPIES, EPISODE_DEFAULTS, most_confident, take_views
+from trainers.test_time.starts import STARTS, StartedTrainer
+from trainers.test_time.towers import adapted_tower_logits, chosen_pictures
 
 _VECTORS = "backbone.text_prompts.vectors"
 
@@ -55,11 +55,12 @@ class TPT(StartedTrainer):
     Image features need no gradient, only the text encoder runs again. All images start from the
     same tokens, so that the first step's texts are encoded once for a whole batch.
 
-    Config, ``TRAINER.TPT``: the episodes', see :class:`trainers.ttt.EpisodicTrainer`; N_CTX
+    Config, ``TRAINER.TPT``: the episodes', see
+    :class:`trainers.test_time.episodes.EpisodicTrainer`; N_CTX
     context tokens, which start as the first words of CTX_INIT; AUGMIX, whether views but the first
     go through AugMix too, as the authors have it on the ten fine-grained datasets and not on
     ImageNet and its shifts; START, "" or the method of a trained run, see
-    :class:`trainers.tpt_starts.StartedTrainer`, which stands for N_CTX and CTX_INIT:
+    :class:`trainers.test_time.starts.StartedTrainer`, which stands for N_CTX and CTX_INIT:
 
     ``CoOp`` (the paper's, arXiv:2209.07511): its context (M, W) is tuned.
     ``CoCoOp`` (the paper's): its context for the clean view, (1, M, W), is tuned, not the network
@@ -82,7 +83,7 @@ class TPT(StartedTrainer):
     }
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """See :meth:`trainers.ttt.EpisodicTrainer.check_cfg`.
+        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.check_cfg`.
 
         Raises:
             ValueError: START is no method to start from.
@@ -95,7 +96,7 @@ class TPT(StartedTrainer):
 
     @property
     def start(self) -> str:
-        """See :class:`trainers.tpt_starts.StartedTrainer`."""
+        """See :class:`trainers.test_time.starts.StartedTrainer`."""
         return self.options.START
 
     def choices(self) -> list[str]:

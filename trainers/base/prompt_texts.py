@@ -14,8 +14,8 @@ from clip.text import TextBank
 from dassl.config.schema import values_of
 from dassl.engine import TrainerX
 from datasets.base import CLIPDataset
+from trainers.base.templates import chosen_template, hand_made
 from trainers.config import REPOSITORY, resolve
-from trainers.templates import chosen_template, hand_made
 
 
 class PromptTexts(TrainerX):

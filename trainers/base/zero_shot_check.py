@@ -23,7 +23,7 @@ from clip.text import unit_norm
 from dassl.data.samplers import SeededIndex, mix_seed
 from dassl.data.wrapper import ImageLoader
 from datasets.imagenet import misnamed, standard_names
-from trainers.templates import hand_made
+from trainers.base.templates import hand_made
 
 if TYPE_CHECKING:
     from trainers.base import CLIPTrainer

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.mask_attention import mask_attention
+from trainers.heads.mask_attention import mask_attention
 
 QUERIES = ("image", "text", "rational")
 SOFTMAX = ("joint", "row")
@@ -227,7 +227,7 @@ class RationalAttention(nn.Module):
         temperature: What scores are divided by, besides sqrt(Dh).
         queries: Any of ``QUERIES``. In layers after the first, the mask so far takes the place of
             the rational matrix in ``rational``.
-        joint: See :func:`trainers.mask_attention.mask_attention`.
+        joint: See :func:`trainers.heads.mask_attention.mask_attention`.
     """
 
     def __init__(

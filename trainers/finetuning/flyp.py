@@ -18,8 +18,8 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.finetuning import refuse_half_weights
-from trainers.options import templates
+from trainers.base.options import templates
+from trainers.finetuning.ft import refuse_half_weights
 
 POSITIVES = ("pair", "class", "mask")
 

@@ -28,8 +28,8 @@ from dassl.data.transforms import build_transform, crop_border_first
 from dassl.engine import read_result
 from dassl.utils.torchtools import atomic_torch_save, load_checkpoint
 from trainers.base import PromptedCLIP
-from trainers.features import hash_tensors
-from trainers.ttt_towers import block_inputs
+from trainers.base.features import hash_tensors
+from trainers.test_time.towers import block_inputs
 
 FILE_NAME = "token_statistics.pt"
 COMMAND = "python scripts/promptalign_statistics.py"

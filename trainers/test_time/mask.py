@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainers.heads import RationalHead, cosine_logits
-from trainers.mask_attention import mask_attention
+from trainers.heads.mask_attention import mask_attention
 
 Weights = dict[str, Tensor]
 Loss = Callable[[Tensor], Tensor]

@@ -1,7 +1,7 @@
 """Episodes on prompts in both towers: the vision tower runs anew, not only the text tower.
 
 Notation: N images, S selected views, K classes, L tokens, W width of the vision tower, D embedding
-width, as in :mod:`trainers.ttt`.
+width, as in :mod:`trainers.test_time.episodes`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.func import functional_call
 import clip
 from clip import adapter_parameters
 from trainers.base import PromptedCLIP
-from trainers.ttt import finish, most_confident
+from trainers.test_time.episodes import finish, most_confident
 
 Values = dict[str, Tensor]
 # (inputs of some vision blocks, each (S, L, W)) -> a scalar.

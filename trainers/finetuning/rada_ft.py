@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dassl.config.schema import Option
 from dassl.engine import TRAINER_REGISTRY, StepOutput, read_result
-from trainers.finetuning import FineTuner
-from trainers.finetuning_stages import FirstStageError
+from trainers.finetuning.ft import FineTuner
+from trainers.finetuning.stages import FirstStageError
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 

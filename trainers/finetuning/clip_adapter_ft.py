@@ -8,7 +8,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from trainers.clip_adapter import CLIPAdapter, FeatureAdapter
-from trainers.finetuning import FineTuner
+from trainers.finetuning.ft import FineTuner
 
 
 class AdapterFineTuner(FineTuner):

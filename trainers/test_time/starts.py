@@ -22,9 +22,9 @@ from dassl.engine.step import drop_caches
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.cocoop import cocoop_clip
 from trainers.coop import coop_clip, released_context
-from trainers.finetuning_stages import FirstStageError
+from trainers.finetuning.stages import FirstStageError
 from trainers.maple import maple_clip, released_prompts
-from trainers.ttt import EpisodicTrainer
+from trainers.test_time.episodes import EpisodicTrainer
 
 FLAG = "--model-dir"
 FIRST_STAGE_KEY = "FIRST_STAGE.DIR"

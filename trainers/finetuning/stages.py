@@ -18,7 +18,7 @@ from dassl.engine.checkpoint import (
     trainable_state,
 )
 from dassl.utils.torchtools import weights_in
-from trainers.finetuning_model import PARTS
+from trainers.finetuning.linear_clip import PARTS
 
 
 class FirstStageError(ValueError):

@@ -1,0 +1,1 @@
+"""Test-time training: an episode per image, TPT, PromptAlign, RAdaTTT."""
