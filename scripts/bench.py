@@ -31,14 +31,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl.errors import plain_main
-from scripts import (
-    bench_baselines,
-    bench_lightra,
-    bench_loading,
-    bench_rada,
-    bench_ttt,
-    efficiency,
-)
+from scripts.benchmarks import baselines as bench_baselines
+from scripts.benchmarks import efficiency
+from scripts.benchmarks import lightra as bench_lightra
+from scripts.benchmarks import loading as bench_loading
+from scripts.benchmarks import rada as bench_rada
+from scripts.benchmarks import ttt as bench_ttt
 
 COMMANDS: dict[str, Any] = {
     "efficiency": efficiency,

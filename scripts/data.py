@@ -39,12 +39,13 @@ from datasets import downloads
 from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
 from datasets.table import ROWS
-from scripts import data_check, data_output
-from scripts.data_check import MISSING, Finding, Target, check, read_target
-from scripts.data_fetch import Order, alone, fetch, free_space, require_space
-from scripts.data_http import LocalError, Policy
-from scripts.data_output import format_size
-from scripts.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
+from scripts.data_tools import check as data_check
+from scripts.data_tools import output as data_output
+from scripts.data_tools.check import MISSING, Finding, Target, check, read_target
+from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_space
+from scripts.data_tools.http import LocalError, Policy
+from scripts.data_tools.output import format_size
+from scripts.jobs.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
 from scripts.run import choose_datasets, config_stems
 from scripts.scrub import say, scrub
 

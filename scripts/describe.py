@@ -31,9 +31,9 @@ from dassl.utils import nearest
 from dassl.utils.files import atomic_write
 from dassl.utils.logger import escape_unprintable
 from datasets.name_lists import by_wnid, in_label_order, read_name_list
-from scripts.describe_endpoint import ChatEndpoint, proxy_passwords, read_key
-from scripts.describe_local import LocalModel
-from scripts.describe_text import Model, ModelError, Task, accept, keys_of
+from scripts.describing.endpoint import ChatEndpoint, proxy_passwords, read_key
+from scripts.describing.local import LocalModel
+from scripts.describing.text import Model, ModelError, Task, accept, keys_of
 from scripts.flags import refuse_flags
 from scripts.scrub import say
 

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
-from scripts.figures import check_plot_path, save_figure
-from scripts.protocols import (
+from scripts.jobs.protocols import (
     PROTOCOLS,
     REPO,
     check_name,
@@ -34,9 +33,10 @@ from scripts.protocols import (
     read_shots,
     split_words,
 )
-from scripts.result_files import write_atomic
-from scripts.results import Selection, collect
-from scripts.sections import Section, Table, build_sections
+from scripts.reporting.figures import check_plot_path, save_figure
+from scripts.reporting.result_files import write_atomic
+from scripts.reporting.results import Selection, collect
+from scripts.reporting.sections import Section, Table, build_sections
 
 FORMATS = ("text", "markdown", "csv", "latex")
 _SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}

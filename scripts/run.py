@@ -16,7 +16,8 @@ images of one source, evaluation on its shifted siblings; what a method starts f
 their config files, run side by side and share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
-goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs.py`` says what counts as
+goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/plan.py`` says what
+counts as
 finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
 is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C or SIGTERM.
 """
@@ -35,10 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
-from scripts import protocols, report
-from scripts.jobs import Job, Planner, Settings, check_options
-from scripts.pool import Device, JobPool, Outcome, last_lines, parse_devices
-from scripts.protocols import (
+from scripts import report
+from scripts.jobs import protocols
+from scripts.jobs.plan import Job, Planner, Settings, check_options
+from scripts.jobs.pool import Device, JobPool, Outcome, last_lines, parse_devices
+from scripts.jobs.protocols import (
     PROTOCOLS,
     REPO,
     Protocol,

@@ -33,10 +33,10 @@ from dassl.engine.result import RESULT_NAME
 from dassl.errors import plain_main
 from dassl.utils import set_random_seed
 from datasets import table
-from scripts import protocols
 from scripts.drawing.trained_run import config_of, read_run
-from scripts.protocols import REPO, check_name, dataset_rank, split_words
-from scripts.result_files import write_atomic
+from scripts.jobs import protocols
+from scripts.jobs.protocols import REPO, check_name, dataset_rank, split_words
+from scripts.reporting.result_files import write_atomic
 from trainers.config import default_config
 from trainers.finetuning.ft import FineTuner
 from trainers.finetuning.wise_ft import interpolate

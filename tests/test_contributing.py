@@ -21,7 +21,7 @@ from PIL import Image
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 from scripts import report, run
-from scripts.protocols import PROTOCOLS, Protocol, RunKey
+from scripts.jobs.protocols import PROTOCOLS, Protocol, RunKey
 from tests.conftest import REPOSITORY
 
 GUIDE = (REPOSITORY / "CONTRIBUTING.md").read_text()
@@ -190,7 +190,7 @@ def test_dataset_is_read_and_evaluated_in_a_checkout(checkout):
 @pytest.fixture
 def protocol(monkeypatch) -> Protocol:
     """The example's row, in the table as long as the test runs."""
-    row = eval(BLOCKS["protocol"]["scripts/protocols.py"], {"Protocol": Protocol})
+    row = eval(BLOCKS["protocol"]["scripts/jobs/protocols.py"], {"Protocol": Protocol})
     monkeypatch.setitem(PROTOCOLS, row.name, row)
     return row
 

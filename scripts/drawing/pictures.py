@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts.drawing.mask_values import ValueCounts
-from scripts.result_files import write_atomic
+from scripts.reporting.result_files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

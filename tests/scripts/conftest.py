@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts import protocols  # noqa: E402
-from scripts.pool import JobPool  # noqa: E402
-from scripts.protocols import RunKey  # noqa: E402
+from scripts.jobs import protocols  # noqa: E402
+from scripts.jobs.pool import JobPool  # noqa: E402
+from scripts.jobs.protocols import RunKey  # noqa: E402
 
 # Takes train.py's flags, notes in calls.jsonl that and where it ran, writes result.json. What it
 # does is told by fake.json in the directory it runs in: run directories to fail in, and so on.

@@ -10,7 +10,7 @@ import pytest
 from datasets import table
 from datasets.downloads import Address, Download, RemoteFile
 from scripts import data
-from scripts.data_http import Policy
+from scripts.data_tools.http import Policy
 from tests.scripts.data_server import Server, md5_of, tar_of
 
 QUICK = Policy(attempts=2, wait=0.001, timeout=5)

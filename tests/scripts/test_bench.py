@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 import clip
 from clip.backbones import Backbone, InputSpec
-from scripts import bench, bench_lightra, bench_rada, efficiency
-from scripts.bench_rada import PlainRationalHead
-from scripts.bench_tools import (
+from scripts import bench
+from scripts.benchmarks import efficiency
+from scripts.benchmarks import lightra as bench_lightra
+from scripts.benchmarks import rada as bench_rada
+from scripts.benchmarks.rada import PlainRationalHead
+from scripts.benchmarks.tools import (
     Case,
     backbone_name,
     build_run,

@@ -11,8 +11,10 @@ import torch
 
 import clip
 from dassl.engine import TRAINER_REGISTRY, read_result
-from scripts import bench, bench_baselines, efficiency
-from scripts.bench_tools import build_run, run_config, write_pictures
+from scripts import bench
+from scripts.benchmarks import baselines as bench_baselines
+from scripts.benchmarks import efficiency
+from scripts.benchmarks.tools import build_run, run_config, write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scripts import bench_loading
-from scripts.bench_tools import write_pictures
+from scripts.benchmarks import loading as bench_loading
+from scripts.benchmarks.tools import write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts import bench, bench_ttt
+from scripts import bench
+from scripts.benchmarks import ttt as bench_ttt
 from trainers.heads import RationalHead
 
 

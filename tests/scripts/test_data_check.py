@@ -10,8 +10,8 @@ import shutil
 import pytest
 
 from datasets import table
-from scripts import data_check
-from scripts.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS, SUITE
+from scripts.data_tools import check as data_check
+from scripts.jobs.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS, SUITE
 
 # The trees that the readers are tested on.
 from tests.datasets.conftest import touch, write_split  # noqa: F401

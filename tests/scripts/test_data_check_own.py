@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts import data
-from scripts.data_check import find_unreadable
+from scripts.data_tools.check import find_unreadable
 from tests.conftest import REPOSITORY
 from tests.datasets.conftest import touch  # noqa: F401
 from tests.scripts.data_fixtures import check  # noqa: F401
@@ -138,7 +138,7 @@ def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
 
 def test_default_root_need_not_exist(monkeypatch, tmp_path, check):
     monkeypatch.setattr(data, "REPO", tmp_path)
-    monkeypatch.setattr("scripts.data_output.REPO", tmp_path)
+    monkeypatch.setattr("scripts.data_tools.output.REPO", tmp_path)
     status, out, _ = check("--datasets", "dtd")
     assert status == 1
     assert "get it: python scripts/data.py fetch dtd\n" in out

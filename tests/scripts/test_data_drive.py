@@ -10,7 +10,7 @@ import pytest
 import requests
 from gdown.exceptions import FileURLRetrievalError
 
-from scripts.data_http import FetchError, LocalError, Policy, download
+from scripts.data_tools.http import FetchError, LocalError, Policy, download
 
 DATA = b"data" * 1000
 QUICK = Policy(attempts=3, wait=0.001, longest_wait=0.01)

@@ -12,7 +12,7 @@ import shutil
 import pytest
 
 from datasets.downloads import Address, Download, download_of
-from scripts.data_fetch import digests_of
+from scripts.data_tools.fetch import digests_of
 from tests.scripts.data_fixtures import (  # noqa: F401
     DTD,
     KEPT,

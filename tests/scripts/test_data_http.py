@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from scripts import data_http
-from scripts.data_http import FetchError, LocalError, Policy, download
+from scripts.data_tools import http as data_http
+from scripts.data_tools.http import FetchError, LocalError, Policy, download
 from tests.scripts.data_fixtures import server  # noqa: F401
 
 DATA = random.Random(0).randbytes(50_000)

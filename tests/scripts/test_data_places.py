@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.data_archives import ArchiveError, unpack
+from scripts.data_tools.archives import ArchiveError, unpack
 from tests.conftest import REPOSITORY
 from tests.scripts.data_server import content, tar_of, zip_of
 

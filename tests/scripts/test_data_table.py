@@ -14,7 +14,7 @@ import torchvision.datasets
 from datasets.downloads import DOWNLOADS, TORCHVISION, Download, RemoteFile, download_of
 from datasets.table import ROWS, row_of
 from scripts import data
-from scripts.data_output import format_size, list_json
+from scripts.data_tools.output import format_size, list_json
 from tests.conftest import REPOSITORY
 
 GUIDE = (REPOSITORY / "DATASETS.md").read_text()

@@ -18,8 +18,8 @@ import pytest
 import clip
 from clip.prompts import described_prompts, fill
 from scripts import describe
-from scripts.describe_endpoint import ChatEndpoint, check_url, retry_after
-from scripts.describe_text import ModelError
+from scripts.describing.endpoint import ChatEndpoint, check_url, retry_after
+from scripts.describing.text import ModelError
 from tests.conftest import REPOSITORY
 from tests.scripts.fake_endpoint import completion, sentences, serve
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scripts import describe
-from scripts.describe_local import LocalModel
-from scripts.describe_text import ModelError
+from scripts.describing.local import LocalModel
+from scripts.describing.text import ModelError
 
 MESSAGES = [{"role": "system", "content": "red red"}, {"role": "user", "content": "blue wing"}]
 WORDS = "red blue pale dark wing tail beak leg with long short and round sharp stripes dots on in"

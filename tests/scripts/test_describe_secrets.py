@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from scripts import describe
-from scripts.describe_endpoint import ChatEndpoint, ModelError, check_url, read_key
+from scripts.describing.endpoint import ChatEndpoint, ModelError, check_url, read_key
 from tests.scripts.fake_endpoint import completion, sentences
 from tests.scripts.test_describe import (  # noqa: F401
     MESSAGES,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scripts.describe_text import Task, accept, clean, keys_of, parse, problem, sentence_key
+from scripts.describing.text import Task, accept, clean, keys_of, parse, problem, sentence_key
 
 TWO = ["Broad wings are spread.", "A red beak points down."]
 TEMPLATE = "A photo of a {},"

@@ -8,9 +8,10 @@ import math
 import pytest
 
 from dassl.config.identity import sealed
-from scripts import published, report
-from scripts.protocols import FEW_SHOT_DATASETS, PROTOCOLS, Protocol
-from scripts.results import (
+from scripts import report
+from scripts.jobs.protocols import FEW_SHOT_DATASETS, PROTOCOLS, Protocol
+from scripts.reporting import published
+from scripts.reporting.results import (
     Selection,
     harmonic_mean,
     summarise,

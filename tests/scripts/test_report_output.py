@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from scripts.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS
+from scripts.jobs.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS
 from scripts.report import main
 
 
@@ -151,7 +151,7 @@ class TestPublished:
         assert next(x for x in out.splitlines() if x.startswith("LightRA  ")).split() == [
             *("LightRA", "80.00", "70.00", "74.67")
         ]
-        assert "scripts/published.py" in out
+        assert "scripts/reporting/published.py" in out
 
     def test_eft_has_its_own_rows(self, tmp_path, capsys, write_run):
         everything(write_run, protocol="eft", trainer="RAda")
@@ -255,7 +255,7 @@ def test_curves_say_what_they_show(tmp_path, write_run, monkeypatch):
     from matplotlib.figure import Figure
 
     from scripts import report
-    from scripts.results import Selection
+    from scripts.reporting.results import Selection
 
     for shots in (1, 16):
         for trainer in ("LightRA", "RAda"):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from scripts import report
-from scripts.protocols import ALL_IMAGES, PROTOCOLS, RunKey, read_shots, source_of
-from scripts.published import FFT, TTT
-from scripts.results import Selection
+from scripts.jobs.protocols import ALL_IMAGES, PROTOCOLS, RunKey, read_shots, source_of
+from scripts.reporting.published import FFT, TTT
+from scripts.reporting.results import Selection
 from scripts.run import main
 
 SUITE_SHIFTS = ["shapes_v2", "shapes_sketch", "shapes_r", "shapes_a"]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from scripts.pool import parse_devices
-from scripts.protocols import FEW_SHOT_DATASETS, PROTOCOLS, RunKey
+from scripts.jobs.pool import parse_devices
+from scripts.jobs.protocols import FEW_SHOT_DATASETS, PROTOCOLS, RunKey
 from scripts.run import main
 
 

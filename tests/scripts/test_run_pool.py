@@ -11,9 +11,9 @@ import time
 import pytest
 
 from dassl.locks import RUN_LOCK, acquire
-from scripts.jobs import Job
-from scripts.pool import last_lines, parse_devices
-from scripts.protocols import RunKey
+from scripts.jobs.plan import Job
+from scripts.jobs.pool import last_lines, parse_devices
+from scripts.jobs.protocols import RunKey
 from scripts.run import main
 
 ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")

@@ -15,8 +15,8 @@ from dassl.config.inputs import (
     places_of,
     record_inputs,
 )
-from scripts.jobs import Planner
-from scripts.pool import JobPool, parse_devices
+from scripts.jobs.plan import Planner
+from scripts.jobs.pool import JobPool, parse_devices
 from scripts.run import build_parser, main, read_settings
 
 ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dassl.engine import build_trainer
-from scripts.bench_tools import begin_training
+from scripts.benchmarks.tools import begin_training
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,

@@ -43,8 +43,8 @@ from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
 from dassl.utils.registry import check_availability
-from scripts import efficiency
-from scripts.bench_tools import (
+from scripts.benchmarks import efficiency
+from scripts.benchmarks.tools import (
     RANDOM_VIT,
     backbone_name,
     begin_training,
@@ -95,7 +95,7 @@ def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]
     """What is measured, one process each.
 
     Args:
-        names: Registered methods, see :func:`scripts.bench_tools.run_config`.
+        names: Registered methods, see :func:`scripts.benchmarks.tools.run_config`.
         batches: B of each.
     """
     return [
@@ -133,7 +133,7 @@ class Work(NamedTuple):
 
 
 def _training(method: str, kind: str, batch: int, *where: Any) -> Work:
-    """Steps of the engine's training loop; ``where`` as :func:`scripts.bench_tools.build_run`."""
+    """Steps of the engine's training loop; ``where`` as ``build_run``."""
     options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
     trainer = build_run(method, *where, *options)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -145,7 +145,7 @@ def _training(method: str, kind: str, batch: int, *where: Any) -> Work:
 
 
 def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Work:
-    """Episodes of the engine's evaluation; ``where`` as :func:`scripts.bench_tools.build_run`."""
+    """Episodes of the engine's evaluation; ``where`` as ``build_run``."""
     name = method.partition(":")[0]
     options = ["DATALOADER.NUM_WORKERS", 0, f"TRAINER.{name}.BATCH", batch]
     if start := untrained_start(method, root, *where):
@@ -170,7 +170,7 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     :func:`run` makes it before the processes that measure, so that it is no part of their memory.
 
     Args:
-        method: Registered name, see :func:`scripts.bench_tools.run_config`.
+        method: Registered name, see :func:`scripts.benchmarks.tools.run_config`.
         root: Directory of pictures.
         where: Backbone and device.
 
@@ -202,7 +202,8 @@ def measure(
         kind: ``pictures``, or ``features`` for what the image encoder made of them; ``views`` for
             test-time training.
         batch: B.
-        root: Directory of :func:`scripts.bench_tools.write_pictures`, with B pictures to train on,
+        root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
+        train on,
             or to test on.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
@@ -254,7 +255,8 @@ def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
 
     Args:
         trainer: Built.
-        batch: Of :func:`scripts.efficiency.first_batch`; of several views the first counts.
+        batch: Of :func:`scripts.benchmarks.efficiency.first_batch`; of several views the first
+        counts.
         weights: (K, D).
     """
     views = batch["img"]

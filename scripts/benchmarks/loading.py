@@ -30,7 +30,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from scripts.bench_tools import begin_training, build_run, write_pictures
+from scripts.benchmarks.tools import begin_training, build_run, write_pictures
 
 BATCH, CLASSES, EPOCHS = 32, 10, 5
 KINDS = ("torchvision", "ours")
@@ -92,7 +92,7 @@ def _pictures(loader: Any) -> Iterator[int]:
 
 
 def _measure_apart(kind: str, root: Path, workers: int, side: int) -> float:
-    command = [sys.executable, str(Path(__file__).with_name("bench.py")), "loading"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "bench.py"), "loading"]
     command += ["--workers", str(workers), "--side", str(side), "--worker", kind, str(root)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(out.splitlines()[-1])

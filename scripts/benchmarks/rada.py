@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.bench_tools import (
+from scripts.benchmarks.tools import (
     RANDOM_VIT,
     Case,
     backbone_name,
@@ -114,7 +114,7 @@ def measure_epoch(
         steps: Times ``STEPS_OF_EPOCH`` with pictures.
         classes: K.
         shots: Pictures per class.
-        backbone: See :func:`scripts.bench_tools.backbone_name`.
+        backbone: See :func:`scripts.benchmarks.tools.backbone_name`.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

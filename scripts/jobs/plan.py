@@ -30,9 +30,9 @@ from typing import Any
 
 from dassl.config.identity import IDENTITY_NAME, digest_of, shown
 from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
-from scripts.job_content import ContentReader, content_changes
-from scripts.protocols import Protocol, RunKey
-from scripts.result_files import no_result, read_json_object, read_result, write_atomic
+from scripts.jobs.content import ContentReader, content_changes
+from scripts.jobs.protocols import Protocol, RunKey
+from scripts.reporting.result_files import no_result, read_json_object, read_result, write_atomic
 
 RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"

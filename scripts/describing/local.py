@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from scripts.describe_text import Messages, ModelError
+from scripts.describing.text import Messages, ModelError
 
 NO_ROOM = 32  # new tokens below which a model is not asked
 

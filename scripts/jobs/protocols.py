@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 ALL_SHOTS = (1, 2, 4, 8, 16)
 ALL_IMAGES = -1  # in the place of a number of shots
 

@@ -36,7 +36,7 @@ import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
 from dassl.utils.registry import check_availability
-from scripts.bench_tools import (
+from scripts.benchmarks.tools import (
     RANDOM_VIT,
     backbone_name,
     begin_training,
@@ -97,7 +97,8 @@ def measure(
         method: Registered name.
         kind: ``pictures``, or ``features`` for what the image encoder made of them.
         batch: B.
-        root: Directory of :func:`scripts.bench_tools.write_pictures`, with B pictures to train on
+        root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
+        train on
             and B to test on.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
@@ -192,7 +193,7 @@ def measure_apart(
     Returns:
         Its result; if it fails, the task with the reason as ``error``.
     """
-    words = [sys.executable, str(Path(__file__).with_name("bench.py")), command]
+    words = [sys.executable, str(Path(__file__).parents[1] / "bench.py"), command]
     words += ["--worker", json.dumps(task), "--threads", str(threads)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode == 0:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from scripts.protocols import PROTOCOLS, SHIFTS, Protocol, dataset_rank
-from scripts.results import (
+from scripts.jobs.protocols import PROTOCOLS, SHIFTS, Protocol, dataset_rank
+from scripts.reporting.results import (
     Cell,
     Cells,
     Series,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.result_files import write_atomic
-from scripts.scores import MEAN, MEANS, Score
-from scripts.sections import Section
+from scripts.reporting.result_files import write_atomic
+from scripts.reporting.scores import MEAN, MEANS, Score
+from scripts.reporting.sections import Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

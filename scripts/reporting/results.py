@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.protocols import (
+from scripts.jobs.protocols import (
     ALL_IMAGES,
     PROTOCOLS,
     RunKey,
@@ -16,7 +16,7 @@ from scripts.protocols import (
     dataset_rank,
     source_of,
 )
-from scripts.result_files import read_result
+from scripts.reporting.result_files import read_result
 
 
 @dataclass(frozen=True)

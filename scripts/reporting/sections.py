@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from scripts import protocols
-from scripts.checks import run_notes, untrained, warnings
-from scripts.protocols import dataset_rank
-from scripts.published import PUBLISHED
-from scripts.results import Cells, Run, Selection, Series, Stat, group, series_names
-from scripts.scores import (
+from scripts.jobs import protocols
+from scripts.jobs.protocols import dataset_rank
+from scripts.reporting.checks import run_notes, untrained, warnings
+from scripts.reporting.published import PUBLISHED
+from scripts.reporting.results import Cells, Run, Selection, Series, Stat, group, series_names
+from scripts.reporting.scores import (
     CLASS_METRICS,
     MEAN,
     MEAN_SHIFTS,
@@ -32,7 +32,9 @@ HM_LINE = (
     "HM = 2bn/(b + n) of the means over seeds (its deviation is over the seeds' own HMs); in the"
     " mean row of the mean base and the mean novel accuracy."
 )
-PUBLISHED_LINE = "Rows marked * are as published; scripts/published.py names the source of each."
+PUBLISHED_LINE = (
+    "Rows marked * are as published; scripts/reporting/published.py names the source of each."
+)
 NOT_SHOWN_LINE = (
     "Published means are not shown: they are over all datasets of the protocol, with ViT-B/16 and"
     " the protocol's shots, and these runs are not."

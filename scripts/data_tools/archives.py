@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data_http import on_disk
+from scripts.data_tools.http import on_disk
 
 LONGEST_LINK = 4096
 LONGEST_HEADER = 10**6

@@ -23,10 +23,10 @@ from dassl.utils import read_json, write_json
 from datasets.base import DatasetRow
 from datasets.downloads import Address, Download, RemoteFile
 from datasets.splits import read_split_file
-from scripts.data_archives import ArchiveError, is_taken, unpack
-from scripts.data_check import format_counts
-from scripts.data_http import FetchError, LocalError, Policy, download, on_disk
-from scripts.data_output import format_size
+from scripts.data_tools.archives import ArchiveError, is_taken, unpack
+from scripts.data_tools.check import format_counts
+from scripts.data_tools.http import FetchError, LocalError, Policy, download, on_disk
+from scripts.data_tools.output import format_size
 from scripts.scrub import say, scrub
 
 CACHE = ".downloads"

@@ -30,7 +30,7 @@ from yacs.config import CfgNode
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
-from scripts.protocols import REPO
+from scripts.jobs.protocols import REPO
 from trainers.config import argument_parser, build_config
 
 MIB = 2**20

@@ -10,8 +10,8 @@ from tabulate import tabulate
 
 from datasets.base import DatasetRow
 from datasets.downloads import GB, MB, Download, download_of
-from scripts.data_check import ON_FIRST_USE, Finding, format_counts, known_counts
-from scripts.protocols import REPO
+from scripts.data_tools.check import ON_FIRST_USE, Finding, format_counts, known_counts
+from scripts.jobs.protocols import REPO
 
 COMMAND = "python scripts/data.py"
 

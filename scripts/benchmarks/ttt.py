@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clip
-from scripts.bench_tools import RANDOM_VIT, backbone_name
+from scripts.benchmarks.tools import RANDOM_VIT, backbone_name
 from trainers.heads import RationalHead
 from trainers.test_time.episodes import marginal_entropy, most_confident
 from trainers.test_time.rada_ttt import adapted_logits

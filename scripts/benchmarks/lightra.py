@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from clip import Backbone, adapters_disabled, attach_residual_attention, freeze_except
 from clip.backbones import OPENAI_INPUT
-from scripts.bench_tools import Case, median_seconds, peak_mib
+from scripts.benchmarks.tools import Case, median_seconds, peak_mib
 from trainers.lightra import LightRACLIP, lightra_loss
 
 CLASSES, BATCH = 200, 4

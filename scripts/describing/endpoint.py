@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.describe_text import MOST_CHARACTERS, Messages, ModelError
+from scripts.describing.text import MOST_CHARACTERS, Messages, ModelError
 from scripts.scrub import plain, redact, redact_address, say, scrub
 
 LARGEST_ANSWER = 4 * 2**20  # bytes

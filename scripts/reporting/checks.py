@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config.identity import relevant
-from scripts.protocols import PROTOCOLS, RunKey
-from scripts.result_files import no_result
-from scripts.results import (
+from scripts.jobs.protocols import PROTOCOLS, RunKey
+from scripts.reporting.result_files import no_result
+from scripts.reporting.results import (
     Cell,
     Cells,
     Run,

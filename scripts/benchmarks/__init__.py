@@ -1,0 +1,1 @@
+"""Behind bench.py: one file per comparison."""

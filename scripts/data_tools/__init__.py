@@ -1,0 +1,1 @@
+"""Behind data.py: what is there, downloads, archives."""

@@ -1,0 +1,1 @@
+"""Behind describe.py: language models and what is read of their answers."""

@@ -1,0 +1,1 @@
+"""Behind run.py: protocols, their jobs, and running them."""

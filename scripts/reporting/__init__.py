@@ -1,0 +1,1 @@
+"""Behind report.py: results, means, tables, figures, published numbers."""
