@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dassl.engine import build_trainer
-from tests.trainers.finetuning_runs import SMALL
+from tests.trainers.finetuning.runs import SMALL
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import clip
 from clip import attach_residual_attention, freeze_except
 from dassl.engine import build_trainer
-from tests.clip.test_attention import plain_formula
+from tests.clip.adapters.test_lightra import plain_formula
 from trainers.lightra import LightRACLIP, lightra_loss
 
 SMALL = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES", "base")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import clip
 from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
-from tests.clip.test_bottleneck import plain_features
+from tests.clip.adapters.test_mma import plain_features
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
@@ -62,7 +62,7 @@ def test_logits_loss_and_gradients_equal_the_formula(build, rescale):
 
 
 def test_only_the_adapters_train(build):
-    """ViT-B/16's count, 674,560, is pinned in tests/clip/test_bottleneck.py."""
+    """ViT-B/16's count, 674,560, is pinned in tests/clip/adapters/test_mma.py."""
     state = trainable_state(build().model)
     assert set(state) == {
         f"backbone.multimodal_adapters.{i}.{part}.{kind}"

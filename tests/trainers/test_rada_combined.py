@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clip import adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
-from tests.trainers.test_heads import plain
+from tests.trainers.heads.test_rational import plain
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),

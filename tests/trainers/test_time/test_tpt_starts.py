@@ -14,7 +14,7 @@ from dassl.engine import build_trainer
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.baselines import write_released
 from tests.trainers.plain import coupled, plain_image, plain_text, tokens_of, unit, vit_b16
-from tests.trainers.starts import (
+from tests.trainers.test_time.starts import (
     context_by_hand,
     entropy_of_mean,
     least_entropy,

@@ -21,7 +21,7 @@ from scripts import describe
 from scripts.describing.endpoint import ChatEndpoint, check_url, retry_after
 from scripts.describing.text import ModelError
 from tests.conftest import REPOSITORY
-from tests.scripts.fake_endpoint import completion, sentences, serve
+from tests.scripts.describing.fake_endpoint import completion, sentences, serve
 
 NAMES = ["blue jay", "wren", "Sea_or Lake"]
 KEY = "sk-very-secret-0123456789"

@@ -14,7 +14,7 @@ from scripts import data
 from scripts.data_tools.check import find_unreadable
 from tests.conftest import REPOSITORY
 from tests.datasets.conftest import touch  # noqa: F401
-from tests.scripts.data_fixtures import check  # noqa: F401
+from tests.scripts.data_tools.data_fixtures import check  # noqa: F401
 
 
 def test_unreadable_images_in_order(tmp_path):

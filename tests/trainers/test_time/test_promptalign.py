@@ -13,7 +13,7 @@ from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from scripts import promptalign_statistics
 from tests.trainers.plain import coupled, plain_text, tokens_of, unit, vit_b16
-from tests.trainers.starts import (
+from tests.trainers.test_time.starts import (
     entropy_of_mean,
     make_run,
     record_gradients,

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.data_tools.archives import ArchiveError, unpack
 from tests.conftest import REPOSITORY
-from tests.scripts.data_server import content, tar_of, zip_of
+from tests.scripts.data_tools.data_server import content, tar_of, zip_of
 
 
 def test_places(tmp_path):

@@ -15,7 +15,7 @@ import clip
 from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
 from tests.dassl.torch_files import SPOILED, spoil
-from tests.trainers.starts import context_by_hand, record_gradients
+from tests.trainers.test_time.starts import context_by_hand, record_gradients
 from trainers.heads import RationalHead
 from trainers.test_time import tpt
 from trainers.test_time.episodes import ENTROPIES, marginal_entropy, mean_entropy, most_confident

@@ -13,7 +13,7 @@ import pytest
 
 from datasets.downloads import Address, Download, download_of
 from scripts.data_tools.fetch import digests_of
-from tests.scripts.data_fixtures import (  # noqa: F401
+from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
     DTD,
     KEPT,
     LISTS,
@@ -29,7 +29,7 @@ from tests.scripts.data_fixtures import (  # noqa: F401
     served,
     server,
 )
-from tests.scripts.data_server import md5_of, tar_of, zip_of
+from tests.scripts.data_tools.data_server import md5_of, tar_of, zip_of
 
 
 def test_fetch_then_check(served, server, fetch, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 
 from datasets.downloads import Address
 from tests.datasets.conftest import touch  # noqa: F401
-from tests.scripts.data_fixtures import (  # noqa: F401
+from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
     check,
     dtd_from,
     fetch,
@@ -15,7 +15,7 @@ from tests.scripts.data_fixtures import (  # noqa: F401
     served,
     server,
 )
-from tests.scripts.data_server import tar_of
+from tests.scripts.data_tools.data_server import tar_of
 
 ODD = "a\x1b[2J\x1b]0;title\x07b\x9b31m"  # reads "ab"
 

@@ -11,7 +11,7 @@ from datasets import table
 from datasets.downloads import Address, Download, RemoteFile
 from scripts import data
 from scripts.data_tools.http import Policy
-from tests.scripts.data_server import Server, md5_of, tar_of
+from tests.scripts.data_tools.data_server import Server, md5_of, tar_of
 
 QUICK = Policy(attempts=2, wait=0.001, timeout=5)
 SPLIT = "split_zhou_DescribableTextures.json"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.dassl.torch_files import SPOILED, spoil
-from tests.trainers.finetuning_runs import HALF, batch
+from tests.trainers.finetuning.runs import HALF, batch
 from trainers.finetuning.stages import FirstStageError
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from scripts import describe
 from scripts.describing.endpoint import ChatEndpoint, ModelError, check_url, read_key
-from tests.scripts.fake_endpoint import completion, sentences
-from tests.scripts.test_describe import (  # noqa: F401
+from tests.scripts.describing.fake_endpoint import completion, sentences
+from tests.scripts.describing.test_describe import (  # noqa: F401
     MESSAGES,
     _no_key_and_no_proxy,
     content,

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.data_tools import http as data_http
 from scripts.data_tools.http import FetchError, LocalError, Policy, download
-from tests.scripts.data_fixtures import server  # noqa: F401
+from tests.scripts.data_tools.data_fixtures import server  # noqa: F401
 
 DATA = random.Random(0).randbytes(50_000)
 QUICK = Policy(attempts=3, wait=0.001, longest_wait=0.01, timeout=5)

@@ -12,7 +12,7 @@ import torch
 import train
 from dassl.engine import build_trainer, read_result
 from tests.trainers.baselines import write_released
-from tests.trainers.finetuning_runs import SMALL as TUNED
+from tests.trainers.finetuning.runs import SMALL as TUNED
 from tests.trainers.plain import SMALL
 from trainers.base.class_rows import class_rows
 

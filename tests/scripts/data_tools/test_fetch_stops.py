@@ -19,7 +19,7 @@ from datasets import table
 from datasets.downloads import Download
 from scripts import data
 from tests.conftest import REPOSITORY
-from tests.scripts.data_fixtures import (  # noqa: F401
+from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
     DTD,
     NAMES,
     PLACES,
@@ -31,7 +31,7 @@ from tests.scripts.data_fixtures import (  # noqa: F401
     served,
     server,
 )
-from tests.scripts.data_server import md5_of, tar_of
+from tests.scripts.data_tools.data_server import md5_of, tar_of
 
 
 def test_one_failure_does_not_stop_the_others(served, server, fetch, know, tmp_path):

@@ -10,7 +10,7 @@ import clip.adapters.coop
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.test_matrix import OURS
 from tests.trainers.plain import SMALL
-from tests.trainers.starts import views_options
+from tests.trainers.test_time.starts import views_options
 
 BASE_TO_NOVEL = [
     name

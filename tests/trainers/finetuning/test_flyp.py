@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clip.text import unit_norm
 from dassl.engine import trainable_state
-from tests.trainers.finetuning_runs import HALF, batch
+from tests.trainers.finetuning.runs import HALF, batch
 from trainers.finetuning.flyp import contrastive_loss
 from trainers.finetuning.wise_ft import interpolate
 

@@ -15,7 +15,7 @@ import pytest
 
 from scripts.data_tools.archives import ArchiveError, Limits, extract
 from scripts.data_tools.http import LocalError
-from tests.scripts.data_server import content, tar_of, zip_of
+from tests.scripts.data_tools.data_server import content, tar_of, zip_of
 
 FILES = {"top/a.jpg": b"one", "top/sub dir/b\u00e9.jpg": b"two" * 1000, "top/empty": b""}
 MODES = {

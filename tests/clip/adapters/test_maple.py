@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clip import adapters_disabled, attach_coupled_prompts, attach_text_prompts
-from tests.clip.test_prompting import backbone_of, features, plain_text, plain_vision
+from tests.clip.adapters.test_prompts import backbone_of, features, plain_text, plain_vision
 
 
 def images(count=2):

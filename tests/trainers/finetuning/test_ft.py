@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from clip.text import unit_norm
 from dassl.engine import trainable_state
-from tests.trainers.finetuning_runs import ENCODER, HALF, W, batch
-from tests.trainers.test_heads import plain
+from tests.trainers.finetuning.runs import ENCODER, HALF, W, batch
+from tests.trainers.heads.test_rational import plain
 from trainers.finetuning.clip_adapter_ft import FeatureAdapter
 
 
