@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
+from dassl.utils.files import atomic_write
 from scripts.jobs.protocols import (
     PROTOCOLS,
     REPO,
@@ -34,7 +35,6 @@ from scripts.jobs.protocols import (
     split_words,
 )
 from scripts.reporting.figures import check_plot_path, save_figure
-from scripts.reporting.result_files import write_atomic
 from scripts.reporting.results import Selection, collect
 from scripts.reporting.sections import Section, Table, build_sections
 
@@ -193,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = report.render(form)
     try:
         if args.save:
-            write_atomic(args.save, text.encode() + b"\n")
+            with atomic_write(args.save) as file:
+                file.write(f"{text}\n")
         if args.plot:
             save_figure(report.sections, args.plot)
     except OSError as error:

@@ -29,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.config import merge_file
 from dassl.config.paths import file_flag, path_flag
 from dassl.engine import build_trainer, drop_caches, trainable_state
-from dassl.engine.result import RESULT_NAME
 from dassl.errors import plain_main
+from dassl.results import RESULT_NAME
 from dassl.utils import set_random_seed
+from dassl.utils.files import atomic_write
 from datasets import table
 from scripts.drawing.trained_run import config_of, read_run
 from scripts.jobs import protocols
 from scripts.jobs.protocols import REPO, check_name, dataset_rank, split_words
-from scripts.reporting.result_files import write_atomic
 from trainers.config import default_config
 from trainers.finetuning.ft import FineTuner
 from trainers.finetuning.wise_ft import interpolate
@@ -183,12 +183,11 @@ def measure(args: argparse.Namespace) -> tuple[str, Curve]:
 
 def save_csv(path: Path, curve: Curve) -> None:
     """One line per alpha, one column per data set, at full precision."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     names = list(next(iter(curve.values())))
-    writer.writerow(["alpha", *names])
-    writer.writerows([alpha, *(row[name] for name in names)] for alpha, row in curve.items())
-    write_atomic(path, buffer.getvalue().encode())
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["alpha", *names])
+        writer.writerows([alpha, *(row[name] for name in names)] for alpha, row in curve.items())
 
 
 def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:

@@ -4,12 +4,12 @@ from dassl.engine.base import TrainerBase
 from dassl.engine.build import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import resolve_device
-from dassl.engine.result import is_done, read_result
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import StepOutput, drop_caches
 from dassl.engine.trainer import SimpleTrainer
 from dassl.engine.trainer_x import TrainerX
 from dassl.engine.trainer_xu import TrainerXU
+from dassl.results import is_done, read_result
 
 __all__ = [
     "TRAINER_REGISTRY",

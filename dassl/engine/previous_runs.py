@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dassl.config.identity import IDENTITY_NAME
 from dassl.engine.checkpoint import checkpoint_meta
-from dassl.engine.result import RESULT_NAME, read_result
 from dassl.engine.resume import RESUME_NAME, read_resume
+from dassl.results import RESULT_NAME, read_result
 from dassl.utils.torchtools import BEST_NAME, load_checkpoint
 
 __all__ = ["PREVIOUS", "leftovers", "recorded_hashes", "set_aside"]

@@ -13,17 +13,12 @@ from dassl.config.identity import IDENTITY_NAME, shown
 from dassl.engine.distributed import own_test
 from dassl.engine.overrides import wrap_overrides
 from dassl.engine.previous_runs import leftovers, set_aside
-from dassl.engine.result import (
-    RESULT_NAME,
-    peak_memory_mb,
-    read_result,
-    split_hash,
-    write_result,
-)
+from dassl.engine.result import peak_memory_mb, split_hash
 from dassl.engine.resume import remove_resume
 from dassl.engine.run_identity import recipe_changes, recipe_of
 from dassl.engine.run_state import RunState
 from dassl.evaluation.record import Evaluation, numbers
+from dassl.results import RESULT_NAME, read_result, write_result
 from dassl.utils import git_revision, package_versions
 from dassl.utils.distributed import gather_objects, is_main, world_size
 

@@ -23,7 +23,6 @@ from dassl.engine.checkpoint import (
 from dassl.engine.distributed import own_steps
 from dassl.engine.precision import effective_precision, requested_precision
 from dassl.engine.previous_runs import leftovers, recorded_hashes, set_aside
-from dassl.engine.result import RESULT_NAME, read_identity
 from dassl.engine.resume import (
     RESUME_NAME,
     random_states,
@@ -33,6 +32,7 @@ from dassl.engine.resume import (
 )
 from dassl.engine.run_identity import RunIdentity
 from dassl.engine.step import drop_caches
+from dassl.results import RESULT_NAME, read_identity
 from dassl.utils.distributed import gather_objects, is_main, world_size
 from dassl.utils.logger import move_earlier_log
 from dassl.utils.torchtools import load_checkpoint

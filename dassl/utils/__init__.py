@@ -1,5 +1,8 @@
 """Helpers under the names that Dassl's ``dassl.utils`` has."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -9,29 +12,31 @@ from dassl.utils.files import (
     write_json,
 )
 from dassl.utils.logger import Logger, setup_logger
-from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.registry import Registry, check_availability, nearest
-from dassl.utils.tools import (
-    collect_env_info,
-    download_url,
-    get_most_similar_str_to_a_from_b,
-    git_revision,
-    package_versions,
-    read_image,
-    set_random_seed,
-    tolist_if_not,
-)
-from dassl.utils.torchtools import (
-    atomic_torch_save,
-    count_num_param,
-    init_network_weights,
-    load_checkpoint,
-    load_pretrained_weights,
-    open_all_layers,
-    open_specified_layers,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+
+if TYPE_CHECKING:
+    from dassl.utils.meters import AverageMeter, MetricMeter
+    from dassl.utils.tools import (
+        collect_env_info,
+        download_url,
+        get_most_similar_str_to_a_from_b,
+        git_revision,
+        package_versions,
+        read_image,
+        set_random_seed,
+        tolist_if_not,
+    )
+    from dassl.utils.torchtools import (
+        atomic_torch_save,
+        count_num_param,
+        init_network_weights,
+        load_checkpoint,
+        load_pretrained_weights,
+        open_all_layers,
+        open_specified_layers,
+        resume_from_checkpoint,
+        save_checkpoint,
+    )
 
 __all__ = [
     "AverageMeter",
@@ -65,3 +70,15 @@ __all__ = [
     "tolist_if_not",
     "write_json",
 ]
+
+_WITH_PYTORCH = ("meters", "tools", "torchtools")
+
+
+def __getattr__(name: str) -> Any:
+    # Importing PyTorch takes seconds, which a command that only reads files should not cost.
+    if name in __all__:
+        for module in _WITH_PYTORCH:
+            found = vars(import_module(f"{__name__}.{module}"))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dassl.utils.files import atomic_write
 from scripts.drawing.mask_values import ValueCounts
-from scripts.reporting.result_files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,9 +54,8 @@ class HeatMap(NamedTuple):
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure; a reader sees the old file or the new one, never a part of it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    write_atomic(path, buffer.getvalue())
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 def save_scatter(

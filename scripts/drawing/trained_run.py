@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.config import merge_options
-from dassl.engine import build_trainer, read_result
-from dassl.engine.result import RESULT_NAME
+from dassl.engine import build_trainer
+from dassl.results import RESULT_NAME, read_result
 from dassl.utils import set_random_seed
 from trainers.config import default_config
 

@@ -30,11 +30,12 @@ from typing import Any
 
 from dassl.config.identity import IDENTITY_NAME, digest_of, shown
 from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
+from dassl.results import RESULT_NAME, no_result, read_identity, read_object, read_result
+from dassl.utils.files import atomic_write
 from scripts.jobs.content import ContentReader, content_changes
 from scripts.jobs.protocols import Protocol, RunKey
-from scripts.reporting.result_files import no_result, read_json_object, read_result, write_atomic
 
-RESULT, PREVIOUS, RECORD = "result.json", "result.previous.json", "job.json"
+PREVIOUS, RECORD = "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"
 FIRST_STAGE = "train"  # directory of first stages where a protocol has no training of its own
 
@@ -148,7 +149,7 @@ class Job:
         if self.parent is None:
             return ""
         try:
-            content = (self.parent.directory / RESULT).read_bytes()
+            content = (self.parent.directory / RESULT_NAME).read_bytes()
         except FileNotFoundError:
             return "missing"
         return hashlib.sha256(content).hexdigest()
@@ -160,7 +161,7 @@ class Job:
         result = read_result(self.directory)
         if result is None:
             return no_result(self.directory)
-        record = read_json_object(self.directory / RECORD)
+        record = read_object(self.directory / RECORD)
         if record is None:
             return f"result of unknown origin (no {RECORD})"
         changed = self._changed(record)
@@ -184,18 +185,18 @@ class Job:
         """Say what the run would read differently now; empty where it has not recorded any."""
         if "identity" not in result:  # of an older version
             return ""
-        identity = read_json_object(self.directory / IDENTITY_NAME)
+        identity = read_identity(self.directory)
         if identity is None or digest_of(identity) != result["identity"]:
             return f"{IDENTITY_NAME} is missing or was changed after the run"
         return shown(self.check.changes(identity.get("inputs", {}), self.places))
 
     def begin(self, command: list[str]) -> None:
         """Record what is about to run and move what another run left out of the way."""
-        before = read_json_object(self.directory / RECORD)
+        before = read_object(self.directory / RECORD)
         if before is not None and self._changed(before):
             # train.py would see it too; without the file it need not say so.
             (self.directory / RESUME).unlink(missing_ok=True)
-        stale = self.directory / RESULT
+        stale = self.directory / RESULT_NAME
         if stale.exists():
             # Kept, because it may have cost hours, but under a name that no report reads.
             stale.replace(self.directory / PREVIOUS)
@@ -206,9 +207,8 @@ class Job:
             "parent_result": self.parent_digest(),
             "command": command,
         }
-        write_atomic(
-            self.directory / RECORD, json.dumps(record, indent=1, default=str).encode() + b"\n"
-        )
+        with atomic_write(self.directory / RECORD) as file:
+            file.write(json.dumps(record, indent=1, default=str) + "\n")
 
 
 @dataclass

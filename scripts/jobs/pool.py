@@ -18,8 +18,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from dassl.locks import FileLock, LockedError, Owner, acquire, at_work
+from dassl.results import read_result
 from scripts.jobs.plan import Job
-from scripts.reporting.result_files import read_result
 
 _TAIL_BYTES = 16384
 _LOCK = ".job.lock"  # of a job's folder, held by the driver that runs it; names the job's process

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config.identity import relevant
+from dassl.results import no_result
 from scripts.jobs.protocols import PROTOCOLS, RunKey
-from scripts.reporting.result_files import no_result
 from scripts.reporting.results import (
     Cell,
     Cells,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.reporting.result_files import write_atomic
+from dassl.utils.files import atomic_write
 from scripts.reporting.scores import MEAN, MEANS, Score
 from scripts.reporting.sections import Section
 
@@ -64,9 +63,8 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     figure.suptitle(sections[0].protocol)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=DPI)
-    write_atomic(path, buffer.getvalue())
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
 
 
 def _panels(section: Section) -> list[str]:

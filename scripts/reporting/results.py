@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl.results import read_result
 from scripts.jobs.protocols import (
     ALL_IMAGES,
     PROTOCOLS,
@@ -16,7 +17,6 @@ from scripts.jobs.protocols import (
     dataset_rank,
     source_of,
 )
-from scripts.reporting.result_files import read_result
 
 
 @dataclass(frozen=True)

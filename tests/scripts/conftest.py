@@ -56,6 +56,7 @@ result = {
     "seed": int(flags["--seed"]), "trainer": flags["--trainer"], "backbone": "shapes",
     "subsample_classes": o["DATASET.SUBSAMPLE_CLASSES"], "metrics": {"accuracy": 50.0},
     "model_dir": flags.get("--model-dir", ""), "time": time.time(),
+    "dataset": flags["--dataset-config-file"], "config": {}, "config_hash": "",
 }
 json.dump(result, open(os.path.join(out, "result.json"), "w"))
 call["end"] = time.time()
@@ -82,9 +83,10 @@ class FakeRepo:
             ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
         )
         # All that the scripts need of the engine.
-        (path / "dassl/config").mkdir(parents=True)
-        for file in (*(ROOT / "dassl").glob("*.py"), *(ROOT / "dassl/config").glob("*.py")):
-            shutil.copy(file, path / file.relative_to(ROOT))
+        for folder in ("dassl", "dassl/config", "dassl/utils"):
+            (path / folder).mkdir()
+            for file in (ROOT / folder).glob("*.py"):
+                shutil.copy(file, path / folder)
         for script in ROOT.glob("run_*.sh"):
             shutil.copy(script, path)
         (path / "train.py").write_text(FAKE_TRAIN)
@@ -134,6 +136,7 @@ def write_run(tmp_path):
             "format": 1,
             "status": "complete",
             "trainer": trainer,
+            "dataset": dataset,
             "backbone": "ViT-B/16",
             "seed": seed,
             "subsample_classes": protocols.PROTOCOLS[protocol].classes_of(stage),
@@ -141,6 +144,7 @@ def write_run(tmp_path):
             "num_test": 1000,
             "chance": 2.0,
             "config": {"SEED": seed, "OPTIM": {"LR": 0.005}},
+            "config_hash": "",
             "split_hash": f"{dataset}{seed}",
             "notes": [],
             "model_dir": "",

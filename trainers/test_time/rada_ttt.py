@@ -19,7 +19,7 @@ from dassl.config import user_path
 from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint, replaced_backbone
-from dassl.engine.result import read_result
+from dassl.results import read_result
 from dassl.utils.torchtools import weights_in
 from trainers.base import FrozenTextCLIP, backbone_content
 from trainers.heads import RationalHead, cosine_logits
