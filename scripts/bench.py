@@ -15,10 +15,7 @@ is each one's own.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +34,7 @@ from scripts.benchmarks import lightra as bench_lightra
 from scripts.benchmarks import loading as bench_loading
 from scripts.benchmarks import rada as bench_rada
 from scripts.benchmarks import ttt as bench_ttt
+from scripts.benchmarks.command import answer, ask_process, require_least
 
 COMMANDS: dict[str, Any] = {
     "efficiency": efficiency,
@@ -51,10 +49,8 @@ FORMATS = ("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")
 
 def measure_apart(case: str, kind: str, args: argparse.Namespace) -> dict[str, float]:
     """One measurement in a process of its own: ``seconds`` and ``mib``."""
-    command = [sys.executable, __file__, "--cases", case, "--worker", kind]
-    command += ["--steps", str(args.steps), "--threads", str(args.threads)]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+    words = ("--cases", case, "--worker", kind, "--steps", args.steps, "--threads", args.threads)
+    return ask_process(*words)
 
 
 def compare(case: str, args: argparse.Namespace) -> list[float]:
@@ -98,15 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[words[0]].main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
-    for name in ("rounds", "steps", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    require_least(parser, args, {"rounds": 1, "steps": 1, "threads": 1})
     torch.set_num_threads(args.threads)
     if args.worker:
-        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
-            found = CASES[args.cases[0]].measure(args.worker == "plain", args.steps)
-        print(json.dumps(found))
-        return 0
+        measure = CASES[args.cases[0]].measure
+        return answer(lambda: measure(args.worker == "plain", args.steps))
     rows = []
     for case in tqdm(args.cases, disable=None):
         rows.append([CASES[case].title, *compare(case, args)])

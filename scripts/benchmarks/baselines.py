@@ -23,11 +23,7 @@ included: what PyTorch allocated on CUDA, elsewhere what the process took on top
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import statistics
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,18 +31,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-import clip
 from clip import adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
-from dassl.utils.registry import check_availability
 from scripts.benchmarks import efficiency
+from scripts.benchmarks.command import (
+    Columns,
+    answer,
+    check_methods,
+    measure_methods,
+    method_parser,
+    print_methods,
+    require_least,
+)
 from scripts.benchmarks.tools import (
-    RANDOM_VIT,
-    backbone_name,
     begin_training,
     build_run,
     median_seconds,
@@ -54,7 +54,6 @@ from scripts.benchmarks.tools import (
     reset_peak,
     resident_mib,
     run_config,
-    write_pictures,
 )
 from trainers.heads import cosine_logits
 from trainers.test_time.episodes import EpisodicTrainer
@@ -66,7 +65,7 @@ COMMAND = "baselines"
 OURS = ("LightRA", "LightRAda", "RAda", "RAdaAdapter", "RAdaPrompt", "RAdaTTT")
 VIEWS = "views"  # input of test-time training
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-COLUMNS = {  # key -> (heading, format)
+COLUMNS: Columns = {
     "method": ("method", ""),
     "input": ("input", ""),
     "batch": ("batch", "d"),
@@ -273,47 +272,25 @@ def own_batch(method: str, root: Path, backbone: str) -> int:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure everything that the arguments ask for, one process after the other.
+    """Measure everything that the arguments ask for, one process after the other."""
 
-    Raises:
-        ValueError: The backbone or a method's file is unknown.
-        ConnectionError: Its weights are not here and cannot be downloaded.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        backbone = backbone_name(args.backbone, root)
-        batches = {n: args.batch or own_batch(n, root, backbone) for n in args.trainers}
-        each = -(-max(batches.values()) // args.classes)  # enough for a batch
-        write_pictures(root, args.classes, each, each, clip.input_spec(backbone).size)
-        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
-            for name in args.trainers:
-                if _inputs(name) == (VIEWS,):
-                    untrained_start(name, root, backbone, "cpu")
-        common = {"root": temporary, "backbone": backbone, "device": args.device}
-        common["steps"] = args.steps
-        return [
-            efficiency.measure_apart({**task, **common}, args.threads, COMMAND)
-            for task in tqdm(tasks(args.trainers, batches), disable=None)
-        ]
+    def planned(root: Path, backbone: str) -> list[dict[str, Any]]:
+        batches = {name: args.batch or own_batch(name, root, backbone) for name in args.trainers}
+        return tasks(args.trainers, batches)
+
+    def prepare(root: Path, backbone: str) -> None:
+        for name in args.trainers:
+            if _inputs(name) == (VIEWS,):
+                untrained_start(name, root, backbone, "cpu")
+
+    return measure_methods(COMMAND, args, planned, prepare)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog=f"bench.py {COMMAND}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--backbone", default=RANDOM_VIT, help=f"default {RANDOM_VIT}, see bench.py efficiency")
-    add("--classes", type=int, default=100, metavar="K")
-    add("--batch", type=int, default=0, metavar="B", help="default: each config's own, 1 of views")
-    add("--trainers", nargs="+", default=baselines(), metavar="NAME", help="default: all baselines")
-    add("--steps", type=int, default=3, help="timed steps, after one warm-up")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--json", action="store_true", help="print the numbers as JSON")
-    add("--worker", type=json.loads, help=argparse.SUPPRESS)
+    parser = method_parser(COMMAND, __doc__, baselines())
+    help_text = "default: each config's own, 1 of views"
+    parser.add_argument("--batch", type=int, default=0, metavar="B", help=help_text)
     return parser
 
 
@@ -324,16 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.worker:
-        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
-            found = measure(**args.worker)
-        print(json.dumps(found))
-        return 0
-    for name, least in (("classes", 1), ("steps", 1), ("threads", 1), ("batch", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    for name in args.trainers:
-        known = [*efficiency.methods(), *test_time_methods()]
-        check_availability(name.partition(":")[0], known)
-    results = run(args)
-    print(json.dumps(results, indent=2) if args.json else efficiency.render(results, COLUMNS))
-    return int(any("error" in one for one in results))
+        return answer(partial(measure, **args.worker))
+    require_least(parser, args, {"classes": 1, "steps": 1, "threads": 1, "batch": 0})
+    check_methods(args.trainers, [*efficiency.methods(), *test_time_methods()])
+    return print_methods(run(args), COLUMNS, args.json)

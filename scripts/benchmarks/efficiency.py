@@ -19,26 +19,25 @@ optimiser.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
-from tqdm import tqdm
 
-import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
-from dassl.utils.registry import check_availability
+from scripts.benchmarks.command import (
+    Columns,
+    answer,
+    check_methods,
+    measure_methods,
+    method_parser,
+    print_methods,
+    require_least,
+)
 from scripts.benchmarks.tools import (
-    RANDOM_VIT,
-    backbone_name,
     begin_training,
     build_run,
     count_gflops,
@@ -46,11 +45,11 @@ from scripts.benchmarks.tools import (
     peak_mib,
     reset_peak,
     resident_mib,
-    write_pictures,
 )
 from trainers.base import CLIPTrainer
 
-COLUMNS = {  # key -> (heading, format)
+COMMAND = "efficiency"
+COLUMNS: Columns = {
     "method": ("method", ""),
     "input": ("input", ""),
     "batch": ("batch", "d"),
@@ -81,7 +80,7 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What is measured, one process each: the arguments of :func:`measure`."""
     for method in args.trainers:
         inputs = ["pictures"]
-        if TRAINER_REGISTRY.get(method).frozen_image_encoder:
+        if TRAINER_REGISTRY.get(method.partition(":")[0]).frozen_image_encoder:
             inputs.append("features")
         for kind in inputs:
             for batch in args.batch:
@@ -180,97 +179,11 @@ def _evaluation(trainer: Any, batch: dict[str, Any], steps: int) -> dict[str, An
     return {"test_speed": size / seconds, "test_gflop": count_gflops(predict) / size}
 
 
-def measure_apart(
-    task: dict[str, Any], threads: int, command: str = "efficiency"
-) -> dict[str, Any]:
-    """:func:`measure`, or that of another sub-command, in a process of its own.
-
-    Args:
-        task: Its arguments.
-        threads: Of PyTorch.
-        command: Sub-command of ``bench.py`` that takes the task as ``--worker``.
-
-    Returns:
-        Its result; if it fails, the task with the reason as ``error``.
-    """
-    words = [sys.executable, str(Path(__file__).parents[1] / "bench.py"), command]
-    words += ["--worker", json.dumps(task), "--threads", str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    reason = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-    return {
-        "method": task["method"],
-        "input": task["kind"],
-        "batch": task["batch"],
-        "error": reason[0] if reason else f"ended with status {done.returncode}",
-    }
-
-
-def render(found: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str]] = COLUMNS) -> str:
-    """The table of results by ``columns``, and below it why a method has none."""
-    rows = []
-    for one in found:
-        cells = []
-        for key, (_, form) in columns.items():
-            value = one.get(key)
-            cells.append("-" if value is None else format(value, form))
-        rows.append(cells)
-    texts = ("method", "input", "precision")
-    align = ["left" if key in texts else "right" for key in columns]
-    heads = [heading for heading, _ in columns.values()]
-    table = tabulate(rows, heads, colalign=align, disable_numparse=True)
-    errors = [
-        f"{one['method']} ({one['input']}, batch {one['batch']}): {one['error']}"
-        for one in found
-        if "error" in one
-    ]
-    return "\n".join([table, *errors])
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py efficiency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--backbone",
-        default=RANDOM_VIT,
-        help=f"default {RANDOM_VIT}: that architecture of open_clip with random weights; or any "
-        "name or file that train.py takes",
-    )
-    add("--classes", type=int, default=100, metavar="K")
-    add("--batch", type=int, nargs="+", default=[32], metavar="B")
-    add("--trainers", nargs="+", default=methods(), metavar="NAME", help="default: all")
-    add("--steps", type=int, default=3, help="timed steps, after one warm-up")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--json", action="store_true", help="print the numbers as JSON")
-    add("--worker", type=json.loads, help=argparse.SUPPRESS)
+    parser = method_parser(COMMAND, __doc__, methods())
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], metavar="B")
     return parser
-
-
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure everything that the arguments ask for, one process after the other.
-
-    Raises:
-        ValueError: The backbone is unknown.
-        ConnectionError: Its weights are not here and cannot be downloaded.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        backbone = backbone_name(args.backbone, root)
-        each = -(-max(args.batch) // args.classes)  # enough for a batch
-        write_pictures(root, args.classes, each, each, clip.input_spec(backbone).size)
-        common = {"root": temporary, "backbone": backbone, "device": args.device}
-        common["steps"] = args.steps
-        return [
-            measure_apart({**task, **common}, args.threads)
-            for task in tqdm(list(tasks(args)), disable=None)
-        ]
 
 
 @plain_main
@@ -280,17 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.worker:
-        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
-            found = measure(**args.worker)
-        print(json.dumps(found))
-        return 0
-    for name in ("classes", "steps", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if min(args.batch) < 1:
-        parser.error(f"--batch must be at least 1, got {min(args.batch)}")
-    for name in args.trainers:
-        check_availability(name, methods())
-    results = run(args)
-    print(json.dumps(results, indent=2) if args.json else render(results))
-    return int(any("error" in one for one in results))
+        return answer(partial(measure, **args.worker))
+    require_least(parser, args, {"classes": 1, "steps": 1, "threads": 1, "batch": 1})
+    check_methods(args.trainers, methods())
+    results = measure_methods(COMMAND, args, lambda *_: list(tasks(args)))
+    return print_methods(results, COLUMNS, args.json)

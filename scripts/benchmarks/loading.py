@@ -11,12 +11,8 @@ process of its own, in turn.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +26,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from scripts.benchmarks.command import answer, ask_process, make_parser, require_least
 from scripts.benchmarks.tools import begin_training, build_run, write_pictures
 
 BATCH, CLASSES, EPOCHS = 32, 10, 5
@@ -92,10 +89,7 @@ def _pictures(loader: Any) -> Iterator[int]:
 
 
 def _measure_apart(kind: str, root: Path, workers: int, side: int) -> float:
-    command = [sys.executable, str(Path(__file__).parents[1] / "bench.py"), "loading"]
-    command += ["--workers", str(workers), "--side", str(side), "--worker", kind, str(root)]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+    return ask_process("loading", "--workers", workers, "--side", side, "--worker", kind, root)
 
 
 def compare(
@@ -116,11 +110,7 @@ def compare(
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, or one measurement with ``--worker``."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py loading",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("loading", __doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--side", type=int, default=224, help="of files and crops, in pixels")
@@ -128,17 +118,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        with contextlib.redirect_stdout(sys.stderr):  # what the engine prints
-            found = measure(args.worker[0], Path(args.worker[1]), args.workers[0], args.side)
-        print(json.dumps(found))
-        return 0
-    for name, least in (("pictures", BATCH * CLASSES), ("rounds", 1), ("side", 16)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+        kind, root = args.worker
+        return answer(lambda: measure(kind, Path(root), args.workers[0], args.side))
+    require_least(parser, args, {"pictures": BATCH * CLASSES, "rounds": 1, "side": 16})
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        write_pictures(root, CLASSES, args.pictures // CLASSES, test=1, side=args.side)
-        rows = compare(root, args.workers, args.side, args.rounds)
+        pictures = Path(temporary)
+        write_pictures(pictures, CLASSES, args.pictures // CLASSES, test=1, side=args.side)
+        rows = compare(pictures, args.workers, args.side, args.rounds)
     headers = ["workers", "torchvision, pictures/s", "ours", "ours per core", "times faster"]
     print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".2f")))
     return 0

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clip
+from scripts.benchmarks.command import make_parser, require_least
 from scripts.benchmarks.tools import RANDOM_VIT, backbone_name
 from trainers.heads import RationalHead
 from trainers.test_time.episodes import marginal_entropy, most_confident
@@ -148,11 +149,7 @@ def encoder_seconds(name: str, views: int) -> tuple[float, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py ttt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ttt", __doc__)
     parser.add_argument("--images", type=int, default=16, help="adapted side by side")
     parser.add_argument("--views", type=int, default=64)
     parser.add_argument(
@@ -173,9 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    for name, least in (("images", 2), ("rounds", 1), ("threads", 1), ("views", 2)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    require_least(parser, args, {"images": 2, "rounds": 1, "threads": 1, "views": 2})
     sizes = []
     for size in args.sizes:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)

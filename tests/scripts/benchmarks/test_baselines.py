@@ -13,6 +13,7 @@ import clip
 from dassl.engine import TRAINER_REGISTRY, read_result
 from scripts import bench
 from scripts.benchmarks import baselines as bench_baselines
+from scripts.benchmarks import command as bench_command
 from scripts.benchmarks import efficiency
 from scripts.benchmarks.tools import build_run, run_config, write_pictures
 
@@ -154,7 +155,7 @@ def test_batches_are_the_configs(monkeypatch, capsys):
         good |= {"speed": 2.0, "peak_mib": 9}
         return subprocess.CompletedProcess(command, 0, json.dumps(good), "")
 
-    monkeypatch.setattr(efficiency.subprocess, "run", run)
+    monkeypatch.setattr(bench_command.subprocess, "run", run)
     words = ["--backbone", "shapes", "--trainers", "TPT", "MMA", "HPT", "--classes", "2", "--json"]
     assert bench.main(["baselines", *words]) == 1
     found = {(one["method"], one["batch"]): one for one in json.loads(capsys.readouterr().out)}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import clip
 from clip.backbones import Backbone, InputSpec
 from scripts import bench
+from scripts.benchmarks import command as bench_command
 from scripts.benchmarks import efficiency
 from scripts.benchmarks import lightra as bench_lightra
 from scripts.benchmarks import rada as bench_rada
@@ -278,7 +279,7 @@ class TestEfficiency:
                 return subprocess.CompletedProcess(command, 0, json.dumps(good), "")
             return subprocess.CompletedProcess(command, 1, "", "Traceback\nValueError: no ViT\n")
 
-        monkeypatch.setattr(efficiency.subprocess, "run", run)
+        monkeypatch.setattr(bench_command.subprocess, "run", run)
         words = ["--backbone", "shapes", "--trainers", "RAda", "LightRA", "--classes", "1"]
         assert bench.main(["efficiency", *words, "--batch", "8"]) == 1
         lines = capsys.readouterr().out.splitlines()
