@@ -12,8 +12,6 @@ makes its numbers doubtful: missing seeds, collapsed seeds, seeds run with diffe
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,19 +39,7 @@ from scripts.reporting.sections import Section, Table, build_sections
 FORMATS = ("text", "markdown", "csv", "latex")
 _SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 _TABULATE = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
-CSV_HEADER = (
-    "protocol",
-    "source",
-    "demonstration",
-    "dataset",
-    "trainer",
-    "cfg",
-    "shots",
-    "metric",
-    "mean",
-    "std",
-    "n",
-)
+CSV_HEADER = "protocol source demonstration dataset trainer cfg shots metric mean std n".split()
 
 
 @dataclass(frozen=True)
@@ -77,28 +63,18 @@ class Report:
 
     def _csv(self) -> str:
         """Return one line per number at full precision, deviations empty where there are none."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(CSV_HEADER)
-        for section in self.sections:
-            for score in section.scores:
-                stat = score.stat
-                writer.writerow(
-                    (
-                        section.protocol,
-                        section.source,
-                        int(section.suite),
-                        score.dataset,
-                        score.series.trainer,
-                        score.series.cfg,
-                        score.shots,
-                        score.metric,
-                        repr(stat.mean),
-                        "" if stat.std is None else repr(stat.std),
-                        stat.n,
-                    )
-                )
-        return buffer.getvalue().rstrip("\n")
+        import pandas as pd  # see scripts.reporting.results
+
+        frames = [
+            section.scores.assign(
+                protocol=section.protocol.name,
+                source=section.source,
+                demonstration=int(section.suite),
+            )
+            for section in self.sections
+        ]
+        text = pd.concat(frames).to_csv(columns=CSV_HEADER, index=False, lineterminator="\n")
+        return text.rstrip("\n")
 
 
 def _render_table(table: Table, form: str) -> str:

@@ -6,7 +6,7 @@
     python scripts/wise_ft.py --model-dir .../RAdaFT/fft/seed1 --targets shapes_v2 --alphas 0 0.5 1
 
 WiSE-FT (Wortsman et al., CVPR 2022, arXiv:2109.01903): weights (1 - alpha) start + alpha end,
-tested on the run's own data set and on others. Works with any trained run, whatever trained in it.
+tested on the run's own dataset and on others. Works with any trained run, whatever trained in it.
 Writes wise_ft.csv and wise_ft.png.
 """
 
@@ -43,7 +43,7 @@ from trainers.finetuning.wise_ft import interpolate
 
 ALPHAS = [number / 10 for number in range(11)]
 OOD = "OOD mean"
-# By alpha: accuracy by data set.
+# By alpha: accuracy by dataset.
 Curve = dict[float, dict[str, float]]
 
 
@@ -74,14 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose_targets(source: str, named: Sequence[str]) -> list[str]:
-    """Return the data sets to test on besides the run's own, by the names of their config files.
+    """Return the datasets to test on besides the run's own, by the names of their config files.
 
     Args:
         source: ``DATASET.NAME`` of the run.
         named: Those that were asked for.
 
     Raises:
-        ValueError: A name is unknown, or none was given and the run's data set has no shifts.
+        ValueError: A name is unknown, or none was given and the run's dataset has no shifts.
     """
     existing = sorted(
         (p.stem for p in (REPO / "configs/datasets").glob("*.yaml")), key=dataset_rank
@@ -104,7 +104,7 @@ def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
     cfg = config_of(result, args.model_dir / RESULT_NAME)
     root = args.root or cfg.DATASET.ROOT
     if target:
-        cfg.DATASET = default_config().DATASET  # nothing of the run's own data set
+        cfg.DATASET = default_config().DATASET  # nothing of the run's own dataset
         merge_file(cfg, REPO / f"configs/datasets/{target}.yaml")
         cfg.MODEL.BACKBONE.NAME = result["backbone"]
     cfg.DATASET.ROOT, cfg.SEED, cfg.DEVICE = root, result["seed"], args.device
@@ -163,7 +163,7 @@ def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
 
 
 def measure(args: argparse.Namespace) -> tuple[str, Curve]:
-    """Test on the run's own data set and on all targets; return the former's name, and everything.
+    """Test on the run's own dataset and on all targets; return the former's name, and everything.
 
     Raises:
         FileNotFoundError: A run, its weights or data are missing.
@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace) -> tuple[str, Curve]:
 
 
 def save_csv(path: Path, curve: Curve) -> None:
-    """One line per alpha, one column per data set, at full precision."""
+    """One line per alpha, one column per dataset, at full precision."""
     names = list(next(iter(curve.values())))
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -191,7 +191,7 @@ def save_csv(path: Path, curve: Curve) -> None:
 
 
 def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:
-    """Accuracy over alpha, and the mean over shifts against the run's own data set."""
+    """Accuracy over alpha, and the mean over shifts against the run's own dataset."""
     from matplotlib.figure import Figure  # takes longer than everything before
 
     from scripts.drawing.pictures import save_png

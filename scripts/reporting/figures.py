@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils.files import atomic_write
-from scripts.reporting.scores import MEAN, MEANS, Score
+from scripts.reporting.scores import MEAN, MEANS
 from scripts.reporting.sections import Section
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
     from matplotlib.patches import Patch
 
     matplotlib.use("Agg")
-    curves = sections[0].protocol == "few_shot"
+    curves = sections[0].protocol.name == "few_shot"
     panels = [(section, name) for section in sections for name in _panels(section)]
     columns = min(COLUMNS, len(panels)) if curves else 1
     rows = math.ceil(len(panels) / columns)
-    bars = max(len(section.datasets()) * len(section.names) for section in sections)
+    bars = max(len(section.datasets()) * len(section.series) for section in sections)
     width = PANEL[0] * columns if curves else max(2 * PANEL[0], 1.0 + 0.5 * bars)
     figure = Figure(figsize=(width, PANEL[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    labels = list(dict.fromkeys(name for one in sections for name in one.names.values()))
+    labels = list(dict.fromkeys(name for one in sections for name in one.series))
     # One colour for a trainer in all panels, also where another section lacks it.
     colours = {name: f"C{number % 10}" for number, name in enumerate(labels)}
     for axis, (section, panel) in zip(axes, panels, strict=False):
@@ -62,38 +62,30 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
         axis.set_visible(False)
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
-    figure.suptitle(sections[0].protocol)
+    figure.suptitle(sections[0].protocol.name)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
 
 
 def _panels(section: Section) -> list[str]:
     """Return what gets a panel: the mean and each dataset, or each metric."""
-    if section.protocol == "few_shot":
-        return section.rows()
-    used = {score.metric for score in section.scores}
-    return [metric for metric in _METRICS if metric in used]
-
-
-def _deviation(score: Score) -> float:
-    """Return the deviation to draw; NaN draws none, where 0 would claim one."""
-    return math.nan if score.stat.std is None else score.stat.std
+    if section.protocol.name == "few_shot":
+        return section.places()
+    return [metric for metric in _METRICS if metric in set(section.scores.metric)]
 
 
 def _draw_curves(axis: Axes, section: Section, dataset: str, colours: dict[str, str]) -> None:
-    for series, name in section.names.items():
-        found = [
-            score for score in section.scores if score.series == series and score.dataset == dataset
-        ]
+    for series in section.series:
+        found = section.scores.query("series == @series and dataset == @dataset")
         axis.errorbar(
-            [score.shots for score in found],
-            [score.stat.mean for score in found],
-            yerr=[_deviation(score) for score in found],
+            found["shots"],
+            found["mean"],
+            yerr=found["std"],  # NaN draws no deviation, where 0 would claim one
             marker="o",
             markersize=4,
             capsize=2,
-            color=colours[name],
-            label=name,
+            color=colours[series],
+            label=series,
         )
     shots = section.shots()
     axis.set_xscale("log", base=2)
@@ -107,26 +99,22 @@ def _draw_curves(axis: Axes, section: Section, dataset: str, colours: dict[str, 
 
 
 def _draw_bars(axis: Axes, section: Section, metric: str, colours: dict[str, str]) -> None:
-    means = [score.dataset for score in section.scores if score.dataset in MEANS]
-    places = list(dict.fromkeys([*section.datasets(), *means]))
-    if len(section.datasets()) == 1:
-        places = section.datasets()
-    step = 0.8 / len(section.names)
-    for number, (series, name) in enumerate(section.names.items()):
-        found: dict[str, Score] = {
-            score.dataset: score
-            for score in section.scores
-            if (score.series, score.metric) == (series, metric) and score.dataset in places
-        }
-        offset = (number - (len(section.names) - 1) / 2) * step
+    datasets = section.datasets()
+    means = [name for name in section.scores.dataset.unique() if name in MEANS]
+    places = datasets if len(datasets) == 1 else [*datasets, *means]
+    step = 0.8 / len(section.series)
+    for number, series in enumerate(section.series):
+        found = section.scores.query("series == @series and metric == @metric")
+        found = found[found.dataset.isin(places)]
+        offset = (number - (len(section.series) - 1) / 2) * step
         axis.bar(
-            [places.index(place) + offset for place in found],
-            [score.stat.mean for score in found.values()],
+            [places.index(place) + offset for place in found.dataset],
+            found["mean"],
             width=step,
-            yerr=[_deviation(score) for score in found.values()],
+            yerr=found["std"],
             capsize=2,
-            color=colours[name],
-            label=name,
+            color=colours[series],
+            label=series,
         )
     axis.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize="small")
     axis.set_title(f"{section.title}: {_METRICS[metric]}", fontsize="medium")

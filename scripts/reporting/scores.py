@@ -1,138 +1,148 @@
-"""From runs to numbers: flat rows of mean, deviation and count, which tables and figures view."""
+"""From runs to numbers: mean, deviation and count of every cell, which tables and figures view."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.jobs.protocols import PROTOCOLS, SHIFTS, Protocol, dataset_rank
-from scripts.reporting.results import (
-    Cell,
-    Cells,
-    Series,
-    Stat,
-    accuracies,
-    average_by_seed,
-    harmonic_mean,
-    summarise,
-    summarise_datasets,
-    summarise_hm,
-)
+from scripts.jobs.protocols import SHIFTS, Protocol, dataset_rank
+from scripts.reporting.results import CLASS_METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Names that stand for a mean in the place of a dataset's name.
 MEAN, MEAN_TARGETS, MEAN_SHIFTS = "mean", "mean_targets", "mean_shifts"
 MEANS = (MEAN, MEAN_TARGETS, MEAN_SHIFTS)
 
-# Metric of a stage in protocols without tables of their own, by the classes it is tested on.
-CLASS_METRICS = {"base": "base", "new": "novel", "all": "accuracy"}
 
-BySeed = dict[int, float]
+class Stat(NamedTuple):
+    """Mean and sample standard deviation (ddof = 1; None for one value) of ``n`` values."""
 
-
-@dataclass(frozen=True)
-class Score:
-    """One number: a metric of a series on a dataset, or on a mean over datasets."""
-
-    series: Series
-    dataset: str
-    shots: int
-    metric: str
-    stat: Stat
+    mean: float
+    std: float | None
+    n: int
 
 
-def scores(protocol: str, cells: Cells, source: str = "") -> list[Score]:
+def _stdev(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def harmonic_mean(base: float, novel: float) -> float:
+    """Return 2bn / (b + n), 0 when both are 0."""
+    return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+def _by_seed(accuracies: pd.DataFrame) -> dict[int, float]:
+    """Return the mean over datasets for each seed that all of them have."""
+    whole = accuracies.dropna()
+    return dict(zip(whole.index, map(statistics.fmean, whole.to_numpy().tolist()), strict=True))
+
+
+def _is_even(accuracies: pd.DataFrame) -> bool:
+    """Whether all datasets have the same seeds."""
+    return len(accuracies.dropna()) == len(accuracies.dropna(how="all"))
+
+
+def summarise(accuracies: pd.DataFrame) -> Stat:
+    """Return the mean over datasets of their means over seeds.
+
+    The deviation is that of the single seeds' means over datasets; it is None when the datasets
+    do not have the same seeds, as it would then belong to other numbers than the mean.
+
+    Args:
+        accuracies: One row per seed, one column per dataset; NaN where there is no run.
+    """
+    # statistics, not pandas: its sums are exact, so that no order of runs changes a digit.
+    means = [statistics.fmean(column.dropna()) for _, column in accuracies.items()]
+    std = _stdev(list(_by_seed(accuracies).values())) if _is_even(accuracies) else None
+    return Stat(statistics.fmean(means), std, int(accuracies.count().min()))
+
+
+def summarise_hm(base: pd.DataFrame, novel: pd.DataFrame) -> Stat:
+    """Return the harmonic mean of two halves' accuracies, both as for `summarise`.
+
+    The value is of the *means over seeds*, the field's convention; the deviation is that of the
+    harmonic means of the single seeds, over the seeds that have both.
+    """
+    value = harmonic_mean(summarise(base).mean, summarise(novel).mean)
+    if not (_is_even(base) and _is_even(novel)):
+        return Stat(value, None, summarise(novel).n)
+    of_base, of_novel = _by_seed(base), _by_seed(novel)
+    paired = [harmonic_mean(of_base[seed], of_novel[seed]) for seed in of_base if seed in of_novel]
+    return Stat(value, _stdev(paired), len(paired))
+
+
+def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFrame:
     """Return all numbers of a protocol, a series' datasets in table order and its means last.
 
     Args:
-        protocol: Protocol name.
-        cells: Finished runs.
+        runs: With the labels of `scripts.reporting.results.with_labels`.
+        protocol: Protocol.
         source: Training dataset of a protocol that crosses over to others; it counts neither as
             target nor as shift.
+
+    Returns:
+        One row per number: series, trainer, cfg, dataset (or the name of a mean), shots, metric,
+        and what `Stat` has; NaN for no deviation.
     """
-    found: list[Score] = []
-    for series in dict.fromkeys(cell.series for cell in cells):
-        own = {cell: accuracies(runs) for cell, runs in cells.items() if cell.series == series}
-        if PROTOCOLS[protocol].base_to_novel:
-            found += _base2novel(PROTOCOLS[protocol], series, own)
-        elif protocol == "few_shot":
-            found += _few_shot(series, own)
-        elif PROTOCOLS[protocol].crosses:
-            found += _cross_dataset(series, own, source)
-        else:
-            found += _by_classes(PROTOCOLS[protocol], series, own)
-    return found
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for series, own in runs.groupby("series", sort=False):
+        named = {"series": series, "trainer": own.trainer.iloc[0], "cfg": own.cfg.iloc[0]}
+        found = [
+            {**named, "dataset": place, "shots": shots, "metric": metric, **stat._asdict()}
+            for shots, part in own.groupby("shots")
+            for place, metric, stat in _stats(part, protocol, source)
+        ]
+        rows += sorted(found, key=_table_order)
+    return pd.DataFrame(rows).astype({"std": float})
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
-    return sorted(set(names), key=dataset_rank)
+def _table_order(row: dict[str, Any]) -> tuple[Any, ...]:
+    is_mean = row["dataset"] in MEANS
+    return (True,) if is_mean else (False, dataset_rank(row["dataset"]))
 
 
-def _base2novel(protocol: Protocol, series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
-    """Base, novel, HM; the means are over the datasets that have both halves."""
-    shots = series.shots or 0
-    bases: list[BySeed] = []
-    novels: list[BySeed] = []
-    for dataset in _ordered(cell.dataset for cell in cells):
-        base = cells.get(Cell(series, dataset, protocol.train_stage, shots), {})
-        novel = cells.get(Cell(series, dataset, protocol.test_stage, shots), {})
-        if base:
-            yield Score(series, dataset, shots, "base", summarise(list(base.values())))
-        if novel:
-            yield Score(series, dataset, shots, "novel", summarise(list(novel.values())))
-        if base and novel:
-            yield Score(series, dataset, shots, "hm", summarise_hm(base, novel))
-            bases.append(base)
-            novels.append(novel)
-    if bases:
-        base_mean, novel_mean = summarise_datasets(bases), summarise_datasets(novels)
-        hm = Stat(harmonic_mean(base_mean.mean, novel_mean.mean), None, novel_mean.n)
-        if base_mean.std is not None and novel_mean.std is not None:
-            by_seed = summarise_hm(average_by_seed(bases), average_by_seed(novels))
-            hm = Stat(hm.mean, by_seed.std, by_seed.n)
-        for metric, stat in (("base", base_mean), ("novel", novel_mean), ("hm", hm)):
-            yield Score(series, MEAN, shots, metric, stat)
+def _stats(runs: pd.DataFrame, protocol: Protocol, source: str) -> Iterator[tuple[str, str, Stat]]:
+    """Yield place, metric and number for the runs of one series and number of shots."""
+    metrics = list(dict.fromkeys(CLASS_METRICS[protocol.classes_of(s)] for s in protocol.stages))
+    # A source that is its own target too counts once, as trained: "test" sorts before "train".
+    runs = runs.drop_duplicates(["dataset", "metric", "seed"], keep="last")
+    tables = {
+        metric: part.pivot(index="seed", columns="dataset", values="accuracy")
+        for metric, part in runs.groupby("metric")
+    }
+    for place, datasets in _places(runs, protocol, source, len(metrics)):
+        halves = {
+            metric: tables[metric][[name for name in datasets if name in tables[metric]]]
+            for metric in metrics
+            if metric in tables
+        }
+        halves = {metric: table for metric, table in halves.items() if table.size}
+        stats = {metric: summarise(table) for metric, table in halves.items()}
+        yield from ((place, metric, stat) for metric, stat in stats.items())
+        if protocol.base_to_novel and len(stats) == len(metrics):
+            hm = summarise_hm(halves["base"], halves["novel"])
+            if place == MEAN and None in (stats["base"].std, stats["novel"].std):
+                hm = hm._replace(n=stats["novel"].n)  # seeds were not compared in pairs
+            yield place, "hm", hm
 
 
-def _few_shot(series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
-    """Accuracy per dataset and shots, and the mean over datasets per shots."""
-    for dataset in _ordered(cell.dataset for cell in cells):
-        for cell in sorted(cells, key=lambda cell: cell.shots):
-            if cell.dataset == dataset:
-                stat = summarise(list(cells[cell].values()))
-                yield Score(series, dataset, cell.shots, "accuracy", stat)
-    for shots in sorted({cell.shots for cell in cells}):
-        values = [by_seed for cell, by_seed in cells.items() if cell.shots == shots]
-        yield Score(series, MEAN, shots, "accuracy", summarise_datasets(values))
-
-
-def _cross_dataset(series: Series, cells: dict[Cell, BySeed], source: str) -> Iterator[Score]:
-    """Accuracy on source, targets and shifts, and the two means."""
-    shots = series.shots or 0
-    by_dataset = {cell.dataset: by_seed for cell, by_seed in cells.items()}
-    for dataset in _ordered(by_dataset):
-        stat = summarise(list(by_dataset[dataset].values()))
-        yield Score(series, dataset, shots, "accuracy", stat)
-    shifts = [values for name, values in by_dataset.items() if name in SHIFTS]
-    targets = [
-        values for name, values in by_dataset.items() if name not in SHIFTS and name != source
-    ]
-    if targets:
-        yield Score(series, MEAN_TARGETS, shots, "accuracy", summarise_datasets(targets))
-    if shifts:
-        yield Score(series, MEAN_SHIFTS, shots, "accuracy", summarise_datasets(shifts))
-
-
-def _by_classes(protocol: Protocol, series: Series, cells: dict[Cell, BySeed]) -> Iterator[Score]:
-    """Accuracy per stage; the means are over the datasets that have every stage."""
-    shots = series.shots or 0
-    stages = {stage: CLASS_METRICS[protocol.classes_of(stage)] for stage in protocol.stages}
-    by_place = {(cell.dataset, cell.stage): by_seed for cell, by_seed in cells.items()}
-    datasets = _ordered(dataset for dataset, _ in by_place)
-    for dataset in datasets:
-        for stage, metric in stages.items():
-            if by_seed := by_place.get((dataset, stage)):
-                yield Score(series, dataset, shots, metric, summarise(list(by_seed.values())))
-    whole = [name for name in datasets if all((name, stage) in by_place for stage in stages)]
-    for stage, metric in stages.items() if whole else ():
-        stat = summarise_datasets([by_place[name, stage] for name in whole])
-        yield Score(series, MEAN, shots, metric, stat)
+def _places(
+    runs: pd.DataFrame, protocol: Protocol, source: str, metrics: int
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield what gets a number, and the datasets that it is the mean over."""
+    datasets = sorted(runs.dataset.unique(), key=dataset_rank)
+    for name in datasets:
+        yield name, [name]
+    if protocol.crosses:
+        shifts = [name for name in datasets if name in SHIFTS]
+        targets = [name for name in datasets if name not in (*shifts, source)]
+        means = {MEAN_TARGETS: targets, MEAN_SHIFTS: shifts}
+    else:  # over the datasets that have every stage
+        counts = runs.groupby("dataset").metric.nunique()
+        means = {MEAN: [name for name in datasets if counts[name] == metrics]}
+    yield from ((name, over) for name, over in means.items() if over)

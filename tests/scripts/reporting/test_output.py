@@ -7,6 +7,7 @@ import pytest
 
 from scripts.jobs.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS
 from scripts.report import main
+from scripts.reporting import published
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ class TestPublished:
         assert next(x for x in out.splitlines() if x.startswith("LightRA  ")).split() == [
             *("LightRA", "80.00", "70.00", "74.67")
         ]
-        assert "scripts/reporting/published.py" in out
+        assert published.FILE.name in out
 
     def test_eft_has_its_own_rows(self, tmp_path, capsys, write_run):
         everything(write_run, protocol="eft", trainer="RAda")
@@ -166,6 +167,12 @@ class TestPublished:
             ["RAda", "+", "Adapter", "*", "84.32", "76.25", "80.08"],
         ]
         assert lines[start + 8] == ""
+
+    def test_eft_has_rows_of_other_backbones(self, tmp_path, capsys, write_run):
+        everything(write_run, protocol="eft", trainer="RAda", backbone="RN50")
+        out = run(tmp_path, capsys, protocol="eft")
+        rows = [line.split("  ")[0] for line in out.splitlines() if " * " in line]
+        assert rows == ["CLIP (RN50) *", "CoOp (RN50) *", "RAda (RN50) *"]
 
     @pytest.mark.parametrize("changes", [{"backbone": "RN50"}, {"shots": 4}])
     def test_not_for_other_backbones_or_shots(self, tmp_path, capsys, write_run, changes):
