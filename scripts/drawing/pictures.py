@@ -1,4 +1,4 @@
-"""Drawing of what ``mask_values`` collects; see RAda (arXiv:2507.15480), appendix B."""
+"""Drawing of what `scripts.drawing.mask_values` collects; RAda (arXiv:2507.15480), appendix B."""
 
 from __future__ import annotations
 
