@@ -61,6 +61,7 @@ def ask_process(*words: object, stderr: int | None = None) -> Any:
     command = [sys.executable, str(REPO / "scripts" / "bench.py"), *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     done.check_returncode()
+    # Libraries may print before it.
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -78,7 +79,7 @@ def measure_apart(command: str, task: dict[str, Any], threads: int) -> dict[str,
     words = (command, "--worker", json.dumps(task), "--threads", threads)
     try:
         return ask_process(*words, stderr=subprocess.PIPE)
-    except subprocess.CalledProcessError as failed:
+    except subprocess.CalledProcessError as failed:  # one method must not stop the others
         reason = [line for line in failed.stderr.splitlines() if line.strip()][-1:]
         error = reason[0] if reason else f"ended with status {failed.returncode}"
     return {
@@ -111,6 +112,7 @@ def method_parser(command: str, doc: str | None, methods: Sequence[str]) -> argp
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--json", action="store_true", help="print the numbers as JSON")
+    # What a process of its own is asked for; the commands start it, nobody types it.
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
     return parser
 

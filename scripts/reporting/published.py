@@ -43,7 +43,7 @@ class Published:
         return self.method if self.backbone == USUAL else f"{self.method} ({self.backbone})"
 
 
-@cache
+@cache  # every section of a report asks
 def read_tables() -> list[dict[str, Any]]:
     """Return all tables, each with its paper's full title as ``source``."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
@@ -57,6 +57,7 @@ def rows_of(table: dict[str, Any]) -> Iterator[Published]:
     """Yield a table's rows of means, ``remade`` ones as the mean of the row's shifted datasets."""
     for method, row in table["rows"].items():
         given = row if isinstance(row, dict) else {"values": row}
+        # A row by datasets has their mean beside them; only means stand beside ours.
         listed = given["values" if "values" in given else "mean"]
         pairs = listed if isinstance(listed, dict) else zip(table["columns"], listed, strict=True)
         values: dict[str, float] = dict(pairs)

@@ -100,6 +100,7 @@ def collect(selection: Selection) -> pd.DataFrame:
         for key, path in run_directories(selection)
         if (result := read_result(path)) is not None
     }
+    # Of all finished runs, not the selected ones: a name is only wrong if no run has it.
     found = {(key.trainer, key.cfg) for key in finished}
     base = selection.output / selection.protocol
     if found and selection.must_exist:
@@ -118,6 +119,7 @@ def _row(key: RunKey, directory: Path, result: dict[str, Any]) -> dict[str, Any]
         **vars(key),
         "metric": CLASS_METRICS[PROTOCOLS[key.protocol].classes_of(key.stage)],
         "accuracy": float(result["metrics"]["accuracy"]),
+        # Entries that older versions did not write must not keep a run out of the table.
         "backbone": str(result.get("backbone", "")),
         "trains": result.get("trainable_parameters") != 0,
         "source": _source(key, result),
@@ -131,6 +133,7 @@ def _source(key: RunKey, result: dict[str, Any]) -> str:
     protocol = PROTOCOLS[key.protocol]
     if key.stage == protocol.train_stage:
         return key.dataset
+    # The path may be of another machine: only its last parts count.
     trained = RunKey.parse(str(result.get("model_dir") or ""))
     if trained is None and not protocol.train_stage:
         return source_of(key.dataset)
@@ -140,6 +143,7 @@ def _source(key: RunKey, result: dict[str, Any]) -> str:
 def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
     for name in selection.trainers:
         check_name("--trainer", name, sorted({trainer for trainer, _ in found}), where)
+    # A stem that only a trainer outside of the selection has would leave an empty table.
     stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
     for name in selection.cfg:
         check_name("--cfg", name, sorted(stems), where)

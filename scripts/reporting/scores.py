@@ -98,6 +98,7 @@ def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFr
             for place, metric, stat in _stats(part, protocol, source)
         ]
         rows += sorted(found, key=_table_order)
+    # Without deviations the column would hold None, which no format knows, instead of NaN.
     return pd.DataFrame(rows).astype({"std": float})
 
 
@@ -111,7 +112,7 @@ def _stats(runs: pd.DataFrame, protocol: Protocol, source: str) -> Iterator[tupl
     metrics = list(dict.fromkeys(CLASS_METRICS[protocol.classes_of(s)] for s in protocol.stages))
     # A source that is its own target too counts once, as trained: "test" sorts before "train".
     runs = runs.drop_duplicates(["dataset", "metric", "seed"], keep="last")
-    tables = {
+    tables = {  # seeds x datasets
         metric: part.pivot(index="seed", columns="dataset", values="accuracy")
         for metric, part in runs.groupby("metric")
     }

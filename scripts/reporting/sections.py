@@ -112,6 +112,7 @@ class Section:
         texts = self.scores.assign(text=self.scores.apply(_text, axis=1))
         wide = texts.pivot(index=index, columns=key, values="text")
         wanted = pd.MultiIndex.from_product([places, self.series]) if places else self.series
+        # Places and series that have no number at all get their row, too.
         wide = wide.reindex(index=wanted, columns=list(columns)).fillna("-")
         return wide.reset_index().to_numpy().tolist()
 
@@ -170,6 +171,7 @@ def build_sections(runs: pd.DataFrame, selection: Selection) -> list[Section]:
     protocol = PROTOCOLS[selection.protocol]
     if protocol.crosses:
         runs = _without_first_stages(runs, selection)
+    # groupby leaves out NaN, which map gives to all that is not in the suite.
     parts = runs.source if protocol.crosses else runs.dataset.isin(SUITE).map({True: "suite"})
     grouped = {str(name): part for name, part in runs.groupby(parts.fillna(""))}
     return [
@@ -190,6 +192,7 @@ def _without_first_stages(runs: pd.DataFrame, selection: Selection) -> pd.DataFr
 def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
     protocol = PROTOCOLS[selection.protocol]
     runs = with_labels(runs, protocol.name)
+    # A single target of the suite is enough: no published number may stand beside it.
     suite = bool(runs.dataset.isin(SUITE).any())
     how = "trained on" if protocol.train_stage else "shifts of"
     subject = f", {how} {source or 'an unknown source'}" if protocol.crosses else ""
@@ -202,6 +205,7 @@ def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
         suite=suite,
         series=sorted(trains.index, key=trains.get),  # what is not trained stands first
         scores=score(runs, protocol, source),
+        # Of runs with mixed backbones none is comparable; a warning names them.
         backbones={} if suite else {k: v[0] for k, v in backbones.items() if len(v) == 1},
         captions=[SEEDS_LINE, *([HM_LINE] if protocol.base_to_novel else [])],
         warnings=warnings(runs, selection),
@@ -236,6 +240,7 @@ def _by_classes(section: Section) -> list[Table]:
     metrics = {"base": "base", "novel": "novel", "hm": "HM"}
     rows = section.rows(section.places(), "metric", metrics)
     tables = [Table("per dataset", ["dataset", "trainer", *metrics.values()], rows, labels=2)]
+    # Also without a paper's row, several trainers are easier to compare in a table of their own.
     means = [row[1:] for row in rows if row[0] == MEAN]
     means += section.published(dict.fromkeys(metrics, section.covered(FEW_SHOT_DATASETS, "hm")))
     if len(means) > 1:
