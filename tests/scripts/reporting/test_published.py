@@ -64,9 +64,11 @@ def test_form_of_a_published_table(table):
 
 # As the tables' notes say: values of another row, and means that are not of the printed values.
 MISPRINTS = {
-    *(("CoOp", column) for column in ("base", "novel", "hm")),
+    ("CoOp", "base"),
+    ("CoOp", "novel"),
     ("MMA", "novel"),
-    *((method, "shifts") for method in ("TPT", "CoCoOp + TPT")),
+    ("TPT", "shifts"),
+    ("CoCoOp + TPT", "shifts"),
 }
 
 
@@ -80,7 +82,7 @@ def test_printed_means_are_those_of_the_printed_values():
                 assert set(row) - {"mean"} == set(FEW_SHOT_DATASETS)
                 base, novel, _ = zip(*(row[name] for name in FEW_SHOT_DATASETS), strict=True)
                 means = [sum(base) / 11, sum(novel) / 11]
-                means.append(harmonic_mean(*means))
+                means.append(harmonic_mean(*row["mean"][:2]))  # of the means, as all print it
                 for column, mean, printed in zip(table["columns"], means, row["mean"], strict=True):
                     checked += 1
                     if mean != pytest.approx(printed, abs=0.02):
