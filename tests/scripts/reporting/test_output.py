@@ -171,7 +171,7 @@ class TestPublished:
     def test_eft_has_rows_of_other_backbones(self, tmp_path, capsys, write_run):
         everything(write_run, protocol="eft", trainer="RAda", backbone="RN50")
         out = run(tmp_path, capsys, protocol="eft")
-        rows = [line.split("  ")[0] for line in out.splitlines() if " * " in line]
+        rows = [line.split("  ")[0] for line in out.splitlines() if ") * " in line]
         assert rows == ["CLIP (RN50) *", "CoOp (RN50) *", "RAda (RN50) *"]
 
     @pytest.mark.parametrize("changes", [{"backbone": "RN50"}, {"shots": 4}])
