@@ -160,7 +160,7 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
         with trainer.autocast():
             return trainer.model_inference(views)
 
-    clean = {"img": finish(views[:, 0], trainer._finish)}
+    clean = {"img": finish(views[:, 0], trainer.normalize)}
     return Work(trainer, step, clean, trainer.adapted_parameters())
 
 

@@ -9,25 +9,24 @@ import pytest
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.baselines import write_released
 from tests.trainers.plain import coupled, plain_image, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.test_time.starts import (
+    FINE_GRAINED,
     context_by_hand,
     entropy_of_mean,
     least_entropy,
     make_run,
     record_gradients,
     steps_by_hand,
+    views_of,
     views_options,
 )
 from trainers.finetuning.stages import FirstStageError
 
 METHODS = ("CoOp", "CoCoOp", "MaPLe")
-FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
-                "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
 TEXT = "backbone.text_prompts.vectors"
 
 
@@ -126,10 +125,6 @@ def test_maple_equals_the_formula(started, monkeypatch, steps):
             for name, a, b in zip(names, ours, theirs, strict=True):
                 assert b.abs().max() > 0, name
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-10, msg=name)
-
-
-def views_of(trainer, rows):
-    return torch.stack([trainer.test_loader.dataset[SeededIndex(row, 1)]["img"] for row in rows])
 
 
 @pytest.mark.parametrize("method", METHODS)
