@@ -141,22 +141,43 @@ def find_description(descriptions: Mapping[str, list[str]], classname: str) -> l
 
 def load_descriptions(path: str | Path) -> dict[str, list[str]]:
     """A file of class descriptions as it stands; errors as :func:`described_prompts`."""
+    return read_class_lists(
+        path,
+        str,
+        absent="No class descriptions at {}: DATASET.PROMPT_PATH names a JSON file",
+        form='{"class name": ["sentence", ...]}',
+    )
+
+
+def read_class_lists(
+    path: str | Path, item: type, *, absent: str, form: str
+) -> dict[str, list[Any]]:
+    """A JSON file with a list of items for each class, as it stands.
+
+    Args:
+        path: Of the file.
+        item: What the lists hold.
+        absent: What to say if there is no such file, with ``{}`` for its place.
+        form: What the file must look like, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON of that form.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No class descriptions at {path.resolve()}: DATASET.PROMPT_PATH names a JSON file "
-            "of the form "
-            '{"class name": ["sentence", ...]}'
-        )
+        raise FileNotFoundError(f"{absent.replace('{}', str(path.resolve()))} of the form {form}")
     try:
+        # Windows' editors put a byte-order mark in front, which plain UTF-8 would take for a sign.
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     good = isinstance(content, dict) and all(
-        isinstance(v, list) and all(isinstance(s, str) for s in v) for v in content.values()
+        isinstance(items, list) and all(isinstance(one, item) for one in items)
+        for items in content.values()
     )
     if not good:
-        raise ValueError(f'{path} must have the form {{"class name": ["sentence", ...]}}')
+        raise ValueError(f"{path} must have the form {form}")
     return content
 
 

@@ -92,12 +92,17 @@ def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tens
     return encode_embeddings(model, text_tower(model).token_embedding(tokens[:, :length]), end)
 
 
+def at_least_single(features: Tensor) -> Tensor:
+    """Features in single precision, unless they are in double already."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 def unit_norm(features: Tensor) -> Tensor:
     """Scale rows to unit norm, in single precision at least: (N, D) -> (N, D).
 
     Half precision would round the small distances between adapted and frozen features away.
     """
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_single(features), dim=-1)
 
 
 class TextBank(nn.Module):
@@ -174,33 +179,30 @@ class TextBank(nn.Module):
         length = max(self.lengths[i] for i in index.tolist())
         return self.tokens[index.to(self.tokens.device), :length]
 
-    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
-        """Features of the prompts numbered ``index`` (n,), not normalised, in one batch: (n, D)."""
-        tokens = self.cut_tokens(index)
-        return backbone.encode_text(tokens, length=tokens.shape[1])
-
-    def encode(self, backbone: Any, index: Tensor) -> Tensor:
-        """Unit-norm features of the prompts numbered ``index`` (n,), in one batch: (n, D)."""
-        return unit_norm(self.raw_features(backbone, index))
-
-    @torch.no_grad()
-    def encode_all(self, backbone: Any, unit: bool = True) -> Tensor:
-        """Features of all prompts, (P, D), in batches of similar length.
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
+        """Features of the prompts numbered ``index`` (n,), in one batch: (n, D).
 
         Args:
-            backbone: Encodes.
-            unit: Scale them to unit norm.
+            encoder: A :class:`clip.Backbone`, or what wraps one and has its ``encode_text``.
+            index: Numbers.
+            unit: Scale the features to unit norm.
         """
-        encode = self.encode if unit else self.raw_features
+        tokens = self.cut_tokens(index)  # (n, L)
+        features = encoder.encode_text(tokens, length=tokens.shape[1])
+        return unit_norm(features) if unit else features
+
+    @torch.no_grad()
+    def encode_all(self, encoder: Any, unit: bool = True) -> Tensor:
+        """Features of all prompts, (P, D), in batches of similar length; see :meth:`encode`."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__)
         features: list[Tensor] = []
         batch: list[int] = []
         for i in order:  # ascending, so the newcomer is the longest of its batch
             if batch and (len(batch) + 1) * self.lengths[i] > BATCH_TOKENS:
-                features.append(encode(backbone, torch.tensor(batch)))
+                features.append(self.encode(encoder, torch.tensor(batch), unit))
                 batch = []
             batch.append(i)
-        features.append(encode(backbone, torch.tensor(batch)))
+        features.append(self.encode(encoder, torch.tensor(batch), unit))
         sorted_features = torch.cat(features)
         out = torch.empty_like(sorted_features)
         out[torch.tensor(order, device=out.device)] = sorted_features
@@ -212,18 +214,20 @@ class TextBank(nn.Module):
         sums.index_add_(0, self.owner, features)
         return sums / self.counts.to(features)[:, None]
 
-    def class_features(self, backbone: Any) -> Tensor:
+    def class_features(self, encoder: Any) -> Tensor:
         """Class weights for evaluation: means over each class's unit-norm prompt features, (K, D).
 
         Kept until :meth:`drop_cache` (called by the engine after every optimiser step and load) or
         ``train(True)``, separately for every state of the adapters' switches. Never in training.
         """
         if self.training:
-            return self.class_means(self.encode_all(backbone))
-        key = (adapter_switches(backbone), torch.get_autocast_dtype(self.tokens.device.type)
-               if torch.is_autocast_enabled(self.tokens.device.type) else None)  # fmt: skip
+            return self.class_means(self.encode_all(encoder))
+        device = self.tokens.device.type
+        autocast = torch.is_autocast_enabled(device)
+        # Features differ between precisions too: under autocast they are not those outside of it.
+        key = adapter_switches(encoder), torch.get_autocast_dtype(device) if autocast else None
         if key not in self._cache:
-            self._cache[key] = self.class_means(self.encode_all(backbone))
+            self._cache[key] = self.class_means(self.encode_all(encoder))
         return self._cache[key]
 
     def drop_cache(self) -> None:

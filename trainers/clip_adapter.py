@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
 from clip import Adapter, freeze_except
 from clip.prompts import template_prompts
+from clip.text import at_least_single
 from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import share
 from trainers.base.templates import hand_made
-
-_RELEASED = {"fc.0.weight": "adapter.down.weight", "fc.2.weight": "adapter.up.weight"}
 
 
 class FeatureAdapter(Adapter):
@@ -68,9 +66,8 @@ class AdaptedFeatureCLIP(FrozenTextCLIP):
 
     def raw_image_features(self, image: Tensor) -> Tensor:
         """Adapted image features, not normalised: pictures or cached features -> (B, D)."""
-        features = super().raw_image_features(image)
         # The adapter is in single precision, whatever the encoder's weights are.
-        return self.adapter(features.to(torch.promote_types(features.dtype, torch.float32)))
+        return self.adapter(at_least_single(super().raw_image_features(image)))
 
 
 @TRAINER_REGISTRY.register()
@@ -87,6 +84,7 @@ class CLIPAdapter(CLIPTrainer):
 
     frozen_image_encoder = True
     model_name = "clip_adapter"  # the released checkpoints' folder
+    released_layout = released.clip_adapter
     defaults = {
         "REDUCTION": Option(4, count(1, 4096), "width of the features over the adapter's"),
         "RATIO": share(0.2, "the adapter in the feature"),
@@ -109,9 +107,3 @@ class CLIPAdapter(CLIPTrainer):
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         logits = self.model(image)
         return StepOutput(F.cross_entropy(logits, label), logits)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, the two matrices alone."""
-        return super().convert_state_dict(
-            {_RELEASED.get(name, name): tensor for name, tensor in state_dict.items()}
-        )

@@ -6,9 +6,6 @@ AAAI 2024, arXiv:2312.06323.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,15 +16,10 @@ from clip.adapters.hpt import StructuredBank, attach_hierarchical_prompts, end_s
 from clip.prompts import readable
 from dassl.config.schema import PATH, Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.hpt_files import class_descriptions, class_structures
 from trainers.base.options import MANY, precision, text_prompts, vision_prompts
 from trainers.heads import cosine_logits
-
-_TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
-        "p_ins_projector.bias": "projector.bias"}  # fmt: skip
-_SCALES = {"e2e_scal": "entity_scale", "e2a_scal": "attribute_scale"}
-_NEW = re.compile(r"(?:^|\.)(prompt_learner|vision_prompt_learner|topo_prompt_learner)\.(.+)$")
 
 
 class HPTCLIP(FrozenTextCLIP):
@@ -60,7 +52,7 @@ class HPTCLIP(FrozenTextCLIP):
             text: h, unit norm, (K, D).
         """
         by_image = cosine_logits(self.image_features(image), self.class_weights(), self.scale)
-        return by_image, cosine_logits(self.frozen_image(image), text, self.scale)
+        return by_image, cosine_logits(self.frozen_image_features(image), text, self.scale)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for evaluation, their mean, with all texts of each class: -> (B, K)."""
@@ -95,6 +87,7 @@ class HPT(CLIPTrainer):
     released_in_half = True
     protocols = ("base2novel", "cross_dataset")
     model_name = "Model"  # the released checkpoints' folder
+    released_layout = released.hpt
     defaults = {
         "N_SET": Option(5, count(1, MANY), "descriptions and texts per class"),
         "N_TPRO": text_prompts(2),
@@ -140,29 +133,3 @@ class HPT(CLIPTrainer):
         )
         parts = {"ce": both, "image": image_term, "text": text_term}
         return StepOutput(both + image_term + text_term, logits, parts)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: the prompts, among several whole CLIPs."""
-        new = {m.groups(): t for name, t in state_dict.items() if (m := _NEW.search(name))}
-        text = {key: t for (part, key), t in new.items() if part == "prompt_learner"}
-        vision = {key: t for (part, key), t in new.items() if part == "vision_prompt_learner"}
-        if "p_input" not in text or "p_input" not in vision:
-            return super().convert_state_dict(state_dict)
-        own = "backbone.hierarchical_prompts."
-        converted = {own + ours: text[key] for key, ours in _TOP.items() if key in text}
-        converted[own + "general"] = _stacked(text, "p_uni")
-        for (part, key), tensor in new.items():
-            if part == "topo_prompt_learner" and key in _SCALES:
-                converted[own + _SCALES[key]] = tensor.flatten()
-        converted["backbone.vision_prompts.vectors"] = torch.cat(
-            [vision["p_input"][None], _stacked(vision, "p_visual")]
-        )
-        return converted
-
-
-def _stacked(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """``name.0``, ``name.1``, ... as one tensor with them along the first dimension."""
-    keys = sorted(
-        (k for k in state if k.startswith(f"{name}.")), key=lambda k: int(k.split(".")[1])
-    )
-    return torch.stack([state[key] for key in keys]) if keys else torch.empty(0)

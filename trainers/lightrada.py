@@ -34,14 +34,16 @@ class LightRAda(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """LightRA's model, with the mask for a head."""
-        return lightra_clip(
-            self, lambda width: rational_head(self.cfg, self.cfg.TRAINER.RADA, width)
-        )
+        backbone, generator = self.load_backbone(), self.register_generator("prompts")
+        model = lightra_clip(backbone, self.prompts(), self.options, generator)
+        model.head = rational_head(self.cfg, self.cfg.TRAINER.RADA, backbone.embed_dim)
+        return model
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
-        f, h, f0, h0 = model.student_and_teacher(image)
+        f0, f = model.frozen_image_features(image), model.image_features(image)  # (B, D)
+        h, h0 = model.drawn_text_features()  # (K, D)
         residual = lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

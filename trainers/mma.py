@@ -87,7 +87,7 @@ class MMA(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        logits = self.model.training_output(image).logits
+        logits = self.model.output(image).logits
         return StepOutput(F.cross_entropy(logits, label), logits)
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

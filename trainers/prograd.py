@@ -68,9 +68,11 @@ class ProGrad(ContextTrainer):
         """The frozen backbone with a context, and the teacher."""
         self._aside: Tensor | None = None  # its gradient is L_g's of the batch
         self._conflict = 0.0
+        backbone = self.load_backbone()
         template = self.template(HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT))
         init = template.partition("{}")[0].strip() if self.options.CTX_INIT else ""
-        return taught_clip(self, template, n_ctx=self.options.N_CTX, init=init)
+        names, n_ctx = self.dm.dataset.classnames, self.options.N_CTX
+        return taught_clip(backbone, names, template, n_ctx=n_ctx, init=init)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
@@ -86,7 +88,7 @@ class ProGrad(ContextTrainer):
         known.
         """
         model = self.model
-        f, h = model.features(image)
+        f, h = model.raw_features(image)
         z = model.similarity(f, h)
         task = F.cross_entropy(z, label)
         z0 = model.similarity(f, model.teacher_weights())

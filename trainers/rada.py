@@ -6,7 +6,6 @@ fine-tuning.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from yacs.config import CfgNode
 from clip import freeze_except
 from dassl.config.schema import Option, count, each, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import LAYERS, MANY, context_words
 from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead, choose
 from trainers.heads.mask_ablations import FeatureAttentionHead, MLPMaskHead
@@ -30,14 +29,6 @@ MASK_DEFAULTS: dict[str, Any] = {
     "PROJ_LAYERS": Option(1, count(1, LAYERS), "attention layers of the mask"),
 }
 HEADS = ("rational", "mlp", "text", "image", "both")
-_RELEASED = {
-    "q_proj1": "query.image",
-    "q_proj2": "query.text",
-    "q_proj3": "query.rational",
-    "k_proj": "key",
-    "v_proj": "value",
-    "out_proj": "out",
-}
 
 
 def rational_head(cfg: CfgNode, options: CfgNode, embed_dim: int) -> RationalHead:
@@ -83,6 +74,7 @@ class RAda(CLIPTrainer):
     """
 
     config_section = "RADA"
+    released_layout = released.rada
     frozen_image_encoder = True
     defaults = {
         **MASK_DEFAULTS,
@@ -112,15 +104,4 @@ class RAda(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        model = self.model
-        output = model.head(model.image_features(image), model.class_weights(), model.scale)
-        return mask_loss(output, label, self.cfg.ALPHA)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: the mask as ``mha.*``, among a whole CLIP's weights."""
-        released: dict[str, Tensor] = {}
-        for name, tensor in state_dict.items():
-            match = re.search(r"(?:^|\.)mha\.(\w+)\.(weight|bias)$", name)
-            if match and match[1] in _RELEASED:
-                released[f"head.layers.0.{_RELEASED[match[1]]}.{match[2]}"] = tensor
-        return super().convert_state_dict(released or state_dict)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

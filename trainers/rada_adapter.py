@@ -66,4 +66,4 @@ class RAdaAdapter(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

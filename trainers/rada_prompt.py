@@ -37,15 +37,13 @@ class RAdaPrompt(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and the mask."""
         options = self.options
-        prompts = (options.N_CTX, options.PROMPT_DEPTH)
-        return ivlp_clip(
-            self,
-            text=prompts,
-            vision=prompts,
-            words=options.CTX_INIT,
-            head=lambda width: rational_head(self.cfg, options, width),
+        sets = (options.N_CTX, options.PROMPT_DEPTH)
+        model = ivlp_clip(
+            self.load_backbone(), self.prompts, text=sets, vision=sets, words=options.CTX_INIT
         )
+        model.head = rational_head(self.cfg, options, model.backbone.embed_dim)
+        return model
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

@@ -1,9 +1,10 @@
-"""What every adapter of a frozen CLIP has in common: a switch, freezing, small state dicts."""
+"""What every adapter of a frozen CLIP has in common: a switch, a place, freezing, loading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,6 +44,39 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
+
+
+def checked_depth(backbone: Any, tower: str, depth: int, what: str, unit: str) -> int:
+    """How many blocks of a tower get an adapter: ``depth``, or all if it has fewer.
+
+    Args:
+        backbone: A :class:`clip.Backbone`.
+        tower: text or vision.
+        depth: 0 leaves the tower as it is, whatever its form.
+        what: The adapter, for messages.
+        unit: What ``depth`` counts, for messages.
+
+    Raises:
+        ValueError: The depth is negative, or the tower has no such blocks.
+    """
+    if depth < 0:
+        raise ValueError(f"The {tower} depth must be 0 or more {unit}, got {depth}")
+    if depth == 0:
+        return 0
+    transformer = getattr(backbone, f"{tower}_transformer")
+    if transformer is None:
+        raise ValueError(
+            f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, timm "
+            f"and Hugging Face towers are not), so {what} cannot be attached. ViT-B/16, ViT-B/32, "
+            "ViT-L/14 or another OpenAI-style ViT works."
+        )
+    return min(depth, len(transformer.resblocks))
+
+
+def refuse_second(backbone: nn.Module, attribute: str, what: str) -> None:
+    """Raise a ValueError if the backbone has such an adapter already, as its ``attribute``."""
+    if hasattr(backbone, attribute):
+        raise ValueError(f"This backbone has {what} already, as its {attribute!r}")
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

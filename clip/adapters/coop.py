@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clip.adapters.prompts import TextPrompts, random_vectors, refuse_second, words_and_end
+from clip.adapters import refuse_second
+from clip.adapters.prompts import TextPrompts, random_vectors, words_and_end
 from clip.backbones import Backbone
-from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower
+from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower, unit_norm
 
 POSITIONS = ("end", "middle", "front")  # of the class name
 PLACEHOLDER = "X"
@@ -210,13 +211,15 @@ class ConditionalPrompts(ContextPrompts):
 class ClassContextBank(TextBank):
     """A bank whose texts are encoded with the context of their class."""
 
-    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
-        """See :meth:`clip.text.TextBank.raw_features`."""
-        prompts = backbone.text_prompts
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
+        """See :meth:`clip.text.TextBank.encode`."""
+        prompts = encoder.text_prompts
         if not prompts.enabled:
-            return super().raw_features(backbone, index)
+            return super().encode(encoder, index, unit)
         index = index.to(self.owner.device)
-        return prompts.encode(backbone, self.cut_tokens(index), prompts.vectors[self.owner[index]])
+        contexts = prompts.vectors[self.owner[index]]  # (N, n, W)
+        features = prompts.encode(encoder, self.cut_tokens(index), contexts)
+        return unit_norm(features) if unit else features
 
 
 def attach_context(
@@ -254,7 +257,7 @@ def attach_context(
     """
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
-    refuse_second(backbone, "text_prompts")
+    refuse_second(backbone, "text_prompts", "learned prompts")
     phrase = init.split()
     room = backbone.context_length - 3  # a start, a full stop, an end; names take the rest
     if not max(1, len(phrase)) <= n_ctx <= room:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip.adapters import Adapter, adapters_disabled
+from clip.adapters import Adapter, adapters_disabled, refuse_second
 from clip.adapters.hpt_structures import Structure, related_positions
 from clip.adapters.prompts import INIT_STD
 from clip.backbones import Backbone
@@ -172,8 +172,7 @@ def attach_hierarchical_prompts(
             "so hierarchical prompts cannot be attached to it. OpenAI's models work, and most of "
             "OpenCLIP's."
         )
-    if hasattr(backbone, "hierarchical_prompts"):
-        raise ValueError("This backbone has hierarchical prompts already")
+    refuse_second(backbone, "hierarchical_prompts", "hierarchical prompts")
     prompts = HierarchicalPrompts(
         transformer.width, len(transformer.resblocks), general=general, descriptions=descriptions
     ).to(backbone.logit_scale.device)
@@ -250,11 +249,11 @@ class StructuredBank(TextBank):
             flat = [structure for of_class in structures for structure in of_class]
             self._ties = _tied_positions(backbone, self.tokens, self.lengths, flat)
 
-    def encode(self, backbone: Any, index: Tensor) -> Tensor:
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
         """See :meth:`clip.text.TextBank.encode`."""
-        states = self.states[self.owner[index.to(self.owner.device)]]
-        with backbone.hierarchical_prompts.serving(states, self.ties(index)):
-            return super().encode(backbone, index)
+        states = self.states[self.owner[index.to(self.owner.device)]]  # (n, J-1, S, W)
+        with encoder.hierarchical_prompts.serving(states, self.ties(index)):
+            return super().encode(encoder, index, unit)
 
     def ties(self, index: Tensor) -> Ties | None:
         """Of the texts numbered ``index`` (n,): (n, L, L), L the longest one's length."""

@@ -12,14 +12,13 @@ The spelling that HPT (arXiv:2312.06323) asks its language model for is read too
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip.prompts import match_key, readable, unique_keys
+from clip.prompts import match_key, read_class_lists, readable
 
 Pair = tuple[str, str]
 _KEYS = {
@@ -65,21 +64,15 @@ def read_structures(path: str | Path) -> dict[str, list[Structure]]:
         FileNotFoundError: There is no such file.
         ValueError: The file is no such JSON.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No structures of class descriptions at {path.resolve()}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    good = isinstance(content, dict) and all(
-        isinstance(v, list) and all(isinstance(s, dict) for s in v) for v in content.values()
+    content = read_class_lists(
+        path,
+        dict,
+        absent="No structures of class descriptions at {}, a JSON file",
+        form=(
+            '{"class name": [{"entities": [...], "attributes": [...], '
+            '"entity_pairs": [[..., ...]], "attribute_pairs": [[..., ...]]}, ...]}'
+        ),
     )
-    if not good:
-        raise ValueError(
-            f'{path} must have the form {{"class name": [{{"entities": [...], "attributes": [...], '
-            '"entity_pairs": [[..., ...]], "attribute_pairs": [[..., ...]]}}, ...]}}'
-        )
     return {match_key(name): [_structure(one) for one in ones] for name, ones in content.items()}
 
 

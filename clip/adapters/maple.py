@@ -1,4 +1,4 @@
-"""Couplings between the prompts of both towers.
+"""MaPLe's coupling between the prompts of both towers.
 
 Notation: L tokens, W transformer width, n prompts, J sets of them, as in
 :mod:`clip.adapters.prompts`.
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from clip.adapters.prompts import (
     AppendedPrompts,
     TextPrompts,
-    _checked_depth,
     attach_text_prompts,
     install_vision_prompts,
+    prompt_depth,
 )
 from clip.backbones import Backbone
 
@@ -66,11 +66,10 @@ def attach_coupled_prompts(
     """
     if depth < 1:
         raise ValueError(f"Coupled prompts need a depth of 1 (the input) or more, got {depth}")
-    vision = backbone.vision_transformer
-    for tower, transformer in (("vision", vision), ("text", backbone.text_transformer)):
-        depth = _checked_depth(tower, depth, transformer)
+    for tower in ("vision", "text"):
+        depth = prompt_depth(backbone, tower, depth)
     # None only at depth 0
     text = cast(TextPrompts, attach_text_prompts(backbone, n_ctx=n_ctx, depth=depth, init=init))
-    coupled = CoupledPrompts(text, vision.width)
+    coupled = CoupledPrompts(text, backbone.vision_transformer.width)
     install_vision_prompts(backbone, coupled)
     return text, coupled

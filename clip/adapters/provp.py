@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip.adapters.prompts import VisionPrompts, _checked_depth, install_vision_prompts
+from clip.adapters.prompts import VisionPrompts, install_vision_prompts, prompt_depth
 from clip.backbones import Backbone
 
 # As in the release, whatever the tower's patches are: 0.0665 for ViT-B/16 instead of 0.0625.
@@ -59,7 +59,7 @@ class ProgressivePrompts(VisionPrompts):
         prompts = super()._expanded(x, index, dim)
         if index == 0:
             return prompts
-        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)
+        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)  # what block l-1 made of them
         return (1 - self.alpha) * prompts + self.alpha * slots
 
 
@@ -83,7 +83,7 @@ def attach_progressive_prompts(
     """
     if depth < 1:
         raise ValueError(f"Progressive prompts need a depth of 1 or more blocks, got {depth}")
-    depth = _checked_depth("vision", depth, backbone.vision_transformer)
+    depth = prompt_depth(backbone, "vision", depth)
     like = backbone.model.visual.class_embedding
     prompts = ProgressivePrompts(n_ctx, depth, like, alpha)
     install_vision_prompts(backbone, prompts)

@@ -83,7 +83,7 @@ def test_names_end_where_the_release_cuts_them(tiny_backbone, position, init, cl
     context.vectors.data = torch.randn_like(context.vectors)
     vectors = context.vectors.data if classes else context.vectors.data[0]
     bank = ContextCLIP(backbone, names).bank
-    found = bank.raw_features(backbone, torch.arange(len(names)))
+    found = bank.encode(backbone, torch.arange(len(names)), unit=False)
     expected = around_names(plain, names, 4, vectors, position)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -71,7 +71,7 @@ def test_step_equals_the_formula(build, views):
 def test_evaluation_uses_both_adapters(build):
     model = build().model.double().eval()
     image = torch.randn(2, 3, 48, 48, dtype=torch.double)
-    assert torch.allclose(model(image), model.training_output(image).logits, atol=1e-9)
+    assert torch.allclose(model(image), model.output(image).logits, atol=1e-9)
     whole = model(image)
     for adapter in (model.image_adapter, model.text_adapter):
         adapter.enabled = False

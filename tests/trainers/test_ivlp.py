@@ -47,7 +47,7 @@ def test_step_equals_the_formula(build, options):
 def test_evaluation_equals_the_formula(build):
     model = build().model.double().eval()
     image = torch.randn(2, 3, 48, 48, dtype=torch.double)
-    assert torch.allclose(model(image), model.training_output(image).logits, atol=1e-9)
+    assert torch.allclose(model(image), model.output(image).logits, atol=1e-9)
 
 
 def test_deep_language_prompting_leaves_images_alone(build):
@@ -55,7 +55,7 @@ def test_deep_language_prompting_leaves_images_alone(build):
     assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == [TEXT]
     f, f0 = (
         encode(torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
-        for encode in (trainer.model.image_features, trainer.model.frozen_image)
+        for encode in (trainer.model.image_features, trainer.model.frozen_image_features)
     )
     assert torch.equal(f, f0)
 

@@ -60,7 +60,7 @@ def test_two_processes_contrast_the_whole_batch(build, monkeypatch):
     image, label = torch.randn(5, 3, 48, 48).double(), torch.randint(20, (5,))
     whole = trainer.forward_loss(image, label)
     (expected,) = torch.autograd.grad(whole.loss, model.backbone.vision_prompts.vectors)
-    frozen = model.frozen_image(image)
+    frozen = model.frozen_image_features(image)
     monkeypatch.setattr(provp, "gather_features", lambda own: frozen)
     found, ref = 0, 0
     for rows in (slice(0, 2), slice(2, 5)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +53,11 @@ class GaussianAverage:
         for name, value in state.items():
             weighted = weight * value.detach().cpu().double()
             self.values[name] = self.values.get(name, 0) + weighted
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum so far, for a resumed run."""
+        return {"average": self.values, "average_start": self.start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.values, self.start = state["average"], state["average_start"]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer, weight_files
-from clip.text import unit_norm
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
 from datasets.masking import masked_logits
 from trainers.base.class_rows import ClassRows
 from trainers.base.features import check_features, use_features
 from trainers.base.prompt_texts import PromptTexts
+from trainers.base.prompted_clip import FrozenTextCLIP, PromptedCLIP
+from trainers.base.released import Convert
 from trainers.base.zero_shot_check import sanity_check
-from trainers.heads import CosineHead, HeadOutput, cosine_logits
+
+__all__ = ["CLIPTrainer", "FrozenTextCLIP", "PromptedCLIP", "backbone_content"]
 
 
 def backbone_content(name: str) -> str:
@@ -49,6 +49,8 @@ class CLIPTrainer(PromptTexts, ClassRows):
     compares_images: ClassVar[bool] = False
     # Whether the release trains in pure half precision, what is learned included.
     released_in_half: ClassVar[bool] = False
+    # Reads the layout of the authors' own checkpoints, one of :mod:`trainers.base.released`.
+    released_layout: ClassVar[Convert | None] = None
     # Protocols that it makes sense in: it has a YAML for each, and tests run it by the first.
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "few_shot", "cross_dataset")
 
@@ -154,109 +156,15 @@ class CLIPTrainer(PromptTexts, ClassRows):
         return {"zero_shot_check": self.zero_shot_check}
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Let the head say what is wrong with weights that cannot fit it; the rest is the engine's.
+        """Translate a released layout, and let the head say what is wrong with weights for it.
 
         Args:
             state_dict: Of a checkpoint.
         """
+        convert = type(self).released_layout
+        if convert is not None:
+            state_dict = convert(state_dict, self.model, type(self).__name__)
         check = getattr(self.model.head, "check_state", None)
         if check is not None:
             check({name: value for name, value in state_dict.items() if name.startswith("head.")})
         return state_dict
-
-
-class PromptedCLIP(nn.Module):
-    """A backbone with a bank of prompts and a head: a classifier over K classes.
-
-    Args:
-        backbone: The (possibly adapted) model.
-        prompts: Each class's prompts.
-        renormalize: Scale the means of a class's prompt features to unit norm.
-        head: What makes logits of features, see :mod:`trainers.heads`; by default CLIP's cosine.
-    """
-
-    def __init__(
-        self,
-        backbone: clip.Backbone,
-        prompts: list[list[str]],
-        *,
-        renormalize: bool,
-        head: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
-        self.renormalize = renormalize
-        self.head = head or CosineHead()
-
-    @property
-    def scale(self) -> Tensor:
-        """Factor of the cosine similarities, a scalar without gradient."""
-        return self.backbone.logit_scale.detach().exp()
-
-    def raw_image_features(self, image: Tensor) -> Tensor:
-        """Image features, not normalised, (B, D); methods that change features override it.
-
-        Args:
-            image: Pictures (B, 3, S, S), or what the encoder made of them (B, D), from a cache.
-        """
-        return image if image.ndim == 2 else self.backbone.encode_image(image)
-
-    def image_features(self, image: Tensor) -> Tensor:
-        """Unit-norm image features, (B, D); ``image`` as for :meth:`raw_image_features`."""
-        return unit_norm(self.raw_image_features(image))
-
-    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A step's features f' (B, D) and, of classes with one prompt each, h' (K, D).
-
-        Not normalised, with gradients into both towers.
-        """
-        text = self.bank.raw_features(self.backbone, torch.arange(len(self.bank)))
-        return self.raw_image_features(image), text
-
-    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """CLIP's logits of what :meth:`features` returns, (B, K)."""
-        return cosine_logits(unit_norm(image), unit_norm(text), self.scale)
-
-    @torch.no_grad()
-    def frozen_image(self, image: Tensor) -> Tensor:
-        """``f0``: the pre-trained model's image features, unit norm, (B, D)."""
-        with clip.adapters_disabled(self):
-            return self.image_features(image)
-
-    def class_weights(self) -> Tensor:
-        """Each class's mean prompt feature, (K, D)."""
-        return self._weights_of(self.bank.class_features(self.backbone))
-
-    def _weights_of(self, means: Tensor) -> Tensor:
-        return F.normalize(means, dim=-1) if self.renormalize else means
-
-    def training_weights(self) -> Tensor:
-        """The same with gradients into the text tower, in one batch."""
-        text = self.bank.encode(self.backbone, torch.arange(len(self.bank)))
-        return self._weights_of(self.bank.class_means(text))
-
-    def training_output(self, image: Tensor) -> HeadOutput:
-        """The head's output on pictures (B, 3, S, S), with gradients into both towers."""
-        return self.head(self.image_features(image), self.training_weights(), self.scale)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
-        return self.head(self.image_features(image), self.class_weights(), self.scale).logits
-
-
-class FrozenTextCLIP(PromptedCLIP):
-    """The same for methods that leave the text encoder alone: class weights are made once."""
-
-    _frozen_weights: Tensor | None = None
-
-    @torch.no_grad()
-    def class_weights(self) -> Tensor:
-        """Each class's mean prompt feature, (K, D), in training too."""
-        if self._frozen_weights is None:
-            self._frozen_weights = super().class_weights()
-        return self._frozen_weights
-
-    def training_weights(self) -> Tensor:
-        """The same: nothing that trains takes part in them."""
-        return self.class_weights()

@@ -1,4 +1,4 @@
-"""A linear classifier that knows which classes its rows were trained for."""
+"""A linear classifier that knows which classes its rows were trained for, beside a host's model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clip import Backbone
 from clip.adapters import Adapter
 from clip.prompts import match_key
 from trainers.base.class_rows import class_rows, imagenet_rows
+from trainers.base.prompted_clip import PromptedCLIP
 
 
 def fingerprints(classnames: Sequence[str]) -> Tensor:
@@ -88,3 +90,35 @@ class Probe(Adapter):
         if len(classes) == len(dataset.imagenet_names) and (labels := imagenet_rows(dataset)):
             return labels
         return rows
+
+
+class DecoupledCLIP(nn.Module):
+    """A host's model and the probe.
+
+    Args:
+        host: With one prompt per class.
+        classnames: K names.
+        weight: t.
+        mixes: Whether the probe counts in evaluation, on the classes it was trained for.
+    """
+
+    def __init__(
+        self, host: PromptedCLIP, classnames: Sequence[str], weight: float, mixes: bool = True
+    ) -> None:
+        super().__init__()
+        self.host = host
+        self.probe = Probe(classnames, host.backbone.embed_dim)
+        self.weight, self.mixes = weight, mixes
+
+    @property
+    def backbone(self) -> Backbone:
+        """The host's."""
+        return self.host.backbone
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
+        f = self.host.raw_image_features(image)
+        logits = self.host(f)
+        if not (self.mixes and self.probe.enabled and self.probe.knows_classes()):
+            return logits
+        return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)
