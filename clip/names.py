@@ -26,12 +26,12 @@ OPENAI = {
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The pictures a backbone was trained on.
+    """The images a backbone was trained on.
 
     ``size`` is the side of the square the encoder sees, in pixels; ``mean`` and ``std`` normalise
-    RGB values in [0, 1]. How pictures become squares is one rule here, CLIP's: the shorter side is
-    scaled to ``size`` and the centre is cut out. SigLIP was trained and tested on pictures squashed
-    to ``size`` x ``size``, ALIGN on more deeply cut ones (:mod:`clip.align`): pictures far from a
+    RGB values in [0, 1]. How images become squares is one rule here, CLIP's: the shorter side is
+    scaled to ``size`` and the centre is cut out. SigLIP was trained and tested on images squashed
+    to ``size`` x ``size``, ALIGN on more deeply cut ones (:mod:`clip.align`): images far from a
     square look different to these two than in their own papers.
     """
 

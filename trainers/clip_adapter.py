@@ -65,7 +65,7 @@ class AdaptedFeatureCLIP(FrozenTextCLIP):
         self.adapter = adapter
 
     def raw_image_features(self, image: Tensor) -> Tensor:
-        """Adapted image features, not normalised: pictures or cached features -> (B, D)."""
+        """Adapted image features, not normalised: images or cached features -> (B, D)."""
         # The adapter is in single precision, whatever the encoder's weights are.
         return self.adapter(at_least_single(super().raw_image_features(image)))
 

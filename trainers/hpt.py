@@ -93,7 +93,7 @@ class HPT(CLIPTrainer):
         "N_TPRO": text_prompts(2),
         "N_VPRO": vision_prompts(2),
         "DESCRIPTIONS": Option(
-            "prompts/hpt/descriptions/{}.json", PATH, "descriptions of the data set {}"
+            "prompts/hpt/descriptions/{}.json", PATH, "descriptions of the dataset {}"
         ),
         "STRUCTURES": Option(
             "prompts/hpt/structures/{}.json", PATH, "their structures; '' ties nothing"

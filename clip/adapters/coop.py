@@ -82,12 +82,13 @@ class ContextPrompts(TextPrompts):
         tokens = backbone.tokenize([f"{self.init} {name}." for name in names])
         if self.before == self.n_ctx:
             return tokens
-        alone, end = (
+        alone, end = (  # end tokens of the bare names and of the whole texts, (N, 1)
             (numbers == self.end).int().argmax(-1, keepdim=True)
             for numbers in (backbone.tokenize(names), tokens)
         )
-        length = torch.minimum(alone - 1, end - 1 - self.n_ctx)  # (N, 1), of the name
-        place = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        length = torch.minimum(alone - 1, end - 1 - self.n_ctx)  # of the name, (N, 1)
+        place = torch.arange(tokens.shape[1]).expand(len(tokens), -1)  # (N, T)
+        # The name moves forward to behind the first words, and the other words to behind it.
         after = place - self.before - 1 - length  # how far behind the name
         source = torch.where(after < 0, place + self.n_ctx - self.before, place - length)
         moved = (place > self.before) & (place <= self.n_ctx + length)
@@ -102,7 +103,8 @@ class ContextPrompts(TextPrompts):
         behind = self.phrase[self.before :]
         if not len(behind):
             return (1 + number).expand(len(tokens), -1)
-        found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # by first word
+        found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # (N, places of a first word)
+        # The last place counts: a name may contain the same words.
         last = found.shape[1] - 1 - found.flip(1).int().argmax(-1, keepdim=True)  # (N, 1)
         return torch.where(number < self.before, 1 + number, last - self.before + number)
 
@@ -193,8 +195,8 @@ class ConditionalPrompts(ContextPrompts):
             tokens: (K, L).
             image: Unit-norm features, (B, D).
         """
-        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)
-        contexts = self.contexts(image)
+        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)  # (B * K,)
+        contexts = self.contexts(image)  # (B, n, W)
 
         def encode(pair: Tensor) -> Tensor:
             return self.encode(backbone, tokens[pair % len(tokens)], contexts[pair // len(tokens)])
@@ -202,7 +204,7 @@ class ConditionalPrompts(ContextPrompts):
         limit = KEPT_TOKENS if torch.is_grad_enabled() else BATCH_TOKENS
         chunks = pairs.split(max(1, limit // tokens.shape[1]))
         again = torch.is_grad_enabled() and len(chunks) > 1
-        encoded = [
+        encoded = [  # (pairs of a chunk, D) each
             checkpoint(encode, c, use_reentrant=False) if again else encode(c) for c in chunks
         ]
         return torch.cat(encoded).unflatten(0, (len(image), len(tokens)))
@@ -259,37 +261,38 @@ def attach_context(
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
     refuse_second(backbone, "text_prompts", "learned prompts")
     phrase = init.split()
-    room = backbone.context_length - 3  # a start, a full stop, an end; names take the rest
-    if not max(1, len(phrase)) <= n_ctx <= room:
-        raise ValueError(
-            f"n_ctx must be from {max(1, len(phrase))} ("
-            + (f"the words of {init!r}" if phrase else "one vector")
-            + f") to {room} (the room of a text), got {n_ctx}"
-        )
+    _check_room(n_ctx, init, room=backbone.context_length - 3)  # without start, full stop and end
     free = n_ctx - len(phrase)
     phrase = [PLACEHOLDER] * free + phrase
     words, end = words_and_end(backbone, " ".join(phrase))
-    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     if len(words) > n_ctx and position != "end":
         raise ValueError(
             f"{init!r} has {len(words) - free} tokens for {n_ctx - free} words, and only behind "
             "the context is there a place for those left over: use position 'end', or other words"
         )
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     embedding = text_tower(backbone.model).token_embedding
-    width = {"image_width": backbone.embed_dim} if conditional else {}
-    prompts = (ConditionalPrompts if conditional else ContextPrompts)(
-        words,
-        " ".join(phrase),
-        end,
-        embedding.weight,
-        n_ctx=n_ctx,
-        before=before,
-        template=" ".join([*phrase[:before], "{}", *phrase[before:]]) + ".",
-        random=0 if init else max(1, num_classes),
-        **width,
-    )
+    form: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "before": before,
+        "template": " ".join([*phrase[:before], "{}", *phrase[before:]]) + ".",
+        "random": 0 if init else max(1, num_classes),
+    }
+    if conditional:
+        form["image_width"] = backbone.embed_dim
+    kind = ConditionalPrompts if conditional else ContextPrompts
+    prompts = kind(words, " ".join(phrase), end, embedding.weight, **form)
     if init:
         prompts.vectors.data[:, :free] = 0
     embedding.register_forward_hook(prompts._embed)
     backbone.text_prompts = prompts
     return prompts
+
+
+def _check_room(n_ctx: int, init: str, room: int) -> None:
+    least = max(1, len(init.split()))
+    if not least <= n_ctx <= room:
+        of = f"the words of {init!r}" if init.split() else "one vector"
+        raise ValueError(
+            f"n_ctx must be from {least} ({of}) to {room} (the room of a text), got {n_ctx}"
+        )

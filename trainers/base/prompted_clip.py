@@ -1,6 +1,6 @@
 """The classifier of nearly all methods: a backbone, the classes' prompts, and a head.
 
-Notation: B images, K classes, D embedding width, S side of the pictures.
+Notation: B images, K classes, D embedding width, S their side in pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainers.heads import CosineHead, HeadOutput, cosine_logits
 class PromptedCLIP(nn.Module):
     """CLIP as a classifier over K classes, each with one or more prompts.
 
-    Methods read it by these names, where x are pictures (B, 3, S, S), or what the frozen encoder
+    Methods read it by these names, where x are images (B, 3, S, S), or what the frozen encoder
     made of them (B, D), from the feature cache::
 
         raw_image_features(x)     f'  (B, D)  not normalised; override it to change image features

@@ -33,7 +33,7 @@ class FineTuner(CLIPTrainer):
     (``DATASET.PROMPT_TEMPLATE``). A two-stage method starts from a run of another trainer, whose
     directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
 
-    What was trained is evaluated on data sets with the same classes or some of them, by name; a
+    What was trained is evaluated on datasets with the same classes or some of them, by name; a
     classifier over ImageNet also on its shifts, see
     :meth:`trainers.base.CLIPTrainer.model_inference`.
     """
@@ -93,13 +93,13 @@ class FineTuner(CLIPTrainer):
         return clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """Cross entropy: pictures (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        """Cross entropy: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         logits = self.model.output(image).logits
         return StepOutput(F.cross_entropy(logits, label), logits)
 
     def before_train(self) -> None:
         """Start from the first stage, if there is one, or from where an earlier process stopped."""
-        self.model.class_weights()
+        self.model.class_weights()  # W is made before anything of it is loaded
         if self.first_stages:
             with self.reading_weights():
                 self.model.load_state_dict(self.first_stage(), strict=False)
@@ -146,7 +146,7 @@ class FineTuner(CLIPTrainer):
 
         Raises:
             FileNotFoundError: A file is not there.
-            ValueError: It does not fit, or a class of the data set is none of those it knows.
+            ValueError: It does not fit, or the checkpoint lacks a class of the dataset.
         """
         if directory:
             name = self.model_name or type(self).__name__
@@ -157,13 +157,14 @@ class FineTuner(CLIPTrainer):
         super().load_model(directory, epoch)
 
     def take_classes(self, classes: Sequence[str]) -> None:
-        """Make W one over other classes, of which the data set's are some.
+        """Make W a classifier over other classes, which include the dataset's.
 
         Raises:
-            ValueError: They are not.
+            ValueError: They do not include all of the dataset's.
         """
         dataset, model = self.dm.dataset, self.model
-        # Its labels are ImageNet's in any case, and a class may stand for several of them.
+        # Over ImageNet's classes its shifts are evaluated by label, see model_inference: names do
+        # not tell, since one class of a shift may stand for several labels.
         if [match_key(n) for n in dataset.imagenet_names] != [match_key(n) for n in classes]:
             rows = class_rows(dataset.classnames, classes)
             absent = [n for n, row in zip(dataset.classnames, rows, strict=True) if row is None]
@@ -240,7 +241,7 @@ class L2SP(FineTuner):
         super().before_train()
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: pictures (B, 3, S, S), labels (B,)."""
+        """One training step: images (B, 3, S, S), labels (B,)."""
         start = self.start()
         out = super().forward_loss(image, label)
         now = [p for p in self.model.parameters() if p.requires_grad]

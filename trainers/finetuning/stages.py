@@ -84,13 +84,13 @@ def check_same_classes(where: str, saved: Sequence[str], own: Sequence[str]) -> 
     """
     if len(saved) != len(own):
         raise FirstStageError(
-            f"{where} has a classifier over {len(saved)} classes, the data set of this run has "
+            f"{where} has a classifier over {len(saved)} classes, the dataset of this run has "
             f"{len(own)}; both stages need the same DATASET.NAME and SUBSAMPLE_CLASSES"
         )
     for label, (old, new) in enumerate(zip(saved, own, strict=True)):
         if match_key(old) != match_key(new):
             raise FirstStageError(
-                f"{where} has other classes than the data set of this run: class {label} is "
+                f"{where} has other classes than the dataset of this run: class {label} is "
                 f"{old!r} there and {new!r} here"
             )
 

@@ -117,8 +117,9 @@ class MaskHead(nn.Module):
             dtype = torch.promote_types(image.dtype, torch.float32)
             image, text, scale = image.to(dtype), text.to(dtype), scale.to(dtype)
             rational = image[:, None] * text  # (B, K, D)
-            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)
-            correction = (delta * rational).sum(-1)
+            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)  # M - 1
+            correction = (delta * rational).sum(-1)  # (B, K)
+            # The mask's share is added to CLIP's own logits, which a mask of ones leaves exact.
             logits = cosine_logits(image, text, scale) + scale * correction
             return HeadOutput(logits, self.regularizer(delta), 1 + delta)
 
@@ -176,13 +177,10 @@ class RationalHead(MaskHead):
             choose("QUERIES", name, QUERIES)
         self.embed_dim = embed_dim
         joint = choose("SOFTMAX", softmax, SOFTMAX) == "joint"
-        first = RationalAttention(embed_dim, num_heads, temperature, queries, joint)
+        # Only the first layer has queries of the features themselves, see the class.
         self.layers = nn.ModuleList(
-            [first]
-            + [
-                RationalAttention(embed_dim, num_heads, temperature, ("rational",), joint)
-                for _ in range(layers - 1)
-            ]
+            RationalAttention(embed_dim, num_heads, temperature, asked, joint)
+            for asked in [tuple(queries), *[("rational",)] * (layers - 1)]
         )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
@@ -272,12 +270,13 @@ class RationalAttention(nn.Module):
             self._query("image", image, root),
             self._query("text", text, root),
             joint=self.joint,
-        )
-        return self.out(attended.flatten(-2))
+        )  # (B, K, H, Dh)
+        return self.out(attended.flatten(-2))  # (B, K, D)
 
     def _query(self, name: str, features: Tensor | None, root: Tensor) -> Tensor | None:
         if name not in self.query or features is None:
             return None
+        # The scores' factor goes into the query's weights, which are smaller than the scores.
         weight, bias = self._projection(self.query[name], self.factor)
         return F.linear(features * root, weight, bias).unflatten(-1, (self.num_heads, -1))
 
@@ -289,10 +288,10 @@ class RationalAttention(nn.Module):
             projections = [query, *projections] if mask is None else projections
         weight, bias = (torch.cat(parts) for parts in zip(*projections, strict=True))
         if rational.numel() < weight.numel():  # s goes into the smaller of the two
-            rows = F.linear(rational * scale, weight, bias)
+            rows = F.linear(rational * scale, weight, bias)  # (B, K, 2 or 3 times D)
         else:
             rows = F.linear(rational, weight * scale, bias)
-        if mask is not None:
+        if mask is not None:  # later layers ask with the mask so far, not with R
             rows = torch.cat([F.linear(mask, *query), rows], -1)
         return rows.unflatten(-1, (-1, self.num_heads, rational.shape[-1] // self.num_heads))
 
