@@ -8,7 +8,7 @@ path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from clip.names import (
     unknown,
     unreachable,
 )
-from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
+from clip.text import TextBank, encode_tokens, end_of_text, pools_at_end_of_text, text_tower
 from clip.tokens import cuts
 from clip.tokens import tokenize as tokenize_with
 from dassl.utils.torchtools import not_finite
@@ -153,6 +153,10 @@ class Backbone(nn.Module):
             ValueError: ``truncate`` is false and a text does not fit; it names the text.
         """
         return tokenize_with(self._tokenizer, texts, self.context_length, truncate)
+
+    def text_bank(self, prompts: Sequence[Sequence[str]]) -> TextBank:
+        """All prompts of all classes, as this model tokenizes and cuts them."""
+        return TextBank(prompts, self.tokenize, self.end_of_text())
 
     def cuts(self, texts: list[str], tokens: Tensor) -> str:
         """What :meth:`tokenize` said of texts that it cut to tokens (N, T); empty if of none."""

@@ -120,7 +120,7 @@ class CoPrompt(CLIPTrainer):
                     "empty; name a file of descriptions (scripts/describe.py writes one)"
                 )
             sentences = class_descriptions(self.dm.dataset.classnames, resolve(path))
-            bank = TextBank(sentences, backbone.tokenize, backbone.end_of_text()).to(self.device)
+            bank = backbone.text_bank(sentences).to(self.device)
             with adapters_disabled(self.model):
                 self._teacher = bank, bank.encode_all(backbone)  # features (P, D)
         bank, features = self._teacher

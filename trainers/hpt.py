@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
-from clip import TextBank, attach_vision_prompts, freeze_except
+from clip import attach_vision_prompts, freeze_except
 from clip.adapters.hpt import StructuredBank, attach_hierarchical_prompts, end_states
 from clip.prompts import readable
 from dassl.config.schema import PATH, Option, count
@@ -113,7 +113,7 @@ class HPT(CLIPTrainer):
         attach_vision_prompts(backbone, n_ctx=options.N_VPRO, depth=blocks)
         freeze_except(backbone)
         names = self.dm.dataset.classnames
-        bank = TextBank(descriptions, backbone.tokenize, backbone.end_of_text())
+        bank = backbone.text_bank(descriptions)
         states = end_states(backbone, bank).unflatten(0, (len(names), prompts.descriptions))
         texts = [
             [one.text(name) for one in structures[k]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from clip import Backbone, TextBank, adapters_disabled, attach_context, freeze_except
+from clip import Backbone, adapters_disabled, attach_context, freeze_except
 from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
@@ -38,7 +38,7 @@ class TaughtCLIP(ContextCLIP):
     def __init__(self, backbone: Backbone, classnames: list[str], template: str) -> None:
         super().__init__(backbone, classnames)
         prompts = template_prompts(classnames, template)
-        self.teacher_bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        self.teacher_bank = backbone.text_bank(prompts)
 
     @torch.no_grad()
     def teacher_weights(self) -> Tensor:

@@ -6,7 +6,6 @@ doi:10.1109/TMM.2026.3676654.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
@@ -23,19 +22,13 @@ class LightRACLIP(PromptedCLIP):
     """CLIP with residual attention, and the frozen text features its training is held to."""
 
     _frozen_text: Tensor | None = None
-    prompt_generator: torch.Generator
 
     def frozen_text_features(self) -> Tensor:
-        """The pre-trained model's features of all prompts, (P, D); computed once."""
+        """The pre-trained model's features of all prompts, unit norm, (P, D); computed once."""
         if self._frozen_text is None:
             with adapters_disabled(self.backbone):
                 self._frozen_text = self.bank.encode_all(self.backbone)
         return self._frozen_text
-
-    def drawn_text_features(self) -> tuple[Tensor, Tensor]:
-        """H and h0 of one prompt per class, drawn anew: (K, D) each."""
-        index = self.bank.sample(self.prompt_generator)  # (K,)
-        return self.bank.encode(self.backbone, index), self.frozen_text_features()[index]
 
 
 def lightra_loss(
@@ -63,17 +56,8 @@ def lightra_loss(
     return StepOutput(ce + w * (text + vision), logits, {"ce": ce, "text": text, "vision": vision})
 
 
-def lightra_clip(
-    backbone: Backbone, prompts: list[list[str]], options: CfgNode, generator: torch.Generator
-) -> LightRACLIP:
-    """What the ``options`` of :class:`LightRA` describe: residual attention on a frozen backbone.
-
-    Args:
-        backbone: Gets the residual attention.
-        prompts: Each class's prompts.
-        options: See :class:`LightRA`.
-        generator: Draws a prompt per class at each step.
-    """
+def lightra_clip(backbone: Backbone, prompts: list[list[str]], options: CfgNode) -> LightRACLIP:
+    """The frozen backbone with residual attention as the ``options`` of :class:`LightRA` say."""
     attach_residual_attention(
         backbone,
         n_ctx_vision=options.N_CTX_VISION,
@@ -82,9 +66,7 @@ def lightra_clip(
         text_depth=options.TEXT_DEPTH,
     )
     freeze_except(backbone)
-    model = LightRACLIP(backbone, prompts, renormalize=options.RENORM_TEXT)
-    model.prompt_generator = generator
-    return model
+    return LightRACLIP(backbone, prompts, renormalize=options.RENORM_TEXT)
 
 
 @TRAINER_REGISTRY.register()
@@ -116,14 +98,16 @@ class LightRA(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with residual attention attached, and the prompts."""
-        backbone, generator = self.load_backbone(), self.register_generator("prompts")
-        return lightra_clip(backbone, self.prompts(), self.options, generator)
+        self.prompt_generator = self.register_generator("prompts")
+        return lightra_clip(self.load_backbone(), self.prompts(), self.options)
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
+        index = model.bank.sample(self.prompt_generator)  # one prompt per class, (K,)
         f0, f = model.frozen_image_features(image), model.image_features(image)  # (B, D)
-        h, h0 = model.drawn_text_features()  # (K, D)
+        h = model.bank.encode(model.backbone, index)  # (K, D)
+        h0 = model.frozen_text_features()[index]  # (K, D)
         return lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

@@ -13,7 +13,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip import TextBank, adapters_disabled
+from clip import adapters_disabled
 from clip.prompts import readable
 from clip.text import unit_norm
 from dassl.config.schema import Option, number, one_of
@@ -131,6 +131,6 @@ def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:
     """
     backbone = model.backbone
     prompts = [[template(readable(name)) for template in TEACHER_TEMPLATES] for name in classnames]
-    bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text()).to(model.bank.tokens.device)
+    bank = backbone.text_bank(prompts).to(model.bank.tokens.device)
     with adapters_disabled(model):
         return unit_norm(bank.class_means(bank.encode_all(backbone, unit=False)))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from clip.adapters import refuse_second
-from clip.adapters.prompts import TextPrompts, random_vectors, words_and_end
+from clip.adapters.prompts import Phrase, TextPrompts, phrase_of, random_vectors
 from clip.backbones import Backbone
 from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower, unit_norm
 
@@ -35,9 +35,7 @@ class ContextPrompts(TextPrompts):
         per_class: Whether every class has a context of its own.
 
     Args:
-        words: Token numbers of the texts' words in the context's places.
-        init: The words they came from, for messages.
-        end: Number of the end-of-text token.
+        phrase: The words in the context's places in all texts.
         table: The frozen token embeddings, (vocabulary, W).
         n_ctx: n.
         before: How many of the n stand before the class name.
@@ -46,13 +44,11 @@ class ContextPrompts(TextPrompts):
             from the words.
     """
 
-    phrase: Tensor  # numbers of the words, (n,)
+    places: Tensor  # numbers of the words, (n,)
 
     def __init__(
         self,
-        words: list[int],
-        init: str,
-        end: int,
+        phrase: Phrase,
         table: Tensor,
         *,
         n_ctx: int,
@@ -60,13 +56,12 @@ class ContextPrompts(TextPrompts):
         template: str,
         random: int = 0,
     ) -> None:
-        super().__init__(words, init, end, table, n_ctx=n_ctx, depth=1)
+        super().__init__(phrase, table, n_ctx=n_ctx, depth=1)
         self.before, self.template, self.per_class = before, template, random > 1
         if random:
             self.vectors = random_vectors(random, n_ctx, table)
-        self.register_buffer(
-            "phrase", torch.tensor(self.words, device=table.device), persistent=False
-        )
+        places = torch.tensor(self.words, device=table.device)
+        self.register_buffer("places", places, persistent=False)
 
     def tokenize(self, backbone: Backbone, names: list[str]) -> Tensor:
         """Texts around class names: N names -> (N, T) token numbers.
@@ -100,7 +95,7 @@ class ContextPrompts(TextPrompts):
         Behind a name they are those of the words: what else stands there is not always a full stop.
         """
         number = torch.arange(self.n_ctx, device=tokens.device)
-        behind = self.phrase[self.before :]
+        behind = self.places[self.before :]
         if not len(behind):
             return (1 + number).expand(len(tokens), -1)
         found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # (N, places of a first word)
@@ -158,21 +153,12 @@ class ConditionalPrompts(ContextPrompts):
     A text without an image gets the context itself.
 
     Args:
-        words, init, end, table, options: See :class:`ContextPrompts`.
+        phrase, table, options: See :class:`ContextPrompts`.
         image_width: D, of which the network's hidden layer has a sixteenth.
     """
 
-    def __init__(
-        self,
-        words: list[int],
-        init: str,
-        end: int,
-        table: Tensor,
-        *,
-        image_width: int,
-        **options: Any,
-    ) -> None:
-        super().__init__(words, init, end, table, **options)
+    def __init__(self, phrase: Phrase, table: Tensor, *, image_width: int, **options: Any) -> None:
+        super().__init__(phrase, table, **options)
         hidden = image_width // 16
         self.meta_net = nn.Sequential()
         self.meta_net.add_module("linear1", nn.Linear(image_width, hidden))
@@ -260,28 +246,28 @@ def attach_context(
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
     refuse_second(backbone, "text_prompts", "learned prompts")
-    phrase = init.split()
     _check_room(n_ctx, init, room=backbone.context_length - 3)  # without start, full stop and end
-    free = n_ctx - len(phrase)
-    phrase = [PLACEHOLDER] * free + phrase
-    words, end = words_and_end(backbone, " ".join(phrase))
-    if len(words) > n_ctx and position != "end":
+    free = n_ctx - len(init.split())
+    words = [PLACEHOLDER] * free + init.split()
+    phrase = phrase_of(backbone, " ".join(words))
+    if len(phrase.words) > n_ctx and position != "end":
         raise ValueError(
-            f"{init!r} has {len(words) - free} tokens for {n_ctx - free} words, and only behind "
-            "the context is there a place for those left over: use position 'end', or other words"
+            f"{init!r} has {len(phrase.words) - free} tokens for {n_ctx - free} words, and only "
+            "behind the context is there a place for those left over: use position 'end', or other "
+            "words"
         )
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     embedding = text_tower(backbone.model).token_embedding
     form: dict[str, Any] = {
         "n_ctx": n_ctx,
         "before": before,
-        "template": " ".join([*phrase[:before], "{}", *phrase[before:]]) + ".",
+        "template": " ".join([*words[:before], "{}", *words[before:]]) + ".",
         "random": 0 if init else max(1, num_classes),
     }
     if conditional:
         form["image_width"] = backbone.embed_dim
     kind = ConditionalPrompts if conditional else ContextPrompts
-    prompts = kind(words, " ".join(phrase), end, embedding.weight, **form)
+    prompts = kind(phrase, embedding.weight, **form)
     if init:
         prompts.vectors.data[:, :free] = 0
     embedding.register_forward_hook(prompts._embed)

@@ -12,7 +12,7 @@ block J on, the slots flow through like any token.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,20 @@ class LearnedPrompts(Adapter):
         return prompts.expand(-1, x.shape[1], -1) if dim == 0 else prompts.expand(len(x), -1, -1)
 
 
+class Phrase(NamedTuple):
+    """Words that learned prompts take the place of and may start from.
+
+    Attributes:
+        text: For messages.
+        words: Token numbers, without start and end.
+        end: Number of the end-of-text token.
+    """
+
+    text: str
+    words: list[int]
+    end: int
+
+
 class TextPrompts(LearnedPrompts):
     """Learned vectors in place of the first n words behind the start token.
 
@@ -100,22 +114,19 @@ class TextPrompts(LearnedPrompts):
         vectors: The learned sets, (J, n, W).
 
     Args:
-        words: Token numbers whose embeddings set 0 starts from, at least n; empty for random ones.
-        init: The text they came from, for messages.
-        end: Number of the end-of-text token.
+        phrase: Set 0 starts from the embeddings of its first n words; without words, from random
+            vectors as the other sets do.
         table: The frozen token embeddings, (vocabulary, W).
         n_ctx: n.
         depth: J.
     """
 
-    def __init__(
-        self, words: list[int], init: str, end: int, table: Tensor, *, n_ctx: int, depth: int
-    ) -> None:
+    def __init__(self, phrase: Phrase, table: Tensor, *, n_ctx: int, depth: int) -> None:
         super().__init__(n_ctx, depth, first_slot=1)
-        self.words, self.init, self.end = words[:n_ctx], init, end
+        self.init, self.words, self.end = phrase.text, phrase.words[:n_ctx], phrase.end
         self.vectors = random_vectors(depth, n_ctx, table)
         if self.words:
-            self.vectors.data[0] = table.detach()[self.words]
+            self.vectors.data[0] = table.detach()[self.words]  # (n, W)
 
     def slots(self, tokens: Tensor) -> Tensor:
         """Positions of the prompts in each text: (N, T) -> (N, n)."""
@@ -135,7 +146,7 @@ class TextPrompts(LearnedPrompts):
             ValueError: A text does not start with the words of ``init``; or, without ``init``,
                 texts do not all start with the same n tokens (placeholders).
         """
-        slots = tokens.gather(1, self.slots(tokens)).cpu()
+        slots = tokens.gather(1, self.slots(tokens)).cpu()  # (B, n)
         expected = torch.tensor(self.words) if self.words else slots[0]
         wrong = (slots != expected).any(1) | (slots == self.end).any(1)
         if wrong.any():
@@ -205,12 +216,9 @@ def attach_text_prompts(
         backbone: With a text tower of CLIP's form; it gets the attribute ``text_prompts``.
         n_ctx: Learned tokens, n.
         depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
-            them, 0 no prompts at all.
+            them, 0 no prompts at all, for which None is returned.
         init: Text whose first n token embeddings set 0 starts from; '' for N(0, 0.02), as the
             deeper sets always do.
-
-    Returns:
-        The adapter, or None for depth 0.
 
     Raises:
         ValueError: A negative depth, ``n_ctx`` less than 1 or more than ``init`` or the context has
@@ -220,17 +228,14 @@ def attach_text_prompts(
     if depth == 0:
         return None
     refuse_second(backbone, "text_prompts", "learned prompts")
-    words, end = words_and_end(backbone, init)
-    room = backbone.context_length - 2
-    if n_ctx > (len(words) if init else room):
-        raise ValueError(
-            f"n_ctx is {n_ctx}, but "
-            + (f"{init!r} has {len(words)} tokens" if init else f"texts have room for {room}")
-            + ": use fewer prompts"
-            + (", a longer init, or '' for random vectors" if init else "")
-        )
+    phrase = phrase_of(backbone, init)
+    room = backbone.context_length - 2  # without start and end
+    if n_ctx > (len(phrase.words) if init else room):
+        has = f"{init!r} has {len(phrase.words)} tokens" if init else f"texts have room for {room}"
+        remedy = ", a longer init, or '' for random vectors" if init else ""
+        raise ValueError(f"n_ctx is {n_ctx}, but {has}: use fewer prompts{remedy}")
     embedding = text_tower(backbone.model).token_embedding
-    prompts = TextPrompts(words, init, end, embedding.weight, n_ctx=n_ctx, depth=depth)
+    prompts = TextPrompts(phrase, embedding.weight, n_ctx=n_ctx, depth=depth)
     embedding.register_forward_hook(prompts._embed)
     prompts.hook_blocks(backbone.text_transformer)
     backbone.text_prompts = prompts
@@ -244,11 +249,7 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
         backbone: With a vision transformer that pools its class token; it gets the attribute
             ``vision_prompts``.
         n_ctx: Learned tokens, n.
-        depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
-            them, 0 no prompts at all.
-
-    Returns:
-        The adapter, or None for depth 0.
+        depth: J, as for :func:`attach_text_prompts`.
 
     Raises:
         ValueError: A negative depth, ``n_ctx`` less than 1, a vision tower of another form, or
@@ -263,7 +264,7 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
 
 
 def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None:
-    """Attach vision prompts of one's own making, such as functions of the text prompts.
+    """Attach vision prompts of any class, such as functions of the text prompts.
 
     Args:
         backbone: As for :func:`attach_vision_prompts`.
@@ -300,14 +301,14 @@ def random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
     return nn.Parameter(vectors.to(like.device))
 
 
-def words_and_end(backbone: Backbone, text: str) -> tuple[list[int], int]:
-    """The text's token numbers without start and end, and the number of the end token.
+def phrase_of(backbone: Backbone, text: str) -> Phrase:
+    """A text as the backbone's tokenizer makes it.
 
     Raises:
         ValueError: The text tower is not of CLIP's form.
     """
     find_end = backbone.end_of_text()
-    tokens = backbone.tokenize(["", text])
+    tokens = backbone.tokenize(["", text])  # (2, T)
     ends = find_end(tokens).tolist() if find_end else [0, 0]
     if ends[0] != 1:  # the empty text is start and end
         raise ValueError(
@@ -315,7 +316,7 @@ def words_and_end(backbone: Backbone, text: str) -> tuple[list[int], int]:
             "that is pooled, causal attention), so learned prompts cannot be attached to it. "
             "OpenAI's models and most of OpenCLIP's are; SigLIP and CoCa are not."
         )
-    return tokens[1, 1 : ends[1]].tolist(), int(tokens[0, 1])
+    return Phrase(text, tokens[1, 1 : ends[1]].tolist(), int(tokens[0, 1]))
 
 
 def text_context(backbone: Backbone, n_ctx: int, words: str) -> tuple[str, str]:

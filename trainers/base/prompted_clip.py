@@ -51,7 +51,7 @@ class PromptedCLIP(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        self.bank = backbone.text_bank(prompts)
         self.renormalize = renormalize
         self.head = head or CosineHead()
 

@@ -79,7 +79,7 @@ class FineTuner(CLIPTrainer):
     def ensemble_weights(self, backbone: clip.Backbone) -> Tensor:
         """Unit-norm text features of the classes from the prompt ensemble, (K, D)."""
         prompts = self.ensemble(self.classes, self.options.TEMPLATES)
-        bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        bank = backbone.text_bank(prompts)
         return F.normalize(bank.to(self.device).class_features(backbone), dim=-1)
 
     def text_bank(self) -> clip.TextBank:
@@ -90,7 +90,7 @@ class FineTuner(CLIPTrainer):
             if chosen
             else [texts[:1] for texts in ensemble_prompts(self.classes, self.options.TEMPLATES)]
         )
-        return clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        return backbone.text_bank(prompts)
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """Cross entropy: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
