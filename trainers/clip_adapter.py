@@ -78,8 +78,8 @@ class CLIPAdapter(CLIPTrainer):
     (``DATASET.PROMPT_TEMPLATE``), encoded once (the release encodes them at every step); features
     can be kept (``--feature-cache``).
 
-    Config, ``TRAINER.CLIPAdapter``: REDUCTION, D over the inner width; RATIO, the adapter's share:
-    0.2 as released, where the paper searches it per dataset; PREC, fp32 by default as released.
+    Config, ``TRAINER.CLIPAdapter``: RATIO is 0.2 as released, where the paper searches it per
+    dataset; PREC fp32 as released.
     """
 
     frozen_image_encoder = True

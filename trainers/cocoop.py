@@ -55,7 +55,7 @@ class CoCoOp(ContextTrainer):
     It starts at PyTorch's random values, not at zero, so that training does not start from CLIP.
     Batches of one image are part of the recipe: larger ones mean fewer updates per epoch.
 
-    Config, ``TRAINER.CoCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; PREC.
+    Config, ``TRAINER.CoCoOp``: the words of CTX_INIT set M by their number.
     """
 
     defaults = {

@@ -86,9 +86,9 @@ class ContextTrainer(CLIPTrainer):
 class CoOp(ContextTrainer):
     """CoOp: cross entropy on CLIP's logits s f h^T, h_k of the text ``[context] name_k.``, learned.
 
-    Config, ``TRAINER.CoOp``: N_CTX, M; CTX_INIT, words to start from, which set M by their number
-    and leave their surplus tokens frozen, '' for N(0, 0.02); CLASS_TOKEN_POSITION, end, middle
-    (behind half of the context) or front; CSC, a context per class, for random starts only; PREC.
+    Config, ``TRAINER.CoOp``: the words of CTX_INIT set M by their number and leave their surplus
+    tokens frozen; '' starts from N(0, 0.02). CLASS_TOKEN_POSITION middle is behind half of the
+    context. CSC is for random starts only.
     The released weights for ImageNet were trained with older transforms than the release has now: a
     flip, a random translation and a crop of the centre.
     """

@@ -71,12 +71,10 @@ class HPT(CLIPTrainer):
     CE(logits) + CE(logits_i) + CE(logits_t); f and h never meet. Each step draws one text per
     class, evaluation encodes all of them once (the release for every batch).
 
-    Config, ``TRAINER.HPT``: N_SET descriptions and texts per class; N_TPRO general prompts in the
-    text tower; N_VPRO prompts in all layers of the vision tower; PREC. DESCRIPTIONS and STRUCTURES,
-    files per dataset, ``{}`` being its name: ``{class: [sentence, ...]}`` and what
-    :mod:`clip.adapters.hpt_structures` describes. ImageNet's serve its variants. A class with
-    another number
-    than N_SET repeats its own or leaves some out.
+    Config, ``TRAINER.HPT``: DESCRIPTIONS and STRUCTURES are files per dataset, ``{}`` being its
+    name: ``{class: [sentence, ...]}`` and what :mod:`clip.adapters.hpt_structures` describes.
+    ImageNet's serve
+    its variants. A class with another number than N_SET repeats its own or leaves some out.
 
     Not in the release: without a file of descriptions the dataset's own prompts are described with
     (``DATASET.PROMPT_SOURCE``); without structures a text is the class name and a description, and

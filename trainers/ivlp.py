@@ -76,14 +76,9 @@ PROMPT_DEFAULTS: dict[str, Any] = {
 class IVLP(CLIPTrainer):
     """Deep prompts in both towers, without coupling; the loss is the cross entropy of s f h^T.
 
-    Config, ``TRAINER.IVLP``, released keys: N_CTX_TEXT and N_CTX_VISION prompts;
-    PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION layers with prompts of their own (1 is the input
-    alone, 0 none); CTX_INIT, the words before the class name that the text prompts start from;
-    PREC.
-
     Two baselines go by this name. The defaults are PromptSRC's, 4 + 4 prompts in 9 layers;
     MaPLe's, 2 + 2 in 12, is in ``maple.yaml``, and its text prompts alone in
-    ``deep_language.yaml``.
+    ``deep_language.yaml``. A depth of 1 is the input alone, 0 no prompts.
     """
 
     needs_transformers = True

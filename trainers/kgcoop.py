@@ -77,10 +77,10 @@ class KgCoOp(ContextTrainer):
     Only the describable textures have another template, "a photo of a {}, a type of texture.". A
     template that the user chose for the dataset (``DATASET.PROMPT_TEMPLATE``) is the reference's.
 
-    Config, ``TRAINER.KgCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; W (8 in the
-    released scripts, 1 in the code); PREC. Until August 2023 the release stepped two schedulers on
-    one optimiser, which squares the cosine; the schedule here is its present one. There the
-    reference features always come from a CLIP in fp16, here from one of the run's precision.
+    Config, ``TRAINER.KgCoOp``: CTX_INIT sets M by the number of its words; W is 8 in the released
+    scripts, 1 in the code. Until August 2023 the release stepped two schedulers on one optimiser,
+    which squares the cosine; the schedule here is its present one. There the reference features
+    always come from a CLIP in fp16, here from one of the run's precision.
     """
 
     released_layout = released.kgcoop

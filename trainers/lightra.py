@@ -75,11 +75,10 @@ class LightRA(CLIPTrainer):
 
     Each step draws one prompt per class.
 
-    Config, ``TRAINER.LightRA``: N_CTX_VISION and N_CTX_TEXT learned keys per head; VISION_DEPTH and
-    TEXT_DEPTH adapted layers, 0 for none (the released code adapts one more than its DEPTH says);
-    COS_WEIGHT c; LOSS_WEIGHT w; PREC. RENORM_TEXT False leaves the mean over a class's prompts
-    unnormalised in evaluation, as in the released code, which normalises another variable and made
-    the published numbers so; the formula of the paper reads like True.
+    Config, ``TRAINER.LightRA``: a depth of 0 adapts no layer (the released code adapts one more
+    than its DEPTH says). RENORM_TEXT False leaves the mean over a class's prompts unnormalised in
+    evaluation, as in the released code, which normalises another variable and made the published
+    numbers so; the formula of the paper reads like True.
     """
 
     needs_transformers = True

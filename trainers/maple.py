@@ -51,9 +51,8 @@ def maple_clip(
 class MaPLe(CLIPTrainer):
     """Coupled prompts (:class:`clip.CoupledPrompts`); the loss is the cross entropy of s f h^T.
 
-    Config, ``TRAINER.MaPLe``, released keys: N_CTX prompts in each tower; PROMPT_DEPTH layers with
-    prompts of their own (1 is the input alone); CTX_INIT, the words before the class name that the
-    text prompts start from, with 2 prompts "a photo", while "of a" stays; PREC.
+    Config, ``TRAINER.MaPLe``, released keys: PROMPT_DEPTH 1 is the input alone; 2 prompts learn the
+    first words of CTX_INIT, "a photo", while "of a" stays.
     """
 
     needs_transformers = True

@@ -41,15 +41,12 @@ class MMA(CLIPTrainer):
 
     The loss is CE(s f h^T, y); both features are the adapted towers'.
 
-    Config, ``TRAINER.MMA``: ADAPTER_START, the first adapted block, counted from 1 in towers of 12
-    (5: the last 8); towers are paired from the end, and one with fewer blocks has all of them
-    adapted. ADAPTER_DIM, inner width; ADAPTER_SCALE a; CTX_INIT, words before the class name,
-    frozen; PREC. RESCALE_GRADIENT leaves the factor a out of the gradient of the adapters' own
-    parameters, as the released code does and the paper does not say: without it they hardly move.
-    The release can adapt the embeddings too (its index 0), which no released config does.
-
-    The defaults are the released configs' values; the released code's own (start 4, scale 0.1) made
-    no published number.
+    Config, ``TRAINER.MMA``: ADAPTER_START counts in towers of 12 (5: the last 8); towers are paired
+    from the end, and one with fewer blocks has all of them adapted. RESCALE_GRADIENT leaves the
+    factor a out of the gradient of the adapters' own parameters, as the released code does and the
+    paper does not say: without it they hardly move. The release can adapt the embeddings too (its
+    index 0), which no released config does. The defaults are the released configs' values; the
+    released code's own (start 4, scale 0.1) made no published number.
     """
 
     needs_transformers = True

@@ -51,9 +51,8 @@ class ProGrad(ContextTrainer):
     what the classes are in front: "a type of pet, a photo of a {}."; or what the user chose
     (``DATASET.PROMPT_TEMPLATE``).
 
-    Config, ``TRAINER.ProGrad``: N_CTX, M; CTX_INIT, whether the context starts from the template's
-    words, right-aligned, with zero vectors left of them, or else from random vectors; LAMBDA; T;
-    PREC.
+    Config, ``TRAINER.ProGrad``: with CTX_INIT the context starts from the template's words,
+    right-aligned, with zero vectors left of them, or else from random vectors.
     """
 
     defaults = {

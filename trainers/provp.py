@@ -30,12 +30,9 @@ class ProVP(CLIPTrainer):
     and in one direction. h are frozen features of one template per dataset, or of the one
     that the user chose (``DATASET.PROMPT_TEMPLATE``).
 
-    Config, ``TRAINER.ProVP``: N_CTX prompts; PROMPT_DEPTH blocks with prompts of their own; ALPHA,
-    the share of the previous ones; REF_WEIGHT; PREC. The release changes nothing but patches with
-    4 prompts or fewer, by an error; here any number works.
-
-    The release tests after every epoch and reports the best, so that its published numbers are
-    chosen on the test set. Here the last epoch counts, as everywhere.
+    The release changes nothing but patches with 4 prompts or fewer, by an error; here any N_CTX
+    works. It tests after every epoch and reports the best, so that its published numbers are chosen
+    on the test set. Here the last epoch counts, as everywhere.
     """
 
     needs_transformers = True

@@ -62,15 +62,12 @@ class RAda(CLIPTrainer):
     """RAda, efficient fine-tuning: both encoders and the text features are frozen.
 
     Config, released keys: top level ALPHA, weight of the regulariser (paper: 1.5, robust from 0.5
-    to 2.5), and TEMP, temperature of the mask's attention; ``TRAINER.RADA``: CTX_INIT, words before
-    the class name, for all datasets ("" for each dataset's own prompts); PROJ_LAYERS, attention
-    layers; PREC; N_CTX and PROMPT_DEPTH, which have no effect, in the released code as here.
-
-    Ours, also in ``TRAINER.RADA``: SOFTMAX ``joint`` (released code: one softmax over all K * K
-    scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
-    ``linf`` (what the released ``rada.py`` runs); QUERIES, any of image, text, rational; HEADS;
-    HEAD, what stands in for the mask's attention in Table 4: ``mlp``, or attention on the features
-    instead of the rational matrix, ``text``, ``image`` or ``both``.
+    to 2.5), and TEMP, temperature of the mask's attention; in ``TRAINER.RADA``, CTX_INIT "" stands
+    for each dataset's own prompts. Ours: SOFTMAX ``joint`` (released code: one softmax over all
+    K * K scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
+    ``linf`` (what the released ``rada.py`` runs); HEAD, what stands in for the mask's attention in
+    Table 4: ``mlp``, or attention on the features instead of the rational matrix, ``text``,
+    ``image`` or ``both``.
     """
 
     config_section = "RADA"

@@ -20,10 +20,8 @@ class RAdaPrompt(CLIPTrainer):
 
     The loss is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
 
-    Config, ``TRAINER.RAdaPrompt``: N_CTX learned tokens in each tower; PROMPT_DEPTH layers that
-    have tokens of their own (IVLP's count: 1 is the input alone); CTX_INIT, words before the class
-    name, the first N_CTX of which the text tokens start from ("" for random ones); and the mask's
-    keys, see :class:`trainers.rada.RAda`.
+    Config, ``TRAINER.RAdaPrompt``: PROMPT_DEPTH counts as IVLP's, 1 is the input alone; CTX_INIT ""
+    starts the text prompts at random; the mask's keys are :class:`trainers.rada.RAda`'s.
     """
 
     needs_transformers = True

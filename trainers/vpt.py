@@ -19,10 +19,9 @@ from trainers.losses import classification_loss
 class VPT(CLIPTrainer):
     """Deep vision prompts; the loss is the cross entropy of s f h^T with the frozen text features.
 
-    Config, ``TRAINER.VPT``, released keys: N_CTX_VISION prompts (8, though the released file's
-    name says 4); PROMPT_DEPTH_VISION layers with prompts of their own (1 is the input alone);
-    CTX_INIT, the words before the class name, which the released code does not read but has
-    written into it; PREC, fp32 by default as the release computes whatever its config says.
+    Config, ``TRAINER.VPT``, released keys: N_CTX_VISION is 8, though the released file's name says
+    4; PROMPT_DEPTH_VISION 1 is the input alone; CTX_INIT is written into the released code, which
+    does not read the key; PREC is fp32, as the release computes whatever its config says.
     """
 
     needs_transformers = True

@@ -12,20 +12,12 @@ from clip.text import unit_norm
 from dassl.engine import build_trainer
 from trainers.clip_adapter import FeatureAdapter
 
+METHOD = "CLIPAdapter"
+
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of CLIPAdapter on Shapes."""
-
-    def make(*options, output="run", method="CLIPAdapter/base2novel"):
-        return build_trainer(make_config(method, *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -10,25 +10,16 @@ import torch
 from torch.nn import functional as F
 
 from clip import attach_context
-from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
     write_released,
 )
-from tests.trainers.plain import SMALL, unit
+from tests.trainers.plain import unit
 from trainers.coop import ContextCLIP
 
-
-@pytest.fixture
-def build(make_config):
-    """Trailing options -> trainer on Shapes."""
-
-    def make(*options, output="run"):
-        return build_trainer(make_config("CoOp/base2novel", *SMALL, *options, output=output))
-
-    return make
+METHOD = "CoOp"
 
 
 def section(**values):

@@ -13,7 +13,6 @@ from clip import adapters_disabled
 from dassl.engine import build_trainer
 from tests.conftest import REPOSITORY
 from tests.trainers.plain import (
-    SMALL,
     check_step,
     cosine_loss,
     learning_rates,
@@ -25,15 +24,9 @@ from tests.trainers.plain import (
 )
 from tests.trainers.test_maple import TEXT, coupled, released_state
 
+METHOD = "CoPrompt"
+
 SENTENCES = json.loads((REPOSITORY / "prompts/Shapes.json").read_text())
-
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, protocol="base2novel", output="run"):
-        return build_trainer(make_config(f"CoPrompt/{protocol}", *SMALL, *options, output=output))
-
-    return make
 
 
 def adapted(features, learned, kind, ratio):

@@ -17,21 +17,13 @@ from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
 from tests.conftest import REPOSITORY
 
+METHOD = "HPT"
+
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
 HIERARCHY = "backbone.hierarchical_prompts."
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of HPT on Shapes."""
-
-    def make(*options, output="run", method="HPT/base2novel", dataset="shapes"):
-        return build_trainer(make_config(method, *SMALL, *options, output=output, dataset=dataset))
-
-    return make
 
 
 def read(kind: str) -> dict:

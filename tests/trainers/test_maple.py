@@ -7,7 +7,6 @@ import torch
 
 from dassl.engine import build_trainer
 from tests.trainers.plain import (
-    SMALL,
     check_step,
     cosine_loss,
     coupled,
@@ -20,15 +19,9 @@ from tests.trainers.plain import (
     write_released,
 )
 
+METHOD = "MaPLe"
+
 TEXT, MAPS = "backbone.text_prompts.vectors", "backbone.vision_prompts.maps"
-
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, protocol="base2novel", output="run"):
-        return build_trainer(make_config(f"MaPLe/{protocol}", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("options", [(), ("TRAINER.MaPLe.PROMPT_DEPTH", "1")])

@@ -13,21 +13,13 @@ from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
 from tests.clip.adapters.test_mma import plain_features
 
+METHOD = "MMA"
+
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
 PARTS = ("down_text", "down_vision", "shared", "up_text", "up_vision")
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of MMA on Shapes."""
-
-    def make(*options, output="run"):
-        return build_trainer(make_config("MMA/base2novel", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("rescale", [True, False])

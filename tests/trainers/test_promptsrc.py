@@ -11,7 +11,6 @@ import torch
 import clip
 from dassl.engine import build_trainer, trainable_state
 from tests.trainers.plain import (
-    SMALL,
     check_step,
     cosine_loss,
     learning_rates,
@@ -24,13 +23,7 @@ from tests.trainers.plain import (
 from tests.trainers.test_ivlp import TEXT, VISION, check_released, released_state
 from trainers.base.averages import gaussian_weights
 
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, protocol="base2novel", output="run"):
-        return build_trainer(make_config(f"PromptSRC/{protocol}", *SMALL, *options, output=output))
-
-    return make
+METHOD = "PromptSRC"
 
 
 def teacher_text(model, names):

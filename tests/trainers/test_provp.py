@@ -23,15 +23,9 @@ from tests.trainers.plain import (
 )
 from trainers import provp
 
+METHOD = "ProVP"
+
 VISION = "backbone.vision_prompts.vectors"
-
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, output="run"):
-        return build_trainer(make_config("ProVP/base2novel", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize(

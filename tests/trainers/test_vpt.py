@@ -7,7 +7,6 @@ import torch
 
 from dassl.engine import build_trainer
 from tests.trainers.plain import (
-    SMALL,
     check_step,
     cosine_loss,
     learning_rates,
@@ -19,15 +18,9 @@ from tests.trainers.plain import (
     write_released,
 )
 
+METHOD = "VPT"
+
 VISION = "backbone.vision_prompts.vectors"
-
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, output="run"):
-        return build_trainer(make_config("VPT/base2novel", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("options", [(), ("TRAINER.VPT.PROMPT_DEPTH_VISION", "1")])
