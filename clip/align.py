@@ -89,7 +89,7 @@ class AlignTokenizer:
 
     @staticmethod
     def clean_fn(text: str) -> str:
-        """Nothing: BERT's tokenizer cleans."""
+        """Return the text as it is: BERT's tokenizer cleans it."""
         return text
 
     def __call__(self, texts: list[str], context_length: int) -> Tensor:
@@ -173,7 +173,7 @@ def spec_of(processor: Any) -> InputSpec:
 
 
 def _check_vocabulary(tokens: int, embeddings: int) -> None:
-    # Some versions of transformers make up an empty tokenizer where the files are missing.
+    # Where the files are missing, some versions of transformers return an empty tokenizer.
     if tokens != embeddings:
         raise ValueError(
             f"its tokenizer has {tokens} tokens, its model {embeddings}: tokenizer.json or "
@@ -213,7 +213,7 @@ def _explained(name: str, place: str, error: Exception) -> ValueError | Connecti
         )
     if isinstance(error.__cause__, RepositoryNotFoundError):
         return ValueError(
-            f"Backbone {name!r}: {place!r} is no directory here and the hub has no such model, or "
-            f"not for everybody ({said}). The published one is align:kakaobrain/align-base"
+            f"Backbone {name!r}: {place!r} is no directory here, and the hub has no such model, "
+            f"or it is not public ({said}). The published one is align:kakaobrain/align-base"
         )
     return unreachable("files", name, error, "write align:<directory> with a copy of them")

@@ -45,7 +45,7 @@ ALIGN_INPUTS = {ALIGN_BASE: InputSpec(289, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 
 def available_models() -> list[str]:
-    """Names with weights of their own; ``openclip:<arch>@<tag>`` names come on top."""
+    """Names that need no tag; those of the form ``openclip:<arch>@<tag>`` are not listed."""
     return [*OPENAI, "shapes"]
 
 

@@ -23,12 +23,12 @@ def readable(classname: str) -> str:
 
 
 def match_key(classname: str) -> str:
-    """What two spellings of a class name share: case, underscores and repeated spaces aside."""
+    """A class name without what its spellings differ in: case, underscores, repeated spaces."""
     return " ".join(readable(classname).split())
 
 
 def check_template(template: str, what: str = "A prompt template") -> None:
-    """Refuse a template that does not say once where the class name goes.
+    """Refuse a template in which the class name has not exactly one place.
 
     Args:
         template: With ``{}``.

@@ -140,9 +140,8 @@ class TextBank(nn.Module):
             end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
         )
         self.num_classes = len(prompts)
-        self.lengths: list[int] = (
-            lengths.tolist()
-        )  # on the host, so that cutting never waits for the device
+        # Lengths stay on the host, so that cutting never waits for the device.
+        self.lengths: list[int] = lengths.tolist()
         self.counts = counts
         self.starts = counts.cumsum(0) - counts
         owner = torch.repeat_interleave(torch.arange(self.num_classes), counts)
@@ -210,7 +209,7 @@ class TextBank(nn.Module):
 
     def class_means(self, features: Tensor) -> Tensor:
         """Mean of each class's prompt features, not normalised again: (P, D) -> (K, D)."""
-        sums = features.new_zeros(self.num_classes, features.shape[1])
+        sums = features.new_zeros(self.num_classes, features.shape[1])  # (K, D)
         sums.index_add_(0, self.owner, features)
         return sums / self.counts.to(features)[:, None]
 

@@ -1,4 +1,4 @@
-"""Texts to token numbers with open_clip's BPE or a tokenizer of the hub, and what does not fit.
+"""Tokenize texts with open_clip's BPE or a tokenizer of the hub, and say which were cut.
 
 N texts, T token positions.
 """

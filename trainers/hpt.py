@@ -56,7 +56,7 @@ class HPTCLIP(FrozenTextCLIP):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for evaluation, their mean, with all texts of each class: -> (B, K)."""
-        text = F.normalize(self.structured.class_features(self.backbone), dim=-1)
+        text = F.normalize(self.structured.class_features(self.backbone), dim=-1)  # (K, D)
         by_image, by_text = self.both_logits(image, text)
         return (by_image + by_text) / 2
 
@@ -112,6 +112,7 @@ class HPT(CLIPTrainer):
         freeze_except(backbone)
         names = self.dm.dataset.classnames
         bank = backbone.text_bank(descriptions)
+        # z of the K classes' S descriptions behind each block but the last, (K, S, J-1, W).
         states = end_states(backbone, bank).unflatten(0, (len(names), prompts.descriptions))
         texts = [
             [one.text(name) for one in structures[k]]
@@ -124,7 +125,7 @@ class HPT(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        by_image, by_text = self.model.both_logits(image, self.model.drawn_text())
+        by_image, by_text = self.model.both_logits(image, self.model.drawn_text())  # (B, K)
         logits = (by_image + by_text) / 2
         both, image_term, text_term = (
             F.cross_entropy(one, label) for one in (logits, by_image, by_text)

@@ -106,7 +106,7 @@ class KgCoOp(ContextTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        f, h = self.model.raw_features(image)
+        f, h = self.model.raw_features(image)  # (B, D), (K, D)
         logits = self.model.similarity(f, h)
         ce = F.cross_entropy(logits, label)
         distance = knowledge_distance(self.model, h)

@@ -87,8 +87,8 @@ class ProGrad(ContextTrainer):
         known.
         """
         model = self.model
-        f, h = model.raw_features(image)
-        z = model.similarity(f, h)
+        f, h = model.raw_features(image)  # (B, D), (K, D)
+        z = model.similarity(f, h)  # (B, K)
         task = F.cross_entropy(z, label)
         z0 = model.similarity(f, model.teacher_weights())
         teacher = soft_cross_entropy(z, z0, self.options.T)

@@ -70,8 +70,9 @@ class ProVP(CLIPTrainer):
         Of several processes each contrasts its own images with the frozen features of all.
         """
         model = self.model
-        f, f0 = model.image_features(image), model.frozen_image_features(image)
+        f, f0 = model.image_features(image), model.frozen_image_features(image)  # (B, D)
         output = model.head(f, model.training_weights(), model.scale)
+        # Image i of this process is row first_row + i among those of all processes.
         same = first_row(len(f)) + torch.arange(len(f), device=f.device)
         parts = {
             "ce": F.cross_entropy(output.logits, label),

@@ -2,8 +2,9 @@
 
 Notation: N texts, K classes, L tokens, W transformer width, D embedding width, n context vectors.
 A text is ``[start][context][name][.][end]``, or has the name in the middle or in front of the
-context; the full stop stays at its end, but for the part that is one token with the name's own last
-sign (see :meth:`ContextPrompts.tokenize`). Only the context is learned (CoOp, arXiv:2109.01134).
+context. The full stop stays at the end, unless the tokenizer merges it with the name's last
+character (see :meth:`ContextPrompts.tokenize`). Only the context is learned (CoOp,
+arXiv:2109.01134).
 """
 
 from __future__ import annotations

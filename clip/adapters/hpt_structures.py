@@ -1,4 +1,4 @@
-"""Descriptions taken apart: entities, attributes and what is related, for HPT's text attention.
+"""Structure of class descriptions for HPT's text attention: entities, attributes, their relations.
 
 A file is ``{class name: [structure, ...]}``, one per description, in the same order::
 
@@ -57,8 +57,8 @@ class Structure:
 def read_structures(path: str | Path) -> dict[str, list[Structure]]:
     """A file of structures, by :func:`clip.prompts.match_key`.
 
-    What a language model has got wrong inside of a structure, such as a pair with one end, is left
-    out.
+    Malformed parts of a structure, such as a pair with one end, are left out: language models write
+    such things now and then.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -1,4 +1,4 @@
-"""Averages of parameters over the epochs of a training."""
+"""PromptSRC's average of parameters over the epochs of a training."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class LinearCLIP(nn.Module):
     """CLIP's image encoder with a linear classifier W (K, D) in place of the text encoder.
 
     ``logits = s f W^T`` with the unit-norm image feature f, or what another head makes of f and W.
-    W's rows start as text features, of unit norm; nothing keeps them so.
+    W's rows start as text features of unit norm; training may change their norms.
 
     Args:
         backbone: The pre-trained model; its text encoder only serves to make W.

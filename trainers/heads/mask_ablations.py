@@ -66,10 +66,10 @@ class FeatureAttentionHead(nn.Module):
         """See :meth:`trainers.heads.MaskHead.forward`."""
         root = scale.detach().sqrt()
         if "text" in self.attention:
-            tokens = root * text[None]  # one sequence of K classes
+            tokens = root * text[None]  # one sequence of K classes, (1, K, D)
             text = text + self.attention["text"](tokens, tokens, tokens, need_weights=False)[0][0]
         if "image" in self.attention:
-            tokens = root * image[:, None]  # B sequences of one image
+            tokens = root * image[:, None]  # B sequences of one image, (B, 1, D)
             update = self.attention["image"](tokens, tokens, tokens, need_weights=False)[0]
             image = image + update[:, 0]
         return HeadOutput(cosine_logits(image, text, scale), image.new_zeros(()))

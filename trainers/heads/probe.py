@@ -20,6 +20,7 @@ from trainers.base.prompted_clip import PromptedCLIP
 def fingerprints(classnames: Sequence[str]) -> Tensor:
     """A number for each class name, by which a classifier's rows are known again: (K,)."""
     digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
+    # 56 bits: the largest whole number of bytes that a signed 64-bit integer holds.
     return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
 
 
@@ -72,6 +73,7 @@ class Probe(Adapter):
         fitted = dict(state)
         classes = fitted[f"{prefix}classes"]
         rows = self._rows(classes, dataset)
+        # Channel scales and shifts belong to no class: they are taken over in any case.
         if rows is not None:
             for name in {f"{prefix}weight", f"{prefix}bias"} & fitted.keys():
                 fitted[name] = fitted[name][rows]
@@ -117,8 +119,8 @@ class DecoupledCLIP(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
-        f = self.host.raw_image_features(image)
-        logits = self.host(f)
+        f = self.host.raw_image_features(image)  # (B, D); the host takes it for a cached feature
+        logits = self.host(f)  # (B, K)
         if not (self.mixes and self.probe.enabled and self.probe.knows_classes()):
             return logits
         return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)
