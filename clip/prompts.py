@@ -69,7 +69,7 @@ def ensemble_prompts(
             "(DATASET.PROMPT_ENSEMBLE, TRAINER.ZeroshotCLIP2.TEMPLATES)"
         )
     return [
-        # an extra template that is one of the ensemble's would count twice in the mean
+        # An extra template that is one of the ensemble's would count twice in the mean.
         list(
             dict.fromkeys(
                 [template(readable(name)) for template in ENSEMBLES[size]]
@@ -108,6 +108,7 @@ def class_descriptions(classnames: Sequence[str], path: str | Path) -> list[list
     found = {name: find_description(descriptions, name) for name in classnames}
     missing = [name for name in classnames if not found[name]]
     if missing:
+        # Looking for the nearest of many names is slow, and nobody reads a thousand hints.
         near = {
             name: difflib.get_close_matches(match_key(name), descriptions, 1)
             for name in missing[:20]

@@ -51,7 +51,7 @@ class FeatureAdapter(Adapter):
         """Adapted features, not normalised: (B, D) -> (B, D)."""
         if not self.enabled:
             return features
-        adapted = F.relu(self.up(F.relu(self.down(features))))
+        adapted = F.relu(self.up(F.relu(self.down(features))))  # (B, D / reduction) inside
         return self.ratio * adapted + (1 - self.ratio) * features
 
 

@@ -92,6 +92,7 @@ class MMA(CLIPTrainer):
         found = {name: match for name in state_dict if (match := _RELEASED.search(name))}
         if not found:
             return super().convert_state_dict(state_dict)
+        # The release counts blocks from 1, and its towers have 12; ours are counted from its first.
         first = min(int(match[2]) for match in found.values())
         count = max(int(match[2]) for match in found.values()) - first + 1
         own = len(self.model.backbone.multimodal_adapters)

@@ -84,6 +84,7 @@ class RAda(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone, the frozen class weights, and the mask."""
         backbone = self.load_backbone()
+        # Nothing of the backbone trains, so that its features may come from the cache.
         head = self.build_head(backbone.embed_dim)
         freeze_except(backbone)
         prompts = self.prompts(self.options.CTX_INIT)

@@ -36,6 +36,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     Re-entrant, restores every switch to what it was even after an exception, and leaves
     ``requires_grad`` alone.
     """
+    # Every switch by itself: inside another ``with`` some are off already and must stay so.
     before = [(adapter, adapter.enabled) for _, adapter in adapters(model)]
     try:
         for adapter, _ in before:
@@ -115,6 +116,7 @@ def load_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"unknown {unknown[:5]} ({len(unknown)} in all). "
             "Attach the same adapters (method, depth, backbone) the weights were trained with."
         )
+    # All shapes are compared before the first weight is copied, so that an error changes nothing.
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
             raise ValueError(

@@ -115,6 +115,7 @@ def related_positions(
     """
     found: list[tuple[int, int]] = []
     for first, second in pairs:
+        # Symmetric: each token of one phrase attends to each of the other, and back.
         a, b = _first_match(text, first), _first_match(text, second)
         found += [pair for i in a for j in b for pair in ((i, j), (j, i))]
     return found

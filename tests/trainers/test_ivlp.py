@@ -14,8 +14,6 @@ from tests.trainers.plain import (
     plain_text,
     tokens_of,
     unit,
-    whole_clip,
-    write_released,
 )
 
 METHOD = "IVLP"
@@ -72,55 +70,6 @@ def test_schedule(make_config, protocol, lr, epochs):
     group = trainer._optims["VLPromptLearner"].param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
     assert trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 4
-
-
-def released_state(trainer, extras=True):
-    """What the release writes, in its mixture of types."""
-    generator = torch.Generator().manual_seed(0)
-    backbone = trainer.model.backbone
-    state = dict(whole_clip()) if extras else {}
-    for tower, own, first in (
-        ("text", backbone.text_prompts.vectors, "prompt_learner.ctx"),
-        ("image", backbone.vision_prompts.vectors, "image_encoder.VPT"),
-    ):
-        sets = torch.randn(own.shape, generator=generator)
-        state[first] = sets[0].half()
-        for j in range(1, len(sets)):
-            state[f"{tower}_encoder.transformer.resblocks.{j}.VPT_shallow"] = sets[j]
-    return state
-
-
-def check_released(trainer, state, folder):
-    before = trainer.test()
-    trainer.load_model(folder, epoch=5)
-    assert trainer.test() != before
-    backbone = trainer.model.backbone
-    text, image = backbone.text_prompts.vectors, backbone.vision_prompts.vectors
-    assert torch.equal(text[0], state["prompt_learner.ctx"].float())
-    assert torch.equal(image[0], state["image_encoder.VPT"].float())
-    for j in range(1, len(text)):
-        assert torch.equal(text[j], state[f"text_encoder.transformer.resblocks.{j}.VPT_shallow"])
-        assert torch.equal(image[j], state[f"image_encoder.transformer.resblocks.{j}.VPT_shallow"])
-
-
-def test_released_checkpoint_loads_and_evaluates(build, tmp_path):
-    trainer = build()
-    state = released_state(trainer)
-    check_released(trainer, state, write_released(tmp_path, "VLPromptLearner", state, 5))
-
-
-def test_released_checkpoint_of_another_depth_is_refused(build, tmp_path):
-    state = released_state(build())
-    folder = write_released(tmp_path, "VLPromptLearner", state, 5)
-    small = build("TRAINER.IVLP.PROMPT_DEPTH_TEXT", "1", output="other")
-    with pytest.raises(ValueError, match=r"text tower has J = \d+ sets.*IVLP.PROMPT_DEPTH_TEXT"):
-        small.load_model(folder, epoch=5)
-
-
-def test_file_without_prompts_is_refused(build, tmp_path):
-    folder = write_released(tmp_path, "VLPromptLearner", whole_clip(), 5)
-    with pytest.raises(ValueError, match=r"Missing keys: backbone.text_prompts.vectors"):
-        build().load_model(folder, epoch=5)
 
 
 def test_more_prompts_than_words_start_at_random(build, capsys):

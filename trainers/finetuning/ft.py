@@ -28,13 +28,17 @@ from trainers.finetuning.stages import FirstStageError, read_stage
 class FineTuner(CLIPTrainer):
     """Base of the methods with a classifier W; cross entropy unless a method has another loss.
 
+    A method names what ``trains``, and overrides at most ``build_head`` (what makes logits of f and
+    W), ``build_adapter`` (what f goes through), ``forward_loss``, and ``first_stage`` (what it
+    takes from the run that it starts from).
+
     W starts as the text features of the classes, for each the normalised mean over ``TEMPLATES``
     prompts: 80 or 7, open_clip's ImageNet ensembles, and a template that the user chose
     (``DATASET.PROMPT_TEMPLATE``). A two-stage method starts from a run of another trainer, whose
     directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
 
     What was trained is evaluated on datasets with the same classes or some of them, by name; a
-    classifier over ImageNet also on its shifts, see
+    classifier over ImageNet's also on its shifts, see
     :meth:`trainers.base.CLIPTrainer.model_inference`.
     """
 

@@ -48,6 +48,7 @@ def read_stage(
             weights do not fit the model.
     """
     what = " or ".join(methods)
+    # A run's weights lie in a folder named after its method.
     method = next((name for name in methods if (Path(directory) / name).is_dir()), None)
     if method is None:
         raise FirstStageError(f"{key}: {directory!r} holds no weights of a finished run of {what}")
@@ -59,6 +60,7 @@ def read_stage(
         message = str(error).replace("--model-dir and --load-epoch", where)
         raise FirstStageError(message) from None
     saved = content.get("meta") or {}
+    # The same backbone by name, from a file with other content, explains more than a mismatch.
     replaced = replaced_backbone(saved, meta)
     if replaced:
         raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
