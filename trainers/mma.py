@@ -63,17 +63,13 @@ class MMA(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with adapters in both towers."""
-        options = self.options
-        start, scale, rescale = (
-            options.ADAPTER_START, options.ADAPTER_SCALE, options.RESCALE_GRADIENT,
-        )  # fmt: skip
-        backbone = self.load_backbone()
+        options, backbone = self.options, self.load_backbone()
         attach_multimodal_adapters(
             backbone,
-            layers=BLOCKS + 1 - start,
+            layers=BLOCKS + 1 - options.ADAPTER_START,
             bottleneck=options.ADAPTER_DIM,
-            scale=scale,
-            rescale_gradient=rescale,
+            scale=options.ADAPTER_SCALE,
+            rescale_gradient=options.RESCALE_GRADIENT,
         )
         freeze_except(backbone)
         return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)

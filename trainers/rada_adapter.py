@@ -40,8 +40,7 @@ class RAdaAdapter(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with adapters in both towers, and the mask."""
-        options = self.options
-        backbone = self.load_backbone()
+        options, backbone = self.options, self.load_backbone()
         attach_multimodal_adapters(
             backbone,
             layers=options.LAYERS,

@@ -222,10 +222,10 @@ def attach_context(
 ) -> ContextPrompts:
     """Learn a context around class names, as ``text_prompts`` of the backbone.
 
-    The i-th context vector starts from the i-th token of ``init``. As in CoOp, n counts *words*:
-    a phrase with a comma or a rare word has more tokens, and those left over stay frozen between
-    context and name. With fewer words than n the free places on the left start from zero vectors
-    (ProGrad, arXiv:2205.14865).
+    Its ``template`` is what texts must look like. The i-th context vector starts from the i-th
+    token of ``init``. As in CoOp, n counts *words*: a phrase with a comma or a rare word has more
+    tokens, and those left over stay frozen between context and name. With fewer words than n the
+    free places on the left start from zero vectors (ProGrad, arXiv:2205.14865).
 
     Args:
         backbone: With a text tower of CLIP's form.
@@ -233,16 +233,11 @@ def attach_context(
         init: Words to start from; '' for N(0, 0.02).
         position: Where the name stands: end, middle (behind the first n // 2) or front.
         num_classes: K for a context per class, 0 for one; with ``init`` there is one.
-        conditional: Let a small network shift the context for each image, see
-            :class:`ConditionalPrompts`.
-
-    Returns:
-        The adapter; its ``template`` is what texts must look like.
+        conditional: Whether each image shifts the context, see :class:`ConditionalPrompts`.
 
     Raises:
-        ValueError: An unknown position, n less than 1 or less than the words of ``init`` or more
-            than a text has room for, words left over with another position than end, a text tower
-            of another form, or prompts are attached already.
+        ValueError: An option that cannot be used, words left over with another position than end, a
+            text tower of another form, or prompts are attached already.
     """
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")

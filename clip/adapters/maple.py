@@ -35,13 +35,13 @@ class CoupledPrompts(AppendedPrompts):
     def __init__(self, text: TextPrompts, width: int) -> None:
         super().__init__(text.n_ctx, text.depth)
         self._text = (text,)  # in a tuple, or its vectors would be in the state dict twice
-        like = text.vectors
+        like = text.vectors  # (J, n, W of the text tower)
         first, deeper = (nn.Linear(like.shape[-1], width, dtype=like.dtype) for _ in range(2))
         maps = [first, *(copy.deepcopy(deeper) for _ in range(text.depth - 1))]
         self.maps = nn.ModuleList(maps).to(like.device)
 
     def vectors_of(self, index: int) -> Tensor:
-        """See :class:`clip.adapters.prompts.LearnedPrompts`."""
+        """Set ``index`` of the vision tower: (n, W)."""
         return self.maps[index](self._text[0].vectors_of(index))
 
 

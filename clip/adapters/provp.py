@@ -22,8 +22,9 @@ class ProgressivePrompts(VisionPrompts):
     """Vision prompts that carry over a share of the previous block's output in their slots.
 
     ProVP (arXiv:2304.08386): set 0 enters behind ``ln_pre``; at block l the slots become
-    ``(1 - alpha) P_l + alpha * slots``. They stand at the end rather than behind the class token,
-    which without positions and mask is the same. Sets start uniform in +-sqrt(6 / (3 * 14^2 + W)).
+    ``(1 - alpha) P_l + alpha * slots``. They stand at the end, not behind the class token as in the
+    release, which makes no difference without positions and mask. Sets start uniform in
+    +-sqrt(6 / (3 * 14^2 + W)).
 
     Args:
         n_ctx: n.
@@ -70,12 +71,9 @@ def attach_progressive_prompts(
 
     Args:
         backbone: As for :func:`clip.attach_vision_prompts`.
-        n_ctx: Learned tokens, n.
-        depth: Sets, J, at least 1; more than the tower has blocks means all of them.
+        n_ctx: n.
+        depth: J, at least 1; more than the tower has blocks means all of them.
         alpha: See :class:`ProgressivePrompts`.
-
-    Returns:
-        The adapter.
 
     Raises:
         ValueError: As :func:`clip.attach_vision_prompts` and :class:`ProgressivePrompts`, or
