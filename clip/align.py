@@ -101,11 +101,9 @@ class AlignTokenizer:
 
 
 def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokenizer]:
-    """Load an ALIGN checkpoint from the hub, its cache or a directory.
+    """Load ``align:<hub id or directory>`` from the hub, its cache or the directory.
 
-    Args:
-        name: ``align:<hub id or directory>``.
-        precision: fp32, fp16 or bf16. Batch normalisation and the temperature stay fp32.
+    Batch normalisation and the temperature stay fp32, whatever the precision.
 
     Raises:
         ValueError: Not a name of that form, or what is there is no complete ALIGN checkpoint.

@@ -36,13 +36,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
     """The open_clip model of weights in OpenAI's layout, which tell its architecture.
 
-    Args:
-        state: Weights.
-        precision: fp32, fp16 or bf16.
-        path: Where they came from, for the message.
-
     Raises:
-        ValueError: They do not fit the layout.
+        ValueError: They do not fit the layout; ``path`` is where they came from.
     """
     derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
     state = {k: v for k, v in state.items() if k.rpartition(".")[2] not in derived}

@@ -114,13 +114,9 @@ def unknown(name: str) -> ValueError:
 
 
 def unreachable(what: str, name: str, error: Exception, remedy: str) -> ConnectionError:
-    """The error for a part of a known model that is not here and cannot be downloaded.
+    """The error for ``what`` of a known model, as "weights", that cannot be downloaded.
 
-    Args:
-        what: The part, as "weights".
-        name: The backbone.
-        error: What the download said.
-        remedy: What helps besides connecting, without a full stop.
+    ``remedy`` is what helps besides connecting, without a full stop.
     """
     said = " ".join(str(error).split())
     return ConnectionError(

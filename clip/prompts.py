@@ -28,14 +28,10 @@ def match_key(classname: str) -> str:
 
 
 def check_template(template: str, what: str = "A prompt template") -> None:
-    """Refuse a template in which the class name has not exactly one place.
-
-    Args:
-        template: With ``{}``.
-        what: The key that set it, for the message.
+    """Refuse a template in which the class name has not exactly one place, ``{}``.
 
     Raises:
-        ValueError: ``{}`` is missing or repeated, or there are other braces.
+        ValueError: ``{}`` is missing or repeated, or there are other braces; ``what`` is named.
     """
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(
@@ -125,12 +121,7 @@ def class_descriptions(classnames: Sequence[str], path: str | Path) -> list[list
 
 
 def find_description(descriptions: Mapping[str, list[str]], classname: str) -> list[str]:
-    """The sentences of a class, empty if there are none.
-
-    Args:
-        descriptions: By :func:`match_key`, of :func:`read_descriptions`.
-        classname: As the dataset spells it.
-    """
+    """The sentences of a class in what :func:`read_descriptions` returned, or an empty list."""
     key = match_key(classname)
     if key in descriptions:
         return descriptions[key]

@@ -51,15 +51,10 @@ def end_of_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
-    """Run the text tower on token embeddings, cut to any length that holds every end-of-text token.
+    """Encode embeddings (N, L, W) that have no positions yet: features, not normalised, (N, D).
 
-    Args:
-        model: An open_clip model whose text tower :func:`pools_at_end_of_text`.
-        embeddings: Token (or learned context) embeddings without positions, (N, L, W), L <= T.
-        end: Positions of the end-of-text tokens, (N,).
-
-    Returns:
-        Text features, not normalised, (N, D).
+    L may be any length that holds all end-of-text tokens, whose positions are ``end`` (N,), if the
+    tower :func:`pools_at_end_of_text`.
     """
     tower = text_tower(model)
     length = embeddings.shape[1]
@@ -75,15 +70,9 @@ def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
 
 
 def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tensor:
-    """Encode token sequences, cut exactly behind the longest one's end.
+    """Features of texts (N, T), cut exactly behind the longest one's end: not normalised, (N, D).
 
-    Args:
-        model: An open_clip model.
-        tokens: (N, T) token numbers.
-        length: L if the caller knows it; saves the device synchronisation of looking it up.
-
-    Returns:
-        Text features, not normalised, (N, D).
+    ``length`` is L if the caller knows it; it saves the device synchronisation of looking it up.
     """
     if not pools_at_end_of_text(model):
         return model.encode_text(tokens)
@@ -166,9 +155,8 @@ class TextBank(nn.Module):
     def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
         """Numbers of one prompt per class, drawn uniformly: (K,).
 
-        Args:
-            generator: Draws.
-            together: One draw for all: classes with equally many prompts get the same of theirs.
+        With ``together`` there is one draw for all: classes with equally many prompts get the same
+        of theirs.
         """
         draw = torch.rand(1 if together else self.num_classes, generator=generator)
         return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
@@ -179,12 +167,9 @@ class TextBank(nn.Module):
         return self.tokens[index.to(self.tokens.device), :length]
 
     def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
-        """Features of the prompts numbered ``index`` (n,), in one batch: (n, D).
+        """Features (n, D) of the prompts numbered ``index`` (n,), in one batch.
 
-        Args:
-            encoder: A :class:`clip.Backbone`, or what wraps one and has its ``encode_text``.
-            index: Numbers.
-            unit: Scale the features to unit norm.
+        ``encoder`` is a :class:`clip.Backbone`, or what wraps one and has its ``encode_text``.
         """
         tokens = self.cut_tokens(index)  # (n, L)
         features = encoder.encode_text(tokens, length=tokens.shape[1])

@@ -47,9 +47,7 @@ class HPTCLIP(FrozenTextCLIP):
     def both_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """The image tower's logits s f h0^T and the text tower's s f0 h^T, (B, K) each.
 
-        Args:
-            image: (B, 3, S, S).
-            text: h, unit norm, (K, D).
+        ``text`` is h, unit norm, (K, D).
         """
         by_image = cosine_logits(self.image_features(image), self.class_weights(), self.scale)
         return by_image, cosine_logits(self.frozen_image_features(image), text, self.scale)

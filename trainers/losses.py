@@ -13,12 +13,7 @@ from trainers.heads import HeadOutput
 
 
 def classification_loss(output: HeadOutput, label: Tensor) -> StepOutput:
-    """CE(logits, y), the whole loss of VPT, IVLP and MaPLe.
-
-    Args:
-        output: Of the head, logits (B, K).
-        label: (B,).
-    """
+    """CE(logits, y) of logits (B, K) and labels (B,), the whole loss of VPT, IVLP and MaPLe."""
     ce = F.cross_entropy(output.logits, label)
     return StepOutput(ce, output.logits, {"ce": ce})
 

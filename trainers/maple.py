@@ -28,12 +28,8 @@ def maple_clip(
 ) -> PromptedCLIP:
     """The frozen backbone with coupled prompts, and the classes behind them.
 
-    Args:
-        backbone: Gets the prompts.
-        classnames: K names.
-        options: N_CTX, PROMPT_DEPTH and CTX_INIT, see :class:`MaPLe`.
-        model: Class of the result.
-        more: Further arguments of that class.
+    The options are N_CTX, PROMPT_DEPTH and CTX_INIT, see :class:`MaPLe`. The result is a ``model``,
+    which may take ``more`` arguments.
     """
     init, words = text_context(backbone, options.N_CTX, options.CTX_INIT)
     prompts, _ = attach_coupled_prompts(

@@ -123,12 +123,7 @@ class PromptSRC(CLIPTrainer):
 
 
 def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:
-    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D).
-
-    Args:
-        model: Its adapters are switched off for this.
-        classnames: K names.
-    """
+    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D)."""
     backbone = model.backbone
     prompts = [[template(readable(name)) for template in TEACHER_TEMPLATES] for name in classnames]
     bank = backbone.text_bank(prompts).to(model.bank.tokens.device)

@@ -45,13 +45,7 @@ def rational_head(cfg: CfgNode, options: CfgNode, embed_dim: int) -> RationalHea
 
 
 def mask_loss(output: HeadOutput, label: Tensor, alpha: float) -> StepOutput:
-    """CE(logits, y) + alpha * regulariser (arXiv:2507.15480, section 3).
-
-    Args:
-        output: Of the head.
-        label: (B,).
-        alpha: Weight of the mask's distance from all ones.
-    """
+    """CE(logits, y) + alpha * regulariser (arXiv:2507.15480, section 3), for labels (B,)."""
     ce = F.cross_entropy(output.logits, label)
     parts = {"ce": ce, "mask": output.penalty}
     return StepOutput(ce + alpha * output.penalty, output.logits, parts)

@@ -48,14 +48,10 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def checked_depth(backbone: Any, tower: str, depth: int, what: str, unit: str) -> int:
-    """How many blocks of a tower get an adapter: ``depth``, or all if it has fewer.
+    """How many blocks of a tower, text or vision, get an adapter: ``depth``, or all it has.
 
-    Args:
-        backbone: A :class:`clip.Backbone`.
-        tower: text or vision.
-        depth: 0 leaves the tower as it is, whatever its form.
-        what: The adapter, for messages.
-        unit: What ``depth`` counts, for messages.
+    With depth 0 the tower may have any form. ``what`` names the adapter in messages, and ``unit``
+    what ``depth`` counts.
 
     Raises:
         ValueError: The depth is negative, or the tower has no such blocks.
@@ -99,11 +95,7 @@ def freeze_except(model: nn.Module, heads: Iterable[nn.Module] = ()) -> None:
 
 
 def load_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy adapter weights into ``model``; the names must match exactly.
-
-    Args:
-        model: A model with adapters attached.
-        state: Qualified name -> tensor, as :func:`adapter_parameters` names them.
+    """Copy adapter weights, named as by :func:`adapter_parameters`, into ``model``.
 
     Raises:
         ValueError: A name is missing or unknown, or a shape differs.

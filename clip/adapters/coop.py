@@ -70,10 +70,6 @@ class ContextPrompts(TextPrompts):
         As in CoOp's release the name is the first tokens of "name.", as many as it has alone. If it
         ends in a letter these are its own, and the full stop is left for the end. The last one of
         "kite (bird of prey)." is ").", and nothing is left.
-
-        Args:
-            backbone: What this is attached to.
-            names: As they stand in a text.
         """
         tokens = backbone.tokenize([f"{self.init} {name}." for name in names])
         if self.before == self.n_ctx:
@@ -105,12 +101,9 @@ class ContextPrompts(TextPrompts):
         return torch.where(number < self.before, 1 + number, last - self.before + number)
 
     def placed(self, embeddings: Tensor, tokens: Tensor, vectors: Tensor) -> Tensor:
-        """Put context vectors in their places.
+        """Put context vectors, (n, W) for all texts or (N, n, W), in their places.
 
-        Args:
-            embeddings: Of the texts' tokens, (N, L, W).
-            tokens: (N, L).
-            vectors: (n, W) for all texts, or (N, n, W).
+        The embeddings (N, L, W) are of the tokens (N, L).
 
         Raises:
             ValueError: The texts are too short to hold the context.
@@ -172,15 +165,11 @@ class ConditionalPrompts(ContextPrompts):
         return self.vectors + self.meta_net(image)[:, None]
 
     def encode_pairs(self, backbone: Backbone, tokens: Tensor, image: Tensor) -> Tensor:
-        """Features of every text with every image's context, not normalised: (B, K, D).
+        """Features of every text (K, L) with every image's context, not normalised: (B, K, D).
 
         B x K passes, in chunks. Without gradients a chunk's activations are let go of; with them
-        they are kept while they are few, and else computed again in the backward pass.
-
-        Args:
-            backbone: What this is attached to.
-            tokens: (K, L).
-            image: Unit-norm features, (B, D).
+        they are kept while they are few, and else computed again in the backward pass. ``image``
+        are unit-norm features, (B, D).
         """
         pairs = torch.arange(len(image) * len(tokens), device=tokens.device)  # (B * K,)
         contexts = self.contexts(image)  # (B, n, W)

@@ -155,11 +155,6 @@ def attach_hierarchical_prompts(
 ) -> HierarchicalPrompts:
     """Give the text tower hierarchical prompts, as ``hierarchical_prompts`` of the backbone.
 
-    Args:
-        backbone: With a text tower of CLIP's form.
-        general: g.
-        descriptions: S.
-
     Raises:
         ValueError: A text tower of another form, prompts are attached already, or a number is
             less than 1.
@@ -182,12 +177,7 @@ def attach_hierarchical_prompts(
 
 @torch.no_grad()
 def end_states(backbone: Backbone, bank: TextBank) -> Tensor:
-    """Unit-norm states of texts at their end token behind the frozen blocks 0 .. J-2, (P, J-1, W).
-
-    Args:
-        backbone: Its adapters stay out of it.
-        bank: P texts.
-    """
+    """Unit-norm states of P texts at their end token behind frozen blocks 0 .. J-2, (P, J-1, W)."""
     with adapters_disabled(backbone):
         return bank.encode_all(_EndStates(backbone))
 

@@ -107,11 +107,8 @@ def related_positions(
     """Positions in a text that its related phrases tie together, in both directions.
 
     A phrase stands where it is found first; a pair with an end that is not found counts nothing. A
-    position pair is listed once for every pair of phrases that ties it.
-
-    Args:
-        text: Its token numbers.
-        pairs: Token numbers of both phrases.
+    position pair is listed once for every pair of phrases that ties it. Text and phrases are token
+    numbers.
     """
     found: list[tuple[int, int]] = []
     for first, second in pairs:

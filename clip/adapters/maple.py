@@ -53,12 +53,8 @@ def attach_coupled_prompts(
     Args:
         backbone: It gets the attributes ``text_prompts`` and ``vision_prompts``.
         n_ctx: Learned tokens in each tower, n.
-        depth: Sets, J: the input and the blocks 1 .. J-1; more than the shallower tower has blocks
-            means all of them.
+        depth: Sets, J, at least 1; more than the shallower tower has blocks means all of them.
         init: See :func:`clip.attach_text_prompts`.
-
-    Returns:
-        The adapters of the text and of the vision tower.
 
     Raises:
         ValueError: ``depth`` is less than 1, or as :func:`clip.attach_text_prompts` and

@@ -78,12 +78,9 @@ class MultiModalAdapter(Adapter):
             nn.init.zeros_(self.up_vision.weight)
 
     def forward(self, x: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
-        """What to add to a block's output: a * A(x).
+        """What to add to a block's output, a * A(x), for its normalised input x (..., W).
 
-        Args:
-            x: The block's input, normalised, (..., W) in any layout.
-            down: The tower's ``down_text`` or ``down_vision``.
-            up: The tower's ``up_text`` or ``up_vision``.
+        ``down`` and ``up`` are those of the block's tower.
         """
         # Leaving a out of the gradient at the output and putting it back at the input multiplies
         # the parameters' gradients by 1 / a, without tiny numbers that half precision would lose.

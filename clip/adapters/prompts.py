@@ -134,13 +134,10 @@ class TextPrompts(LearnedPrompts):
         return first.expand(len(tokens), -1)
 
     def check_texts(self, tokens: Tensor) -> None:
-        """Refuse texts in which the prompts would take the place of anything but their words.
+        """Refuse texts (B, T) in which prompts would take the place of anything but their words.
 
         Nothing else would notice: a class name would be overwritten, and accuracy merely low. Not
         done at every encoding, since comparing would make the host wait for the device.
-
-        Args:
-            tokens: (B, T) token numbers, as the backbone's ``tokenize`` returns them.
 
         Raises:
             ValueError: A text does not start with the words of ``init``; or, without ``init``,
@@ -264,11 +261,7 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
 
 
 def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None:
-    """Attach vision prompts of any class, such as functions of the text prompts.
-
-    Args:
-        backbone: As for :func:`attach_vision_prompts`.
-        prompts: What to attach; sets beyond the tower's blocks stay unused.
+    """Attach vision prompts of any class; sets beyond the tower's blocks stay unused.
 
     Raises:
         ValueError: A vision tower of another form, or prompts are attached already.
@@ -320,19 +313,11 @@ def phrase_of(backbone: Backbone, text: str) -> Phrase:
 
 
 def text_context(backbone: Backbone, n_ctx: int, words: str) -> tuple[str, str]:
-    """What learned text prompts start from, and the words that class names stand behind.
+    """What learned text prompts start from, and the words (CTX_INIT) that class names stand behind.
 
     The released code of MaPLe and all that builds on it: the first ``n_ctx`` of the words are
     learned and the others stay; more prompts than words, or no words, mean random prompts in the
-    place of as many "X".
-
-    Args:
-        backbone: Tokenizes.
-        n_ctx: n, prompts.
-        words: CTX_INIT.
-
-    Returns:
-        The ``init`` of :func:`attach_text_prompts`, and the words.
+    place of as many "X". The first result is the ``init`` of :func:`attach_text_prompts`.
     """
     words = words.replace("_", " ")
     find_end = backbone.end_of_text()

@@ -43,12 +43,7 @@ class GaussianAverage:
         self.start = 0
 
     def add(self, epoch: int, state: Mapping[str, Tensor]) -> None:
-        """Add parameters.
-
-        Args:
-            epoch: That has just ended, the first is 0.
-            state: By name.
-        """
+        """Add parameters by name at the end of an epoch, of which the first is 0."""
         weight = gaussian_weights(self.epochs, self.mean, self.std, self.start)[epoch]
         for name, value in state.items():
             weighted = weight * value.detach().cpu().double()

@@ -272,11 +272,8 @@ def _probe_rows(probe: State, current: Tensor, dataset: Any, novel: bool) -> Sta
 def _sets(state: State, first: str, deeper: str, start: int = 1) -> Tensor | None:
     """Prompts by layer as one tensor, (J, n, W), in single precision; None without a set 0.
 
-    Args:
-        state: Of the checkpoint.
-        first: Name of set 0, (n, W).
-        deeper: Names of the others, with ``{}`` for their numbers.
-        start: Number of set 1 in these names.
+    ``first`` is the name of set 0, (n, W); ``deeper`` has ``{}`` for the others' numbers, which
+    count from ``start``.
     """
     if first not in state:
         return None
@@ -294,16 +291,10 @@ def _stacked(state: State, prefix: str) -> Tensor:
 
 
 def _check_sets(tower: str, found: Tensor | None, own: Tensor | None, keys: str) -> None:
-    """Say in the config's words why a released checkpoint's prompts do not fit.
-
-    Args:
-        tower: text or vision.
-        found: What the file has, (J, n, W), or None.
-        own: What the model has.
-        keys: Config keys of J and n.
+    """Say by the config's ``keys`` of J and n why a checkpoint's prompts (J, n, W) do not fit.
 
     Raises:
-        ValueError: The numbers of sets or prompts, or the widths, differ.
+        ValueError: The numbers of sets or prompts, or the widths, differ from the model's own.
     """
     shapes = [(0, 0, 0) if sets is None else tuple(sets.shape) for sets in (found, own)]
     if shapes[0] == shapes[1]:

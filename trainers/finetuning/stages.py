@@ -100,10 +100,7 @@ def check_same_classes(where: str, saved: Sequence[str], own: Sequence[str]) -> 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], parts: tuple[str, ...]) -> str:
     """Say what keeps weights from being loaded into a model; empty if nothing does.
 
-    Args:
-        model: Gets the weights.
-        state: Weights.
-        parts: Beginnings of the names that must be there, of those that train in the model.
+    ``parts`` are the beginnings of the names that must be there, of those that train in the model.
     """
     full = model.state_dict()
     missing = [n for n in trainable_state(model) if n.startswith(parts) and n not in state]

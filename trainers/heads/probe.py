@@ -60,15 +60,10 @@ class Probe(Adapter):
         return torch.equal(self.classes, self.current)
 
     def fitted(self, state: Mapping[str, Tensor], prefix: str, dataset: Any) -> dict[str, Tensor]:
-        """A trained probe's state for the classes of this run.
+        """A trained probe's state, names behind ``prefix``, for the classes of the run's dataset.
 
         Their rows are picked; if there is a class without one, the values are this probe's own and
         its classes those of no run, so that :meth:`knows_classes` is False.
-
-        Args:
-            state: With ``classes``, ``weight`` and ``bias`` behind the prefix.
-            prefix: "probe.".
-            dataset: The run's.
         """
         fitted = dict(state)
         classes = fitted[f"{prefix}classes"]

@@ -97,11 +97,8 @@ class MaskHead(nn.Module):
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
         """What the mask is away from 1 before the relu, (B, K, D).
 
-        Args:
-            image: f, unit norm, (B, D).
-            text: h, unit norm, (K, D).
-            rational: R, (B, K, D).
-            scale: s, without gradient.
+        ``image`` f (B, D) and ``text`` h (K, D) have unit norm, ``rational`` R is (B, K, D), and
+        ``scale`` s has no gradient.
         """
         raise NotImplementedError
 
@@ -184,10 +181,7 @@ class RationalHead(MaskHead):
         )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Say in the config's words why weights of another mask do not fit.
-
-        Args:
-            state: The head's part of a checkpoint, names starting with ``head.``.
+        """Say in the config's words why ``head.*`` of a checkpoint with another mask does not fit.
 
         Raises:
             ValueError: They have another number of layers, or another width.
