@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from clip import TextBank, adapters_disabled
+from clip import FeatureAdapter, TextBank, adapters_disabled
 from clip.prompts import class_descriptions
 from clip.text import at_least_single
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP, released
 from trainers.base.options import context_words, depth, precision, share, text_prompts, weight
-from trainers.clip_adapter import FeatureAdapter
 from trainers.config import resolve
 from trainers.heads import cosine_logits
 from trainers.losses import cosine_distance

@@ -7,11 +7,10 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from clip import adapters_disabled
+from clip import FeatureAdapter, adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import build_trainer
 from tests.trainers.plain import write_released
-from trainers.clip_adapter import FeatureAdapter
 
 METHOD = "CLIPAdapter"
 
