@@ -240,7 +240,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
 
 def input_spec(name: str) -> InputSpec:
-    """What images a backbone takes, without loading its weights where the name tells.
+    """What pictures a backbone takes, without loading its weights where the name tells.
 
     Raises:
         ValueError: Unknown name.

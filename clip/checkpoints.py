@@ -19,7 +19,7 @@ BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a state dict or TorchScript archive of OpenAI's; never runs code from it.
+    """The weights in a state dict or TorchScript archive of OpenAI's; never runs code of it.
 
     Raises:
         ValueError: It cannot be read, has other weights, or some that are infinite or NaN.
