@@ -174,10 +174,13 @@ class RationalHead(MaskHead):
             choose("QUERIES", name, QUERIES)
         self.embed_dim = embed_dim
         joint = choose("SOFTMAX", softmax, SOFTMAX) == "joint"
-        # Only the first layer has queries of the features themselves, see the class.
+        first = RationalAttention(embed_dim, num_heads, temperature, queries, joint)
         self.layers = nn.ModuleList(
-            RationalAttention(embed_dim, num_heads, temperature, asked, joint)
-            for asked in [tuple(queries), *[("rational",)] * (layers - 1)]
+            [first]
+            + [
+                RationalAttention(embed_dim, num_heads, temperature, ("rational",), joint)
+                for _ in range(layers - 1)
+            ]
         )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
