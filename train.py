@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
             check_effect(args, trainer)
             if args.eval_only:
                 trainer.any_config = args.any_config
-                with getattr(trainer, "reading_weights", nullcontext)():
+                identity = getattr(trainer, "identity", None)
+                with identity.reading_weights() if identity is not None else nullcontext():
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)
                 trainer.test()
             elif not args.no_train:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import read_result
 from dassl.engine.checkpoint import trainable_state
-from dassl.engine.run_result import RunResult
+from dassl.engine.trainer import SimpleTrainer
 from trainers.zeroshot import ZeroshotCLIP
 
 __all__ = ["check_effect", "check_flags"]
@@ -140,7 +140,7 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             "has to be trained, and what it is before that is no result. Train it (leave "
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
-    reads = unwrap(type(trainer).load_model) is not unwrap(RunResult.load_model)
+    reads = unwrap(type(trainer).load_model) is not unwrap(SimpleTrainer.load_model)
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
     if not Path(args.model_dir).is_dir():

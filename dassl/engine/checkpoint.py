@@ -19,11 +19,13 @@ __all__ = [
     "checkpoint_meta",
     "checkpoint_path",
     "fitting_state",
+    "group_sizes",
+    "last_checkpoint",
     "plain_state",
     "read_checkpoint",
-    "saved_classes",
     "replaced_backbone",
     "same_backbone",
+    "saved_classes",
     "trainable_state",
     "unwrap",
 ]
@@ -96,6 +98,15 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, plain)
 
 
+def group_sizes(state: Mapping[str, Any]) -> list[int]:
+    """Return the number of parameters in every group of an optimiser's state dict.
+
+    Args:
+        state: The state dict.
+    """
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
 def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | None) -> Path:
     """Return the path of a model's checkpoint.
 
@@ -129,6 +140,19 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     raise FileNotFoundError(
         f'No checkpoint at "{path}" (set by --model-dir and --load-epoch): {found}'
     )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the file that a model's folder names as its last checkpoint, if it is there.
+
+    Args:
+        folder: With the file ``checkpoint``, which holds the name.
+    """
+    pointer = folder / "checkpoint"
+    if not pointer.is_file():
+        return None
+    path = folder / pointer.read_text(encoding="utf-8").strip()
+    return path if path.is_file() else None
 
 
 def _of_other_runs(best: Path, last: Path) -> bool:

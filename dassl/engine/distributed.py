@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "WorldSizeError",
     "barrier",
     "broadcast_object",
+    "check_starts",
     "check_world",
     "gather_features",
     "gather_objects",
@@ -169,15 +170,21 @@ def _first_line(error: BaseException) -> str:
 # ---------------------------------------------------------------------- what cannot be trained
 
 
-def check_world(cfg: CfgNode, trainer: Any) -> None:
+def check_world(
+    cfg: CfgNode,
+    loaders: Mapping[str, Any],
+    model: nn.Module | None,
+    device: torch.device,
+) -> None:
     """Refuse to train what several processes would not train as one does.
 
     Args:
         cfg: Configuration.
-        trainer: About to train.
+        loaders: TRAIN_X and TRAIN_U; None where there are no images.
+        model: What trains; None if the trainer does its steps itself.
+        device: Device of the run.
 
     Raises:
-        ValueError: OPTIM.ACCUMULATE is not positive.
         WorldSizeError: The number of processes does not divide the batch, there are fewer images
             than processes, the trainer has a training step of its own, or batch norms train on
             CPUs.
@@ -185,19 +192,34 @@ def check_world(cfg: CfgNode, trainer: Any) -> None:
     processes = world_size()
     if processes == 1:
         return
-    sections = {"TRAIN_X": trainer.train_loader_x}
-    if not cfg.DATALOADER.TRAIN_U.SAME_AS_X:
-        sections["TRAIN_U"] = trainer.train_loader_u
-    for name, loader in sections.items():
-        if loader is not None:
+    for name, loader in loaders.items():
+        if loader is not None and not (name == "TRAIN_U" and cfg.DATALOADER.TRAIN_U.SAME_AS_X):
             batch = cfg.DATALOADER[name].BATCH_SIZE
             _check_share(f"DATALOADER.{name}.BATCH_SIZE", batch, len(loader.dataset), processes)
-    if not trainer._owns_model:
+    if model is None:
         raise own_steps(cfg)
-    if trainer.device.type != "cuda" and trained_norms(trainer.model):
+    if device.type != "cuda" and trained_norms(model):
         raise WorldSizeError(
             f"{cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} trains batch norms, whose "
             f"statistics {processes} processes share on GPUs only; start it without torchrun"
+        )
+
+
+def check_starts(epoch: int, directory: str) -> None:
+    """Refuse to train if the processes have found different resume files.
+
+    Args:
+        epoch: Where this process would start.
+        directory: OUTPUT_DIR.
+
+    Raises:
+        ValueError: They would start at different epochs.
+    """
+    starts = gather_objects(epoch)
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f"the processes would start after different epochs ({starts}): OUTPUT_DIR "
+            f'"{directory}" must be on a file system that all machines share'
         )
 
 

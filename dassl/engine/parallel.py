@@ -13,16 +13,20 @@ scaling sees averaged gradients, so that an overflow on one process makes all of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dassl.engine.distributed import WorldSizeError
 from dassl.engine.step import StepOutput
 from dassl.utils.distributed import gather_counts, sum_over_ranks, world_size
+
+if TYPE_CHECKING:
+    from dassl.engine.trainer_x import TrainerX
 
 __all__ = [
     "ParallelStep",
@@ -39,13 +43,14 @@ class TrainingStep(nn.Module):
     """A trainer's ``forward_loss`` as the forward pass of a module, for DDP.
 
     Args:
-        trainer: Its model's parameters are the module's.
+        model: Its parameters are the module's.
+        forward_loss: Of images and labels, with the model.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, model: nn.Module, forward_loss: Callable[[Tensor, Tensor], StepOutput]):
         super().__init__()
-        self.model = trainer.model
-        self.trainer = trainer
+        self.model = model
+        self.forward_loss = forward_loss
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Any, dict[str, Any]]:
         """Return loss, logits and parts; only the loss keeps its graph.
@@ -56,7 +61,7 @@ class TrainingStep(nn.Module):
             image: Images, (B, 3, height, width), or features.
             label: Labels, (B,).
         """
-        out = self.trainer.forward_loss(image, label)
+        out = self.forward_loss(image, label)
         logits = None if out.logits is None else out.logits.detach()
         parts = {
             name: part.detach() if isinstance(part, Tensor) else part
@@ -69,18 +74,24 @@ class ParallelStep:
     """A training step whose gradients are averaged over the processes.
 
     Args:
-        trainer: Owns its model, which is on its device and has the weights to start from.
+        model: On its device, with the weights to start from.
+        forward_loss: The method's.
+        device: Device of the run.
 
     Attributes:
         used: Whether there was a step.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        device = trainer.device
+    def __init__(
+        self,
+        model: nn.Module,
+        forward_loss: Callable[[Tensor, Tensor], StepOutput],
+        device: torch.device,
+    ) -> None:
         self.used = False
-        self._trained = trained_parameters(trainer.model)
+        self._trained = trained_parameters(model)
         self._step = DistributedDataParallel(
-            TrainingStep(trainer),
+            TrainingStep(model, forward_loss),
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,  # none changes, but for statistics that are shared anyway
             find_unused_parameters=True,
@@ -92,11 +103,7 @@ class ParallelStep:
         return StepOutput(*self._step(image, label))
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether the gradients that are averaged are those of all parameters that train.
-
-        Args:
-            model: The trainer's.
-        """
+        """Tell whether the gradients that are averaged are those of all parameters that train."""
         return self._trained == trained_parameters(model)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
@@ -108,7 +115,7 @@ class ParallelStep:
         return nullcontext() if last else self._step.no_sync()
 
 
-def parallel_step(trainer: Any, current: ParallelStep | None = None) -> ParallelStep | None:
+def parallel_step(trainer: TrainerX, current: ParallelStep | None) -> ParallelStep | None:
     """Return what averages gradients over the processes; None for one process.
 
     Args:
@@ -117,15 +124,13 @@ def parallel_step(trainer: Any, current: ParallelStep | None = None) -> Parallel
     """
     if world_size() == 1:
         return None
-    return current if current is not None and current.fits(trainer.model) else ParallelStep(trainer)
+    if current is not None and current.fits(trainer.model):
+        return current
+    return ParallelStep(trainer.model, trainer.forward_loss, trainer.device)
 
 
 def trained_parameters(module: nn.Module) -> set[int]:
-    """Return the identities of the parameters that require a gradient.
-
-    Args:
-        module: Module.
-    """
+    """Return the identities of the parameters that require a gradient."""
     return {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
 
 

@@ -1,14 +1,15 @@
-"""The rolling resume file: everything a killed run needs to end as if it had not been."""
+"""The rolling resume file: everything a killed run needs to end as if it had not been killed."""
 
 from __future__ import annotations
 
 import os
 import random
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +20,18 @@ from dassl.locks import remove_leftovers
 from dassl.utils.restricted_unpickler import read_restricted
 from dassl.utils.torchtools import atomic_torch_save
 
+if TYPE_CHECKING:
+    from dassl.engine.trainer import SimpleTrainer
+
 __all__ = [
     "RESUME_NAME",
+    "collect_state",
     "random_states",
     "read_resume",
     "remove_resume",
     "resolve_seed",
     "restore_random_states",
+    "restore_state",
     "write_resume",
 ]
 
@@ -78,6 +84,57 @@ def restore_random_states(
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
+    """Return everything that the rest of a run depends on.
+
+    Args:
+        trainer: Behind an epoch.
+        epochs: Epochs trained so far.
+
+    Raises:
+        FloatingPointError: A weight is not finite.
+    """
+    scaler = trainer.scaler
+    return {
+        "config_hash": config_hash(trainer.cfg),
+        "identity": trainer.identity.content(),
+        "device": trainer.device.type,
+        "seed": trainer.seed,
+        "epoch": epochs,
+        **trainer.checkpoints.state(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "best_result": float(trainer.best_result),
+        "random": random_states(trainer._generators, trainer.device),
+        "elapsed": time.time() - trainer.time_start,
+        "notes": list(trainer.notes),
+        "extra": trainer.extra_state(),
+    }
+
+
+def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
+    """Put a trainer where another process was.
+
+    Args:
+        trainer: About to train.
+        state: From `collect_state`, of the same run.
+    """
+    trainer.checkpoints.restore(state)
+    if trainer.scaler is not None and state["scaler"] is not None:
+        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.best_result = state["best_result"]
+    trainer.start_epoch = trainer.epoch = state["epoch"]
+    # As if the run had begun earlier by the time that the killed process had spent on it.
+    trainer.time_start -= state["elapsed"]
+    trainer.record.started -= state["elapsed"]
+    trainer.notes += [note for note in state["notes"] if note not in trainer.notes]
+    now, begun = trainer.device.type, state.get("device", trainer.device.type)
+    if begun != now:
+        trainer.notes.add(f"begun on {begun}, went on after epoch {state['epoch']} on {now}")
+    trainer.load_extra_state(state["extra"])
+    # Last: what was done until here may have drawn random numbers.
+    restore_random_states(state["random"], trainer._generators)
 
 
 def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:

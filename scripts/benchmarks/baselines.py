@@ -188,7 +188,8 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     trainer.save_model(0, directory)
     # The result says which pictures the run was trained on.
     trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
-    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    found = trainer.evaluator.evaluate()
+    trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
     return directory
 
 

@@ -341,7 +341,7 @@ def test_what_other_repositories_use_of_a_trainer(make_cfg):
 def test_several_processes_cannot_share_a_test_of_its_own(make_cfg, monkeypatch):
     cls = style()
     trainer = build_trainer(make_cfg(trainer=cls.__name__))
-    monkeypatch.setattr("dassl.engine.run_result.world_size", lambda: 2)
+    monkeypatch.setattr("dassl.engine.overrides.world_size", lambda: 2)
     with pytest.raises(WorldSizeError, match=rf"{cls.__name__} has a test\(\) of its own"):
         trainer.test()
     assert read_result(trainer.output_dir) is None

@@ -156,7 +156,7 @@ class ClassRows(TrainerX):
                 "but new classes (DATASET.SUBSAMPLE_CLASSES) are never those that were trained; "
                 "test it on the classes it was trained on"
             )
-        self.add_note(f'"{path}" does not name its classes: {keys[0]} is taken in label order')
+        self.notes.add(f'"{path}" does not name its classes: {keys[0]} is taken in label order')
         return state_dict
 
     def match_initial_weights(self) -> None:

@@ -61,7 +61,7 @@ class CLIPTrainer(PromptTexts, ClassRows):
         if self.uses_features(cfg):
             use_features(self)
         elif cfg.FEATURE_CACHE.ENABLED:
-            self.add_note(
+            self.notes.add(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
 

@@ -286,7 +286,7 @@ class FeatureLoader:
     def _note_views(self) -> None:
         trainer = self.encoder.trainer
         if self.split == "train" and self.views < trainer.max_epoch:
-            trainer.add_note(
+            trainer.notes.add(
                 f"feature cache: {self.views} augmentations of each training image take turns in "
                 f"{trainer.max_epoch} epochs (FEATURE_CACHE.VIEWS)"
             )

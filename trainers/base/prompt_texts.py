@@ -99,7 +99,7 @@ class PromptTexts(TrainerX):
         chosen = chosen_template(self.cfg.DATASET)
         if chosen not in ("", CLIPDataset.default_template) and not self._template_read:
             first = f", the first is {bank.texts[0]!r}" if bank is not None else ""
-            self.add_note(
+            self.notes.add(
                 f"DATASET.PROMPT_TEMPLATE {chosen!r} has no effect: {type(self).__name__} has "
                 f"other prompts{first}; see the options of TRAINER."
                 f"{self.config_section or type(self).__name__}"
@@ -117,14 +117,14 @@ class PromptTexts(TrainerX):
             )
         signs = [name for name in names if not any(sign.isalnum() for sign in name)]
         if signs:
-            self.add_note(
+            self.notes.add(
                 f"{len(signs)} of {len(names)} class names have neither letter nor digit: "
                 f"{_listed(signs)}"
             )
         groups = [[names[k] for k in group] for group in bank.twins() if max(group) < len(names)]
         groups = [group for group in groups if not self._known_twins(group)]
         if groups:
-            self.add_note(
+            self.notes.add(
                 f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
                 f"apart, whose prompts have the same tokens: {_listed(groups)}"
             )

@@ -84,7 +84,7 @@ def sanity_check(trainer: CLIPTrainer) -> dict[str, Any] | None:
     )
     doubt = verdict(accuracy, images, chance, figure)
     if doubt:
-        trainer.add_note(
+        trainer.notes.add(
             f"zero-shot check of {cfg.DATASET.NAME}: {accuracy:.2f}% on {images:,} test images "
             f"{doubt}. Most likely labels and class names are in different order: check the "
             "folders of the data, classnames.txt and DATASET.CLASSNAMES"
@@ -111,7 +111,7 @@ def check_names(trainer: CLIPTrainer) -> None:
     wrong = misnamed(dataset.classnames, labels, standard if whole else dataset.imagenet_names)
     # One in ten: lists of names differ in a few that read alike, such as crane or maillot.
     if len(wrong) > dataset.num_classes / 10:
-        trainer.add_note(
+        trainer.notes.add(
             f"{len(wrong)} of {dataset.num_classes} classes of {cfg.DATASET.NAME} have the name of "
             f"another class of ImageNet: {wrong[0]}. Most likely the list of names "
             "(classnames.txt, DATASET.CLASSNAMES) is in another order than the labels"

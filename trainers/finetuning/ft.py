@@ -101,7 +101,7 @@ class FineTuner(CLIPTrainer):
         """Start from the first stage, if there is one, or from where an earlier process stopped."""
         self.model.class_weights()
         if self.first_stages:
-            with self.reading_weights():
+            with self.identity.reading_weights():
                 self.model.load_state_dict(self.first_stage(), strict=False)
         super().before_train()
 
