@@ -135,9 +135,9 @@ def both_ends(
     trainer.any_config = True  # the two runs may differ in how they were trained
     trainer.load_model(str(start or end))
     if start is not None:
-        first, classes = copied(trainer), list(trainer.row_names())
+        first, classes = copied(trainer), list(trainer.rows_by_class().classes)
         trainer.load_model(str(end))
-        if trainer.row_names() != classes:
+        if list(trainer.rows_by_class().classes) != classes:
             raise ValueError(
                 f"--start: {start} was trained on other classes than {end}, or on the same in "
                 "another order, and there is nothing between rows of different classes"
