@@ -209,12 +209,7 @@ class TrainerBase:
     ) -> None:
         """Save what trains of every registered model, see `Checkpoints.save`.
 
-        Args:
-            epoch: Current epoch, from 0; the file is named by the number of epochs done.
-            directory: Run directory.
-            is_best: Also save as the best.
-            val_result: Result on the validation images.
-            model_name: File name instead of the one with the epoch.
+        ``epoch`` counts from 0, the number in the file's name is that of the epochs done.
         """
         self.checkpoints.save(
             directory,

@@ -15,9 +15,9 @@ from dassl.utils.registry import check_availability
 __all__ = [
     "PRECISIONS",
     "autocast_context",
-    "effective_precision",
     "requested_precision",
     "resolve_device",
+    "resolve_precision",
     "stated_precision",
 ]
 
@@ -90,13 +90,13 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
     return torch.device("cuda", local_rank())
 
 
-def requested_precision(cfg: CfgNode, section: str) -> str:
+def requested_precision(cfg: CfgNode, section: str | None) -> str:
     """Read a trainer's precision from the configuration.
 
     Args:
         cfg: Configuration.
-        section: Name of the trainer's section under TRAINER, or the same in capitals, as in CoOp's
-            repository.
+        section: Name of the trainer's section under TRAINER, by default the trainer's, or the same
+            in capitals, as in CoOp's repository.
 
     Returns:
         One of `PRECISIONS`; fp32 if there is no such section or key.
@@ -104,6 +104,7 @@ def requested_precision(cfg: CfgNode, section: str) -> str:
     Raises:
         ValueError: Another value.
     """
+    section = section or cfg.TRAINER.NAME
     node = cfg.TRAINER.get(section, cfg.TRAINER.get(section.upper()))
     precision = node.get("PREC", "fp32") if isinstance(node, CfgNode) else "fp32"
     try:
@@ -113,7 +114,7 @@ def requested_precision(cfg: CfgNode, section: str) -> str:
     return precision
 
 
-def stated_precision(cfg: CfgNode, section: str) -> str:
+def stated_precision(cfg: CfgNode, section: str | None) -> str:
     """Read what the configuration says of a trainer that sees to its precision itself.
 
     Args:
@@ -129,25 +130,26 @@ def stated_precision(cfg: CfgNode, section: str) -> str:
         return "custom"
 
 
-def effective_precision(requested: str, device: torch.device) -> tuple[str, str | None]:
-    """Return the precision that a device can do.
+def resolve_precision(cfg: CfgNode, section: str | None, device: torch.device, notes: Any) -> str:
+    """Return the precision that was asked for, if the device can do it, else fp32 with a note.
+
+    ``fp16`` (pure half weights) and ``amp`` (fp16 autocast with loss scaling) need CUDA.
 
     Args:
-        requested: One of `PRECISIONS`.
+        cfg: Configuration.
+        section: See `requested_precision`.
         device: Where the model runs.
-
-    Returns:
-        The precision to use, and a note if it is not the requested one. ``fp16`` (pure half
-        weights) and ``amp`` (fp16 autocast with loss scaling) need CUDA; elsewhere fp32 is used.
+        notes: The run's.
     """
-    fine = (
+    requested = requested_precision(cfg, section)
+    if (
         requested == "fp32"
         or (requested in ("fp16", "amp") and device.type == "cuda")
         or (requested == "bf16" and _has_bf16(device))
-    )
-    if fine:
-        return requested, None
-    return "fp32", f"precision {requested} is not available on {device}; fp32 is used instead"
+    ):
+        return requested
+    notes.add(f"precision {requested} is not available on {device}; fp32 is used instead")
+    return "fp32"
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -96,19 +96,15 @@ class Resumption:
         identity: What the current run is made from.
         checkpoints: The models that would go on.
         notes: Gets the reason why a resume file is not used.
-        seed: The run's seed.
 
     Attributes:
         found: The resume file that `find` has last looked at.
     """
 
-    def __init__(
-        self, identity: RunIdentity, checkpoints: Checkpoints, notes: list[str], seed: int
-    ) -> None:
+    def __init__(self, identity: RunIdentity, checkpoints: Checkpoints, notes: list[str]) -> None:
         self.identity = identity
         self.checkpoints = checkpoints
         self.notes = notes
-        self.seed = seed
         self.cfg = identity.cfg
         self.directory = self.cfg.OUTPUT_DIR
         self.found = Path(self.directory) / RESUME_NAME
@@ -177,8 +173,8 @@ class Resumption:
                 f"was written with another configuration (hash {state['config_hash']}, "
                 f"now {config_hash(self.cfg)})"
             )
-        if state["seed"] != self.seed:
-            return f"was written with seed {state['seed']}, now {self.seed}"
+        if state["seed"] != self.identity.seed:
+            return f"was written with seed {state['seed']}, now {self.identity.seed}"
         return self.checkpoints.mismatch(state)
 
     def _set_others_aside(self) -> bool:
@@ -252,7 +248,7 @@ def resume(trainer: SimpleTrainer) -> None:
         ValueError: What is there is of another run.
     """
     cfg = trainer.cfg
-    resumption = Resumption(trainer.identity, trainer.checkpoints, trainer.notes, trainer.seed)
+    resumption = Resumption(trainer.identity, trainer.checkpoints, trainer.notes)
     state = resumption.find(trains=trainer.start_epoch < trainer.max_epoch)
     if state is not None:
         restore_state(trainer, state)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dassl.config import config_hash, to_plain
@@ -47,11 +46,9 @@ class RunRecord:
         identity: What the run is made from.
         notes: Remarks, those to come included.
         models: The trainer's, by name, for the number of parameters.
-        device: Device of the run.
-        seed: The run's seed.
+        extra: Gives the trainer's own entries when the result is written.
         has_val: Whether there are validation images.
         started: When the run began, in seconds since the epoch.
-        extra: Gives the trainer's own entries when the result is written.
 
     Attributes:
         training: Whether ``train`` is at work; a test meanwhile is not the run's result.
@@ -66,19 +63,14 @@ class RunRecord:
         identity: RunIdentity,
         notes: Notes,
         models: Mapping[str, nn.Module],
-        device: torch.device,
-        seed: int,
-        *,
+        extra: Callable[[], Mapping[str, Any]],
         has_val: bool,
         started: float,
-        extra: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.identity = identity
         self.cfg, self.dm = identity.cfg, identity.dm
         self.notes = notes
         self.models = models
-        self.device = device
-        self.seed = seed
         self.has_val = has_val
         self.started = started
         self.extra = extra
@@ -236,7 +228,7 @@ class RunRecord:
             "model_dir": directory,
             "load_epoch": epoch,
             "durations": {**self.durations, "total": time.time() - self.started},
-            "peak_memory_mb": peak_memory_mb(self.device),
+            "peak_memory_mb": peak_memory_mb(self.identity.device),
             "notes": [*getattr(dataset, "notes", []), *self.notes],
         }
         print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
@@ -265,7 +257,7 @@ class RunRecord:
             "trainer": cfg.TRAINER.NAME,
             "dataset": cfg.DATASET.NAME,
             "backbone": cfg.MODEL.BACKBONE.NAME,
-            "seed": self.seed,
+            "seed": self.identity.seed,
             "shots": cfg.DATASET.NUM_SHOTS,
             "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
             "config": to_plain(cfg),
@@ -273,7 +265,7 @@ class RunRecord:
             "split_hash": split_hash(cfg.DATASET.ROOT, dataset.train_x, dataset.test),
             "versions": package_versions(),
             "git": git_revision(),
-            "device": str(self.device),
+            "device": str(self.identity.device),
             **({"processes": world_size()} if world_size() > 1 else {}),
             "precision": self.identity.precision,
             "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),

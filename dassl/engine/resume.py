@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.config import config_hash
 from dassl.locks import remove_leftovers
+from dassl.utils.distributed import is_main
 from dassl.utils.restricted_unpickler import read_restricted
 from dassl.utils.torchtools import atomic_torch_save
 
@@ -138,14 +139,15 @@ def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
 
 
 def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Replace the resume file, atomically.
+    """Replace the resume file, atomically; of several processes rank 0 does it.
 
     Args:
         directory: Run directory.
         state: Plain data and tensors.
     """
-    remove_leftovers([Path(directory)], alone=True)
-    atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
+    if is_main():
+        remove_leftovers([Path(directory)], alone=True)
+        atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
 
 
 def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:

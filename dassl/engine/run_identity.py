@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from dassl.config import config_hash, to_plain
@@ -50,6 +51,8 @@ class RunIdentity:
         cfg: Configuration.
         dm: Data manager.
         read: The files that are read while the run is built; more may come until `seal`.
+        seed: The run's seed.
+        device: Device of the run.
 
     Attributes:
         precision: What the run computes in, once that is known.
@@ -57,9 +60,13 @@ class RunIdentity:
             training.
     """
 
-    def __init__(self, cfg: CfgNode, dm: Any, read: Recording) -> None:
+    def __init__(
+        self, cfg: CfgNode, dm: Any, read: Recording, seed: int, device: torch.device
+    ) -> None:
         self.cfg = cfg
         self.dm = dm
+        self.seed = seed
+        self.device = device
         self.precision = ""
         self.loaded_from: tuple[str, int | None] = ("", None)
         self._read = read
@@ -189,8 +196,8 @@ def _recipe_changes(trained: Mapping[str, Any], own: Mapping[str, Any]) -> list[
 
 
 def check_recipe(
-    path: Path, meta: Mapping[str, Any], own: Mapping[str, Any], any_config: bool
-) -> str:
+    path: Path, meta: Mapping[str, Any], own: Mapping[str, Any], any_config: bool, notes: Any
+) -> None:
     """Refuse weights of another recipe than the config's, or of another backbone's content.
 
     On another dataset than that of the training, a method file's PER_DATASET section may set the
@@ -201,10 +208,8 @@ def check_recipe(
         path: Of the checkpoint.
         meta: What it says about its run; empty if nothing.
         own: The same of the current run.
-        any_config: Do not refuse.
-
-    Returns:
-        What should be noted of the differences; "" if there is nothing.
+        any_config: Note the difference instead of refusing.
+        notes: The run's.
 
     Raises:
         ValueError: They differ, and ``any_config`` is not set.
@@ -220,4 +225,5 @@ def check_recipe(
             "options of its run, or another --model-dir; --any-config loads it all the same"
         )
     noted = changes if grave else [n for n in changes if not n.startswith("OPTIM.")]
-    return f"weights that were trained with other options: {shown(noted)}" if noted else ""
+    if noted:
+        notes.add(f"weights that were trained with other options: {shown(noted)}")

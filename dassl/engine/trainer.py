@@ -24,9 +24,8 @@ from dassl.engine.build import adopt
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import (
     autocast_context,
-    effective_precision,
-    requested_precision,
     resolve_device,
+    resolve_precision,
     stated_precision,
 )
 from dassl.engine.distributed import check_world, own_steps
@@ -92,11 +91,7 @@ class SimpleTrainer(TrainerBase):
         wrap_overrides(cls)
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build everything.
-
-        Raises:
-            ValueError: Something in the configuration cannot be used.
-        """
+        """Build everything."""
         super().__init__()
         started = time.time()
         check_availability(cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
@@ -115,20 +110,13 @@ class SimpleTrainer(TrainerBase):
         with recording(read := Recording()):
             with main_first():
                 self.build_data_loader()
-            self.identity = RunIdentity(cfg, self.dm, read)
+            self.identity = RunIdentity(cfg, self.dm, read, self.seed, self.device)
             self._build_model()
-        # Of a trainer that sees to its precision itself, the config is all that is known.
-        section = self.config_section or cfg.TRAINER.NAME
-        self.identity.seal(self.precision if self._owns_model else stated_precision(cfg, section))
+        said = stated_precision(cfg, self.config_section)
+        self.identity.seal(self.precision if self._owns_model else said)
+        has_val = self.val_loader is not None
         self.record = RunRecord(
-            self.identity,
-            self.notes,
-            self._models,
-            self.device,
-            self.seed,
-            has_val=self.val_loader is not None,
-            started=started,
-            extra=self._own_entries,
+            self.identity, self.notes, self._models, self._own_entries, has_val, started
         )
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
@@ -157,20 +145,15 @@ class SimpleTrainer(TrainerBase):
         return SimpleNet(self.cfg, self.cfg.MODEL, self.num_classes)
 
     def param_groups(self, module: nn.Module) -> Any:
-        """Return parameter groups with their own learning rates; None for one group.
-
-        Args:
-            module: What `build_model` returned.
-        """
+        """Return parameter groups of the module with rates of their own; None for one group."""
         return None
 
     def _build_model(self) -> None:
         """Build the model; if `build_model` returns one, all that belongs to it too."""
-        cfg = self.cfg
-        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise ValueError(
-                f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation images, "
-                "and choosing on test images would make the result worthless; set last_step"
+                f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation "
+                "images, and choosing on test images would make the result worthless; set last_step"
             )
         with main_first():
             built: Any = self.build_model()
@@ -181,31 +164,23 @@ class SimpleTrainer(TrainerBase):
     @cached_property
     def precision(self) -> str:
         """What the run computes in: fp32, fp16, bf16 or amp, after falling back if need be."""
-        requested = requested_precision(self.cfg, self.config_section or self.cfg.TRAINER.NAME)
-        effective, note = effective_precision(requested, self.device)
-        if note:
-            self.notes.add(note)
-        return effective
+        return resolve_precision(self.cfg, self.config_section, self.device, self.notes)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model's forward passes run."""
         return autocast_context(self.precision, self.device)
 
     def register_generator(self, name: str) -> torch.Generator:
-        """Return a CPU generator seeded from the run's seed and a name, saved for resuming.
-
-        Args:
-            name: Unique in the trainer.
+        """Return a CPU generator seeded from the run's seed and a new name, saved for resuming.
 
         Raises:
             ValueError: The name is taken.
         """
         if name in self._generators:
             raise ValueError(f"a generator is already registered as {name!r}")
-        generator = torch.Generator()
-        generator.manual_seed(mix_seed(self.seed, "generator", name))
-        self._generators[name] = generator
-        return generator
+        seed = mix_seed(self.seed, "generator", name)
+        self._generators[name] = torch.Generator().manual_seed(seed)
+        return self._generators[name]
 
     # ------------------------------------------------------------------ a step
 
@@ -224,10 +199,9 @@ class SimpleTrainer(TrainerBase):
     def model_update(self, names: Names = None) -> None:
         """Clip the gradients' norm if asked to and step the optimisers."""
         optims = [self._optims[name] for name in self.get_model_names(names)]
-        if self._owns_model:
-            step_optimizers(optims, self.cfg.OPTIM.MAX_GRAD_NORM, self.scaler)
-        else:  # it scales and clips itself, before it calls this
-            step_optimizers(optims)
+        # A trainer that registers its models itself also scales and clips itself.
+        own = (self.cfg.OPTIM.MAX_GRAD_NORM, self.scaler) if self._owns_model else ()
+        step_optimizers(optims, *own)
 
     # ------------------------------------------------------------------ a run
 
@@ -236,7 +210,7 @@ class SimpleTrainer(TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
-        """Resume if there is something to resume from."""
+        """Check that there are images to train and test on; resume if there is a state to."""
         if self._owns_model and not trainable_state(self.model):
             print("No trainable parameter: going straight to the test")
             self.start_epoch = self.max_epoch
@@ -244,13 +218,9 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
-        split = self.cfg.TEST.SPLIT
-        own_test = type(self).test is not SimpleTrainer.test
-        if not (self.cfg.TEST.NO_TEST or own_test) and self._loader(split) is None:
-            raise ValueError(
-                f"{self.cfg.DATASET.NAME} has no images in the split {split!r} (TEST.SPLIT) to "
-                "test on after training; set TEST.NO_TEST True to train only"
-            )
+        if not self.cfg.TEST.NO_TEST and type(self).test is SimpleTrainer.test:
+            more = " (TEST.SPLIT) to test on after training; set TEST.NO_TEST True to train only"
+            self._loader(self.cfg.TEST.SPLIT, more)
         if is_main():
             check_room(self.output_dir, self._models)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"))
@@ -263,9 +233,9 @@ class SimpleTrainer(TrainerBase):
     def begin_epoch(self) -> None:
         """Make the order of images a function of the epoch, so that resuming repeats it."""
         for loader in (self.train_loader_x, self.train_loader_u):
-            set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-            if set_epoch is not None:
-                set_epoch(self.epoch)
+            sampler: Any = getattr(loader, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)
 
     def after_epoch(self) -> None:
         """Evaluate on validation images and save, as the configuration says."""
@@ -289,9 +259,7 @@ class SimpleTrainer(TrainerBase):
         every = self.cfg.TRAIN.RESUME_FREQ
         done = self.epoch + 1
         if every > 0 and (done % every == 0 or done == self.max_epoch):
-            state = collect_state(self, done)
-            if is_main():
-                write_resume(self.output_dir, state)
+            write_resume(self.output_dir, collect_state(self, done))
 
     def after_train(self) -> None:
         """Test the final model and write the result."""
@@ -305,29 +273,22 @@ class SimpleTrainer(TrainerBase):
                 print("Deploy the last-epoch model")
             self.test()
             self.record.finish_train(type(self).__name__)
-        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
-        print(f"Elapsed: {elapsed}")
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
 
     # ------------------------------------------------------------------ tests
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; outside of `train`, also write the result of the run.
+        """Evaluate on TEST.SPLIT or another split and return the main result, the accuracy.
 
-        Args:
-            split: test or val; by default TEST.SPLIT.
-
-        Returns:
-            The evaluator's main result, the accuracy.
+        Outside of `train` it is the run's, and is written.
 
         Raises:
             ValueError: There are no images in the split, or the evaluator gave no number.
         """
         split = split or self.cfg.TEST.SPLIT
         loader = self._loader(split)
-        if loader is None:
-            raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}")
         self.set_model_mode("eval")
         self.evaluator.reset()
         print(f"Evaluate on the *{split}* set")
@@ -346,8 +307,12 @@ class SimpleTrainer(TrainerBase):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
 
-    def _loader(self, split: str) -> Any:
-        return {"val": self.val_loader, "test": self.test_loader}.get(split)
+    def _loader(self, split: str, more: str = "") -> Any:
+        """Return a split's loader, or raise an error that ends with ``more``."""
+        loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
+        if loader is None:
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}{more}")
+        return loader
 
     def model_inference(self, input: Tensor) -> Any:
         """Return the model's logits, (B, K), on images, (B, 3, height, width)."""
@@ -355,19 +320,13 @@ class SimpleTrainer(TrainerBase):
 
     def parse_batch_test(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return images and labels of a test batch, on the device."""
-        return (
-            batch["img"].to(self.device, non_blocking=True),
-            batch["label"].to(self.device, non_blocking=True),
-        )
+        image, label = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return image, label
 
     # ------------------------------------------------------------------ what outlives the process
 
     def extra_state(self) -> dict[str, Any]:
-        """Return further state that a resumed run needs (tensors and plain data); none here.
-
-        A method overrides this together with `load_extra_state` if its training depends on more
-        than parameters, optimiser and random generators, such as a running average of weights.
-        """
+        """Return further state of the training, such as an average of weights; none here."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -386,6 +345,4 @@ class SimpleTrainer(TrainerBase):
 
     def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
         """Refuse weights of another recipe, see `dassl.engine.run_identity.check_recipe`."""
-        note = check_recipe(path, meta, self.checkpoint_meta(), self.any_config)
-        if note:
-            self.notes.add(note)
+        check_recipe(path, meta, self.checkpoint_meta(), self.any_config, self.notes)
