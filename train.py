@@ -8,10 +8,11 @@ from contextlib import nullcontext
 import datasets  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
-from dassl.engine.distributed import PeerLostError, is_main, process_group
+from dassl.engine.distributed import PeerLostError, process_group
 from dassl.engine.run_folder import run_folder
 from dassl.errors import plain_errors
 from dassl.utils import set_random_seed, setup_logger
+from dassl.utils.distributed import is_main
 from dassl.utils.logger import escape_unprintable
 from trainers.config import argument_parser, build_config
 from trainers.config_help import print_config_help

@@ -39,9 +39,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
     """Return the part of a state dict that training changes.
 
-    Args:
-        model: Module.
-
     Returns:
         Parameters that require a gradient, and the persistent buffers of modules that directly own
         such a parameter (running statistics of a trained batch norm). Tensors share the model's
@@ -60,11 +57,7 @@ def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
 
 
 def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse to go on with weights that are not finite.
-
-    Args:
-        state: Tensors by name.
-        what: What would happen with them, for the message.
+    """Refuse weights that are not finite, in the words of ``what`` cannot be done with them.
 
     Raises:
         FloatingPointError: A weight is infinite or NaN.
@@ -99,11 +92,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def group_sizes(state: Mapping[str, Any]) -> list[int]:
-    """Return the number of parameters in every group of an optimiser's state dict.
-
-    Args:
-        state: The state dict.
-    """
+    """Return the number of parameters in every group of an optimiser's state dict."""
     return [len(group["params"]) for group in state["param_groups"]]
 
 
@@ -143,11 +132,7 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the file that a model's folder names as its last checkpoint, if it is there.
-
-    Args:
-        folder: With the file ``checkpoint``, which holds the name.
-    """
+    """Return the file that a model's folder names as its last checkpoint, if it is there."""
     pointer = folder / "checkpoint"
     if not pointer.is_file():
         return None
@@ -174,22 +159,13 @@ def _listing(names: Iterable[str], limit: int = 12) -> str:
 
 
 def checkpoint_meta(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do.
-
-    Args:
-        checkpoint: From `load_checkpoint`.
-    """
+    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     return meta if isinstance(meta, dict) else {}
 
 
 def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
-    """Whether two runs name one backbone, perhaps by a file that has moved meanwhile.
-
-    Args:
-        saved: What a checkpoint says about its run.
-        meta: The same of now.
-    """
+    """Whether two metas name one backbone, perhaps by a file that has moved meanwhile."""
     names = [str(one.get("backbone")) for one in (saved, meta)]
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     moved = all(hashes) and hashes[0] == hashes[1] and len({Path(n).name for n in names}) == 1
@@ -197,11 +173,9 @@ def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
 
 
 def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    """Say that a backbone's file is another one than when weights were trained; else empty.
+    """Say so if a backbone's file is another one than when weights were trained; else "".
 
-    Args:
-        saved: What their checkpoint says about its run; what it does not say cannot differ.
-        meta: The same of now.
+    What one of the two metas does not say cannot differ.
     """
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     if not all(hashes) or hashes[0] == hashes[1]:
@@ -237,13 +211,8 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saved_classes(checkpoint: Any) -> list[str] | None:
-    """Return the class names that a checkpoint was trained on, in label order, if it has them.
-
-    Args:
-        checkpoint: Content of the file.
-    """
-    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
-    names = meta.get("classnames") if isinstance(meta, Mapping) else None
+    """Return the class names that a checkpoint was trained on, in label order, if it has them."""
+    names = checkpoint_meta(checkpoint).get("classnames")
     return list(names) if names else None
 
 

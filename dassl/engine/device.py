@@ -65,10 +65,6 @@ def resolve_device(cfg: CfgNode) -> torch.device:
 def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
     """Choose the device of one of several processes.
 
-    Args:
-        name: DEVICE.
-        use_cuda: USE_CUDA.
-
     Raises:
         ValueError: A single device for all, or more processes than GPUs.
     """
@@ -117,10 +113,6 @@ def requested_precision(cfg: CfgNode, section: str | None) -> str:
 def stated_precision(cfg: CfgNode, section: str | None) -> str:
     """Read what the configuration says of a trainer that sees to its precision itself.
 
-    Args:
-        cfg: Configuration.
-        section: See `requested_precision`.
-
     Returns:
         One of `PRECISIONS`, or "custom" for a trainer's own word for something.
     """
@@ -159,12 +151,7 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs.
-
-    Args:
-        precision: Effective precision.
-        device: Where the model runs.
-    """
+    """Return the context in which a forward pass runs."""
     if precision == "amp":
         return torch.autocast(device.type, dtype=torch.float16)
     if precision == "bf16":

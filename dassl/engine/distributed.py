@@ -28,33 +28,23 @@ from yacs.config import CfgNode
 from dassl.engine.device import resolve_device
 from dassl.utils.distributed import (
     barrier,
-    broadcast_object,
     gather_counts,
     gather_objects,
     is_main,
     launched_size,
-    main_first,
-    rank,
     world_size,
 )
 
 __all__ = [
     "PeerLostError",
     "WorldSizeError",
-    "barrier",
-    "broadcast_object",
     "check_starts",
     "check_world",
     "gather_features",
-    "gather_objects",
-    "is_main",
-    "main_first",
     "own_steps",
     "own_test",
     "process_group",
-    "rank",
     "synchronize_statistics",
-    "world_size",
 ]
 
 # What PyTorch's backends say, as plain RuntimeErrors too, when a peer is gone or late.
@@ -208,10 +198,6 @@ def check_world(
 def check_starts(epoch: int, directory: str) -> None:
     """Refuse to train if the processes have found different resume files.
 
-    Args:
-        epoch: Where this process would start.
-        directory: OUTPUT_DIR.
-
     Raises:
         ValueError: They would start at different epochs.
     """
@@ -258,11 +244,7 @@ def _check_share(key: str, batch: int, images: int, processes: int) -> None:
 
 
 def trained_norms(module: nn.Module) -> bool:
-    """Tell whether a batch norm's parameters train.
-
-    Args:
-        module: Module.
-    """
+    """Tell whether a batch norm's parameters train."""
     return any(
         isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters(recurse=False))
         for m in module.modules()
@@ -271,10 +253,6 @@ def trained_norms(module: nn.Module) -> bool:
 
 def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module:
     """Let batch norms that train take their statistics over the batches of all processes.
-
-    Args:
-        module: Module.
-        device: Device of the run; PyTorch's SyncBatchNorm needs CUDA.
 
     Returns:
         The module, or what takes its place.

@@ -107,25 +107,16 @@ class ParallelStep:
         return self._trained == trained_parameters(model)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        """Return the context of a part's forward and backward pass.
-
-        Args:
-            last: Average the gradients in its backward pass; else only add to them.
-        """
+        """Return a part's context: the last part's backward pass averages, the others' only add."""
         return nullcontext() if last else self._step.no_sync()
 
 
 def parallel_step(trainer: TrainerX, current: ParallelStep | None) -> ParallelStep | None:
-    """Return what averages gradients over the processes; None for one process.
-
-    Args:
-        trainer: About to train.
-        current: Kept unless other parameters train now.
-    """
+    """Return what averages gradients over the processes; None for one process."""
     if world_size() == 1:
         return None
     if current is not None and current.fits(trainer.model):
-        return current
+        return current  # the same parameters train as before
     return ParallelStep(trainer.model, trainer.forward_loss, trainer.device)
 
 

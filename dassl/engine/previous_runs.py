@@ -240,9 +240,6 @@ def check_checkpoints(
 def resume(trainer: SimpleTrainer) -> None:
     """Let a trainer go on from the state of an interrupted run, if there is one that fits.
 
-    Args:
-        trainer: About to train.
-
     Raises:
         FileNotFoundError: ``--resume`` is no directory.
         ValueError: What is there is of another run.

@@ -68,11 +68,7 @@ class EpochProgress:
         self.data_time.update(time.time() - self._last)
 
     def trained(self, losses: MetricMeter) -> None:
-        """Note that a step is done; print and write what is due.
-
-        Args:
-            losses: What the steps of the epoch returned.
-        """
+        """Note that a step is done; print and write what is due."""
         trainer = self.trainer
         self.batch_time.update(time.time() - self._last)
         frequency = trainer.cfg.TRAIN.PRINT_FREQ

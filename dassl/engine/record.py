@@ -171,11 +171,7 @@ class RunRecord:
         return next(iter(found.values()))
 
     def finish_train(self, name: str) -> None:
-        """Write the result of a training whose own end has not.
-
-        Args:
-            name: Of the trainer, for messages.
-        """
+        """Write the result of a training whose own end has not."""
         self.trained = True
         split = self.split_tested()
         others = [other for other in self.tests if other not in ("train", "val", "test")]
@@ -194,11 +190,7 @@ class RunRecord:
     # ------------------------------------------------------------------ result.json
 
     def write(self, split: str) -> None:
-        """Write ``result.json`` from the last test of a split and remove the resume file.
-
-        Args:
-            split: It was tested.
-        """
+        """Write ``result.json`` from the last test of a split and remove the resume file."""
         test = self._written = self.tests[split]
         metrics, chance = self._metrics(test.results), 100.0 / self.dm.num_classes
         accuracy = test.results.get("accuracy")

@@ -44,12 +44,7 @@ _ENTRIES = ("config_hash", "seed", "epoch", "models", "optims", "scheds", "rando
 def random_states(
     generators: Mapping[str, torch.Generator], device: torch.device
 ) -> dict[str, Any]:
-    """Return the states of all random generators as plain data.
-
-    Args:
-        generators: Named generators of the trainer.
-        device: Device of the run; its generators are included.
-    """
+    """Return the states of all random generators as plain data."""
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -67,12 +62,7 @@ def random_states(
 def restore_random_states(
     states: Mapping[str, Any], generators: Mapping[str, torch.Generator]
 ) -> None:
-    """Set all random generators to saved states.
-
-    Args:
-        states: From `random_states`.
-        generators: Named generators of the trainer.
-    """
+    """Set all random generators to saved states."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -89,10 +79,6 @@ def restore_random_states(
 
 def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
     """Return everything that the rest of a run depends on.
-
-    Args:
-        trainer: Behind an epoch.
-        epochs: Epochs trained so far.
 
     Raises:
         FloatingPointError: A weight is not finite.
@@ -115,12 +101,7 @@ def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
 
 
 def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
-    """Put a trainer where another process was.
-
-    Args:
-        trainer: About to train.
-        state: From `collect_state`, of the same run.
-    """
+    """Put a trainer where another process was."""
     trainer.checkpoints.restore(state)
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
@@ -139,12 +120,7 @@ def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
 
 
 def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Replace the resume file, atomically; of several processes rank 0 does it.
-
-    Args:
-        directory: Run directory.
-        state: Plain data and tensors.
-    """
+    """Replace the resume file, atomically; of several processes rank 0 does it."""
     if is_main():
         remove_leftovers([Path(directory)], alone=True)
         atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
@@ -152,9 +128,6 @@ def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> No
 
 def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read the resume file.
-
-    Args:
-        directory: Run directory.
 
     Returns:
         The state, or None if there is no file.
@@ -179,11 +152,7 @@ def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def remove_resume(directory: str | os.PathLike[str]) -> None:
-    """Remove the resume file, if there is one.
-
-    Args:
-        directory: Run directory.
-    """
+    """Remove the resume file, if there is one."""
     remove_leftovers([Path(directory)], alone=True)
     with suppress(FileNotFoundError):
         (Path(directory) / RESUME_NAME).unlink()
@@ -194,9 +163,6 @@ def resolve_seed(cfg: CfgNode) -> int:
 
     An interrupted run with a drawn seed is resumed with the same one: another seed would give
     another few-shot draw under the same weights.
-
-    Args:
-        cfg: Configuration.
 
     Returns:
         The seed.

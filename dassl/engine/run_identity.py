@@ -74,11 +74,7 @@ class RunIdentity:
         self._root = cfg.DATASET.ROOT or os.getcwd()
 
     def seal(self, precision: str) -> None:
-        """Hash what was read, as it is now: a file may be edited while the run goes on.
-
-        Args:
-            precision: See `RunIdentity.precision`.
-        """
+        """Hash what was read, as it is now: a file may be edited while the run goes on."""
         self.precision = precision
         self.inputs  # noqa: B018 - computed and kept
 

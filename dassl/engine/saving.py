@@ -94,20 +94,12 @@ class Checkpoints:
         barrier()  # other processes may read what rank 0 has written
 
     def put(self, name: str, state: Mapping[str, Any]) -> None:
-        """Load checked weights into a model.
-
-        Args:
-            name: Of the model.
-            state: Tensors by key; keys that are absent stay as they are.
-        """
+        """Load checked weights into a model."""
         unwrap(self.models[name]).load_state_dict(state, strict=False)
         drop_caches(self.models[name])
 
     def continue_from(self, directory: str | os.PathLike[str]) -> int:
         """Load the last checkpoint of every model, its optimiser and schedule, as Dassl does.
-
-        Args:
-            directory: Run directory.
 
         Returns:
             The epoch to start at; 0 if any model has no checkpoint.
@@ -144,11 +136,7 @@ class Checkpoints:
         }
 
     def mismatch(self, state: Mapping[str, Any]) -> str | None:
-        """Say why `restore` could not take a state; None if it can.
-
-        Args:
-            state: From `state`, maybe of another run.
-        """
+        """Say why `restore` could not take a state; None if it can."""
         for name, model in self.models.items():
             saved, optim = state["optims"].get(name), self.optims[name]
             if _shapes(state["models"].get(name, {})) != _shapes(trainable_state(model)):
@@ -160,11 +148,7 @@ class Checkpoints:
         return None
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue with a state's weights, optimisers and schedules.
-
-        Args:
-            state: From `state`.
-        """
+        """Continue with a state's weights, optimisers and schedules."""
         for name in self.models:
             self.put(name, state["models"][name])
             for owner, saved in (

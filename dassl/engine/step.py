@@ -35,11 +35,7 @@ class StepOutput:
     parts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
     def numbers(self, label: Tensor) -> dict[str, float]:
-        """Return ``loss``, ``acc`` (if there are logits) and the parts, for the log.
-
-        Args:
-            label: Labels, (B,).
-        """
+        """Return ``loss``, ``acc`` (if there are logits) and the parts, for the log."""
         found = {"loss": self.loss.item()}
         if self.logits is not None:
             found["acc"] = compute_accuracy(self.logits.detach(), label)[0].item()
@@ -73,20 +69,12 @@ def step_optimizers(optims: Iterable[Any], max_norm: float = 0.0, scaler: Any = 
 
 
 def caching_modules(module: nn.Module) -> list[Any]:
-    """Return the submodules that keep something computed from weights, see `drop_caches`.
-
-    Args:
-        module: Module.
-    """
+    """Return the submodules that keep something computed from weights, see `drop_caches`."""
     return [m for m in module.modules() if callable(getattr(m, "drop_cache", None))]
 
 
 def drop_caches(module: nn.Module) -> None:
-    """Call ``drop_cache()`` on every submodule that has one.
-
-    Args:
-        module: Module whose weights have changed.
-    """
+    """Call ``drop_cache()`` on every submodule that has one."""
     for submodule in caching_modules(module):
         submodule.drop_cache()
 
@@ -96,9 +84,6 @@ def freeze_statistics(module: nn.Module) -> None:
 
     In training mode a frozen ResNet's running statistics would drift with every batch, changing
     the pre-trained model although no parameter of it trains.
-
-    Args:
-        module: Module in training mode.
     """
     for submodule in module.modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm):
@@ -111,9 +96,6 @@ def keep_no_activations(module: nn.Module) -> None:
     """Let open_clip's transformers compute activations again in the backward pass.
 
     Less memory, about a third more time, the same gradients.
-
-    Args:
-        module: Module with open_clip models in it.
 
     Raises:
         ValueError: Nothing in it can do that.
