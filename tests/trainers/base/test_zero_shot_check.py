@@ -153,7 +153,7 @@ def test_a_list_that_does_not_fit_the_wnids_is_called_out(tmp_path: Path) -> Non
         test = SimpleNamespace(ZERO_SHOT_CHECK="shifts")
         cfg = SimpleNamespace(TEST=test, DATASET=SimpleNamespace(NAME="ImageNetV2"))
         trainer: Any = SimpleNamespace(
-            cfg=cfg, dm=SimpleNamespace(dataset=dataset), add_note=found.append
+            cfg=cfg, dm=SimpleNamespace(dataset=dataset), notes=SimpleNamespace(add=found.append)
         )
         sanity.check_names(trainer)
         return found
