@@ -67,11 +67,7 @@ class TrainerBase:
     ) -> None:
         """Put a model under the engine's care: modes, checkpoints, schedule, resuming.
 
-        Args:
-            name: Folder of its checkpoints.
-            model: Module.
-            optim: Its optimiser, or None if it does not train.
-            sched: Its schedule, or None.
+        ``name`` is the folder of its checkpoints. Without an optimiser it does not train.
 
         Raises:
             AttributeError: ``super().__init__()`` was not called.

@@ -32,7 +32,10 @@ __all__ = [
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside a DataParallel wrapper, or the module itself."""
+    """Return the module inside a DataParallel wrapper, or the module itself.
+
+    Trainers in CoOp's style wrap their model so where they see several GPUs.
+    """
     return model.module if isinstance(model, nn.DataParallel) else model
 
 
@@ -52,7 +55,7 @@ def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
             names = [name for name, p in own.items() if p.requires_grad]
             names += [name for name, _ in module.named_buffers(recurse=False)]
             wanted.update(f"{prefix}.{name}" if prefix else name for name in names)
-    state = model.state_dict()  # leaves non-persistent buffers out
+    state = model.state_dict()  # without the buffers that are not persistent
     return OrderedDict((key, value) for key, value in state.items() if key in wanted)
 
 
@@ -97,16 +100,13 @@ def group_sizes(state: Mapping[str, Any]) -> list[int]:
 
 
 def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | None) -> Path:
-    """Return the path of a model's checkpoint.
+    """Return the path of a model's checkpoint in a run directory.
 
     Args:
         directory: Run directory.
-        name: Name the model is registered under.
+        name: Of the model's folder.
         epoch: Number of epochs; None for the best on the validation images if the run chose one,
-            else the last. A best one that another run has left beside the last does not count.
-
-    Returns:
-        Path of an existing file.
+            else the last.
 
     Raises:
         FileNotFoundError: It is not there; the message says what is.
@@ -116,6 +116,7 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     pointer = path.parent / "checkpoint"
     if epoch is None and pointer.is_file():
         last = path.parent / pointer.read_text(encoding="utf-8").strip()
+        # Another run may have left its best one beside this run's last.
         if not path.is_file() or (last.is_file() and _of_other_runs(path, last)):
             path = last
     if path.is_file():
@@ -184,14 +185,7 @@ def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
 
 
 def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint and refuse one of another method or backbone.
-
-    Args:
-        path: Path of the file.
-        meta: ``method`` and ``backbone`` of the current run, and ``backbone_sha256`` if known.
-
-    Returns:
-        The checkpoint.
+    """Read a checkpoint and refuse one of another method or backbone than the run's ``meta`` says.
 
     Raises:
         ValueError: Damaged, without ``state_dict``, or made by another method or backbone.
@@ -231,12 +225,9 @@ def fitting_state(
     Args:
         path: Where it came from, for the messages.
         model: Gets the weights.
-        state_dict: Tensors by key.
+        state_dict: Returned as it is.
         saved_meta: ``meta`` entry of the checkpoint, if any.
         meta: The current run's.
-
-    Returns:
-        The state to load.
 
     Raises:
         ValueError: It does not fit; the message lists the keys or the shapes.

@@ -27,13 +27,9 @@ PRECISIONS = ["fp32", "fp16", "bf16", "amp"]
 def resolve_device(cfg: CfgNode) -> torch.device:
     """Choose the device that ``cfg.DEVICE`` and ``cfg.USE_CUDA`` ask for.
 
-    Args:
-        cfg: Configuration. ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else
-            MPS, else the CPU. Of several processes on a machine, as torchrun starts them, each gets
-            the GPU with its local rank's number.
-
-    Returns:
-        The device.
+    ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else MPS, else the CPU. Of
+    several processes on a machine, as torchrun starts them, each gets the GPU with its local rank's
+    number.
 
     Raises:
         ValueError: Not a device name, not there, or CUDA although USE_CUDA forbids it.
@@ -123,19 +119,11 @@ def stated_precision(cfg: CfgNode, section: str | None) -> str:
 
 
 def resolve_precision(cfg: CfgNode, section: str | None, device: torch.device, notes: Any) -> str:
-    """Return the precision that was asked for, if the device can do it, else fp32 with a note.
-
-    ``fp16`` (pure half weights) and ``amp`` (fp16 autocast with loss scaling) need CUDA.
-
-    Args:
-        cfg: Configuration.
-        section: See `requested_precision`.
-        device: Where the model runs.
-        notes: The run's.
-    """
+    """Return the precision that was asked for, if the device can do it, else fp32 with a note."""
     requested = requested_precision(cfg, section)
     if (
         requested == "fp32"
+        # Pure half weights, and fp16 autocast with loss scaling: PyTorch does both on CUDA only.
         or (requested in ("fp16", "amp") and device.type == "cuda")
         or (requested == "bf16" and _has_bf16(device))
     ):

@@ -252,11 +252,7 @@ def trained_norms(module: nn.Module) -> bool:
 
 
 def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let batch norms that train take their statistics over the batches of all processes.
-
-    Returns:
-        The module, or what takes its place.
-    """
+    """Return the module with the batch norms that train taking statistics over all processes."""
     if world_size() > 1 and device.type == "cuda" and trained_norms(module):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return module
@@ -278,6 +274,7 @@ def gather_features(tensor: Tensor) -> Tensor:
         return tensor
     counts = gather_counts(len(tensor))
     missing = max(counts) - len(tensor)
+    # The collective needs equal shapes; (n, ...) -> (largest n, ...).
     padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing)) if missing else tensor
     rows = all_gather(padded)
     return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

@@ -48,7 +48,7 @@ def _train(train: _Method) -> _Method:
     @functools.wraps(train)
     def train_and_finish(self: Any, *args: Any, **kwargs: Any) -> Any:
         record = self.record
-        if record.training:
+        if record.training:  # an override has called its parent's
             return train(self, *args, **kwargs)
         record.training = True
         try:
@@ -67,7 +67,7 @@ def _test(test: _Method) -> _Method:
     @functools.wraps(test)
     def test_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
         record = self.record
-        if record.testing:
+        if record.testing:  # an override has called its parent's
             return test(self, *args, **kwargs)
         record.testing = True
         started = time.time()
@@ -97,7 +97,7 @@ def _load_model(load_model: _Method) -> _Method:
     @functools.wraps(load_model)
     def load_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
         identity = self.identity
-        before = identity.loaded_from
+        before = identity.loaded_from  # a tuple of its own for every load, hence compared by `is`
         returned = load_model(self, *args, **kwargs)
         directory = args[0] if args else kwargs.get("directory")
         epoch = args[1] if len(args) > 1 else kwargs.get("epoch")

@@ -40,12 +40,7 @@ __all__ = [
 
 
 class TrainingStep(nn.Module):
-    """A trainer's ``forward_loss`` as the forward pass of a module, for DDP.
-
-    Args:
-        model: Its parameters are the module's.
-        forward_loss: Of images and labels, with the model.
-    """
+    """A trainer's ``forward_loss`` as the forward pass of a module, for DDP."""
 
     def __init__(self, model: nn.Module, forward_loss: Callable[[Tensor, Tensor], StepOutput]):
         super().__init__()
@@ -53,15 +48,10 @@ class TrainingStep(nn.Module):
         self.forward_loss = forward_loss
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Return loss, logits and parts; only the loss keeps its graph.
-
-        DDP waits for the gradient of every parameter that any output depends on.
-
-        Args:
-            image: Images, (B, 3, height, width), or features.
-            label: Labels, (B,).
-        """
+        """Return loss, logits (B, K) and parts of images (B, 3, height, width) or features."""
         out = self.forward_loss(image, label)
+        # DDP waits for the gradient of every parameter that any output depends on, so only the
+        # loss may keep its graph.
         logits = None if out.logits is None else out.logits.detach()
         parts = {
             name: part.detach() if isinstance(part, Tensor) else part
@@ -94,7 +84,7 @@ class ParallelStep:
             TrainingStep(model, forward_loss),
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,  # none changes, but for statistics that are shared anyway
-            find_unused_parameters=True,
+            find_unused_parameters=True,  # a step may leave an adapter out, see the module
         )
 
     def __call__(self, image: Tensor, label: Tensor) -> StepOutput:
@@ -160,6 +150,7 @@ def split_batch(images: int, accumulate: int) -> list[Part]:
         raise ValueError(f"OPTIM.ACCUMULATE must be at least 1, got {accumulate}")
     counts = gather_counts(images)
     _check_counts(counts)
+    # No part may be empty on any process: each is a backward pass in which all take part.
     total, parts = sum(counts), min(accumulate, *counts)
     bounds = [images * number // parts for number in range(parts + 1)]
     return [
@@ -180,7 +171,7 @@ def check_epoch() -> None:
         WorldSizeError: Some have batches left.
     """
     if world_size() > 1:
-        counts = gather_counts(0)
+        counts = gather_counts(0)  # meets the `split_batch` of a process that goes on
         if any(counts):
             _check_counts(counts)
 

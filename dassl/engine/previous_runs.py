@@ -33,12 +33,7 @@ _WEIGHTS = ("checkpoint", "model.pth.tar-*", BEST_NAME)
 
 
 def leftovers(directory: str | os.PathLike[str], keep: Iterable[str] = ()) -> list[Path]:
-    """Return what a run has left in its directory, its identity last.
-
-    Args:
-        directory: Run directory.
-        keep: Names that do not count.
-    """
+    """Return what a run has left in its directory but for some names, its identity last."""
     root = Path(directory)
     found = [root / name for name in _FILES if (root / name).is_file()]
     found += sorted(root.glob(_DRAW))
@@ -70,20 +65,12 @@ def _hash_of(checkpoint: Path) -> str:
 
 
 def set_aside(directory: str | os.PathLike[str], found: Iterable[Path]) -> Path:
-    """Move what a run has left into the next free ``previous-<n>`` below its directory.
-
-    Args:
-        directory: Run directory.
-        found: From `leftovers`. The identity goes last: a kill in between leaves the rest to the
-            next call.
-
-    Returns:
-        The folder.
-    """
+    """Move what a run has left into the next free ``previous-<n>`` below its directory."""
     root = Path(directory)
     numbers = range(1, len(os.listdir(root)) + 2)
     target = next(p for n in numbers if not (p := root / PREVIOUS.format(n)).exists())
     target.mkdir()
+    # `leftovers` names the identity last: a kill in between leaves the rest to the next run.
     for path in found:
         os.replace(path, target / path.name)
     return target
@@ -128,7 +115,7 @@ class Resumption:
         if state is not None:
             return state
         named = self.cfg.RESUME
-        if named:
+        if named:  # a directory that this run is to go on from, maybe its own
             if os.path.realpath(named) != os.path.realpath(self.directory):
                 self._set_others_aside()
             return self._named_state(named)

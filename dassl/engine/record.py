@@ -120,6 +120,8 @@ class RunRecord:
             self.add_test(split, found, [], seconds)
             return
         value = next(iter(found.values()), None)
+        # A test that evaluates several times, such as with and without an ensemble, returns the one
+        # that counts.
         same = [e for e in evaluations if next(iter(e.results.values())) == value]
         chosen = (same or evaluations)[-1]
         if len(evaluations) > 1:
@@ -204,7 +206,7 @@ class RunRecord:
         if not is_main():
             return
         eval_only = not self.trained
-        if eval_only:
+        if eval_only:  # training begins by making room; an evaluation may follow one
             self._keep_other_result()
         dataset, (directory, epoch) = self.dm.dataset, self.identity.loaded_from
         images = (dataset.val if split == "val" else dataset.test) or ()
@@ -224,7 +226,7 @@ class RunRecord:
             "notes": [*getattr(dataset, "notes", []), *self.notes],
         }
         print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
-        if not eval_only:
+        if not eval_only:  # only now: until the result is there, a killed run has to go on from it
             remove_resume(self.cfg.OUTPUT_DIR)
 
     def write_identity(self) -> str:
@@ -244,6 +246,7 @@ class RunRecord:
     def _run(self) -> dict[str, Any]:
         """Return what the run is and what it was made with."""
         cfg, dataset = self.cfg, self.dm.dataset
+        # By identity: a trainer may register a model and a part of it.
         params = {id(p): p for m in self.models.values() for p in m.parameters()}
         return {
             "trainer": cfg.TRAINER.NAME,

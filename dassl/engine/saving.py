@@ -85,6 +85,7 @@ class Checkpoints:
             content = {
                 "state_dict": state,
                 "epoch": epochs,
+                # Dassl's entries, so that its code reads these files too.
                 "optimizer": _state_of(self.optims[name]),
                 "scheduler": _state_of(self.scheds[name]),
                 "val_result": None if val_result is None else float(val_result),

@@ -93,7 +93,7 @@ class SimpleTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         """Build everything."""
         super().__init__()
-        started = time.time()
+        started = time.time()  # the durations include the building
         check_availability(cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
         check_availability(cfg.TEST.SPLIT, ["test", "val"])
         self.check_cfg(cfg)
@@ -107,17 +107,18 @@ class SimpleTrainer(TrainerBase):
         self._generators: dict[str, torch.Generator] = {}
         self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
+        # Files that are read from here on are what the result depends on.
         with recording(read := Recording()):
-            with main_first():
+            with main_first():  # rank 0 may download or draw what the others then find
                 self.build_data_loader()
             self.identity = RunIdentity(cfg, self.dm, read, self.seed, self.device)
+            has_val = self.val_loader is not None
+            self.record = RunRecord(
+                self.identity, self.notes, self._models, self._own_entries, has_val, started
+            )
             self._build_model()
         said = stated_precision(cfg, self.config_section)
         self.identity.seal(self.precision if self._owns_model else said)
-        has_val = self.val_loader is not None
-        self.record = RunRecord(
-            self.identity, self.notes, self._models, self._own_entries, has_val, started
-        )
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     # ------------------------------------------------------------------ building
@@ -225,7 +226,7 @@ class SimpleTrainer(TrainerBase):
             check_room(self.output_dir, self._models)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"))
         self.time_start = time.time()
-        resume(self)
+        resume(self)  # may move `start_epoch` and `time_start`
         if self.start_epoch < self.max_epoch:
             loaders = {"TRAIN_X": self.train_loader_x, "TRAIN_U": self.train_loader_u}
             check_world(self.cfg, loaders, self.model if self._owns_model else None, self.device)

@@ -27,7 +27,7 @@ class TrainerX(SimpleTrainer):
         """Go once through the labelled images."""
         self.set_model_mode("train")
         self.parallel = parallel_step(self, self.parallel)
-        self._caching = None
+        self._caching = None  # the model may have changed between epochs
         losses = MetricMeter()
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
