@@ -117,8 +117,9 @@ class SimpleTrainer(TrainerBase):
                 self.identity, self.notes, self._models, self._own_entries, has_val, started
             )
             self._build_model()
-        said = stated_precision(cfg, self.config_section)
-        self.identity.seal(self.precision if self._owns_model else said)
+        self.identity.seal(
+            self.precision if self._owns_model else stated_precision(cfg, self.config_section)
+        )
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     # ------------------------------------------------------------------ building
