@@ -80,7 +80,7 @@ def _device() -> torch.device:
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:
-    """Add numbers over the processes, in double precision."""
+    """Add up numbers over the processes, in double precision; as many on each of them."""
     if world_size() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=_device())
@@ -89,7 +89,7 @@ def sum_over_ranks(values: list[float]) -> list[float]:
 
 
 def gather_counts(count: int) -> list[int]:
-    """Return every process's number, by rank."""
+    """Return every process's count, by rank."""
     if world_size() == 1:
         return [count]
     own = torch.tensor([count], device=_device())
@@ -99,12 +99,12 @@ def gather_counts(count: int) -> list[int]:
 
 
 def first_row(count: int) -> int:
-    """Return where this process's rows begin among those of all."""
+    """Return where this process's ``count`` rows begin among those of all processes."""
     return sum(gather_counts(count)[: rank()])
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return every process's value, by rank."""
+    """Return every process's value, plain data, by rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -113,7 +113,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """Return rank 0's value."""
+    """Return rank 0's value, plain data."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]
