@@ -10,7 +10,7 @@ from datasets.classnames import read_class_names
 from datasets.imagenet import read_names as read_wnids
 from datasets.lists import read_lines
 from datasets.name_lists import read_name_list
-from scripts.describe import read_names as read_for_descriptions
+from scripts.describe import names_to_describe as read_for_descriptions
 from trainers.predict_files import read_names as read_for_predict
 
 THREE = ["chat noir", "café", "red, dog"]
