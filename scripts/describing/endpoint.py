@@ -1,8 +1,8 @@
 """A chat endpoint that speaks OpenAI's protocol: OpenAI, vLLM, Ollama, ``transformers serve``.
 
-The openai client is not used. It would be no more than the POST in :meth:`ChatEndpoint._request`:
-its own retries are silent, ignore the rate limit and any wait above two minutes, and it reads a
-response of any size.
+The openai client is not used. It would replace no more than the POST in ``_request``: its own
+retries are silent, do not keep to the rate limit and give up on a wait above two minutes, and it
+reads a response of any size.
 """
 
 from __future__ import annotations
