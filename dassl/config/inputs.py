@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dassl.config.identity import REPOSITORY, digest_of, file_hash
+from dassl.config.identity import digest_of, file_hash
+from dassl.config.paths import REPOSITORY
 
 __all__ = [
     "DATA",

@@ -1,5 +1,8 @@
 """Helpers under the names that Dassl's ``dassl.utils`` has."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -21,17 +24,19 @@ from dassl.utils.tools import (
     set_random_seed,
     tolist_if_not,
 )
-from dassl.utils.torchtools import (
-    atomic_torch_save,
-    count_num_param,
-    init_network_weights,
-    load_checkpoint,
-    load_pretrained_weights,
-    open_all_layers,
-    open_specified_layers,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+
+if TYPE_CHECKING:
+    from dassl.utils.torchtools import (
+        atomic_torch_save,
+        count_num_param,
+        init_network_weights,
+        load_checkpoint,
+        load_pretrained_weights,
+        open_all_layers,
+        open_specified_layers,
+        resume_from_checkpoint,
+        save_checkpoint,
+    )
 
 __all__ = [
     "AverageMeter",
@@ -65,3 +70,17 @@ __all__ = [
     "tolist_if_not",
     "write_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the helpers that are built on PyTorch when one of them is asked for: it takes seconds.
+
+    Args:
+        name: Of anything that is not here yet.
+
+    Raises:
+        AttributeError: There is none of that name.
+    """
+    if name in __all__:
+        return getattr(import_module("dassl.utils.torchtools"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

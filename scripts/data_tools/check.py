@@ -15,14 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 import datasets
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.data.wrapper import read_image
 from datasets import shapes
 from datasets.base import DatasetRow, data_root
 from datasets.downloads import Download, download_of
@@ -243,8 +241,8 @@ def _add_unreadable(finding: Finding, unreadable: list[tuple[str, str]]) -> Find
     return replace(finding, status=DAMAGED, problem=problem, unreadable=tuple(unreadable))
 
 
-class _Decoded(Dataset[str]):
-    """Why each image cannot be decoded; empty if it can."""
+class _Decoded:
+    """Why each image cannot be decoded; empty if it can. A loader's dataset."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -253,6 +251,8 @@ class _Decoded(Dataset[str]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str:
+        from dassl.data import read_image
+
         try:
             read_image(self.paths[index])
         except OSError as error:
@@ -273,7 +273,10 @@ def find_unreadable(
     Returns:
         (path, reason) of those that cannot be decoded.
     """
-    loader = DataLoader(_Decoded(paths), batch_size=32, num_workers=workers, collate_fn=list)
+    from torch.utils.data import DataLoader  # it takes seconds, which the other depths do without
+
+    images: Any = _Decoded(paths)
+    loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)
     reasons: list[str] = []
     with tqdm(desc=name, total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for batch in loader:

@@ -9,8 +9,8 @@ from typing import Any
 
 from clip.adapters.hpt_structures import Structure, read_structures
 from clip.prompts import find_description, match_key, read_descriptions
+from dassl.config.paths import resolve
 from trainers.base import CLIPTrainer
-from trainers.config import resolve
 
 # Test sets of another one's classes read its files.
 FILES_OF = {

@@ -11,11 +11,11 @@ from yacs.config import CfgNode
 
 from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
+from dassl.config.paths import REPOSITORY, resolve
 from dassl.config.schema import values_of
 from dassl.engine import TrainerX
 from datasets.base import CLIPDataset
 from trainers.base.templates import chosen_template, hand_made
-from trainers.config import REPOSITORY, resolve
 
 
 class PromptTexts(TrainerX):

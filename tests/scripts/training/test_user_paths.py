@@ -9,11 +9,12 @@ import pytest
 
 import train
 from dassl.config import user_path
-from dassl.config.paths import file_flag
+from dassl.config.paths import file_flag, resolve
 from dassl.config.schema import trainer_options
 from dassl.engine import TRAINER_REGISTRY
+from scripts.train_flags import argument_parser
 from tests.conftest import REPOSITORY
-from trainers.config import argument_parser, build_config, config_options, default_config, resolve
+from trainers.config import build_config, config_options, default_config
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,7 @@ def test_a_path_without_a_user_names_its_key(make_config, key):
 
 
 def test_no_path_makes_a_folder_of_that_name(home, shapes_root, monkeypatch):
-    monkeypatch.setattr(train, "setup_logger", lambda _: None)
+    monkeypatch.setattr("dassl.utils.setup_logger", lambda _: None)
     files = ["--dataset-config-file", str(REPOSITORY / "configs/datasets/shapes.yaml")]
     files += ["--config-file", str(REPOSITORY / "configs/trainers/ZeroshotCLIP/base2novel.yaml")]
     small = ["--device", "cpu", "DATASET.SUBSAMPLE_CLASSES", "base", "OUTPUT_DIR", "~/run"]
