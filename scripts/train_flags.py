@@ -12,8 +12,25 @@ from collections.abc import Collection, Sequence
 
 from dassl.config.merge import shortened
 from dassl.config.paths import path_flag
+from dassl.utils.registry import nearest
 
-__all__ = ["argument_parser", "read_options"]
+__all__ = ["CONFIG_KEYS", "argument_parser", "read_options"]
+
+# The config key that a flag stands for.
+CONFIG_KEYS = {
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+    "device": "DEVICE",
+    "feature_cache": "FEATURE_CACHE.ENABLED",
+}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -155,8 +172,6 @@ def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:
 
 
 def _late_flag(word: str) -> str:
-    from dassl.utils.registry import nearest  # it brings PyTorch
-
     flags = list(argument_parser()._option_string_actions)
     name = word.partition("=")[0]
     if any(flag.startswith(name) for flag in flags):

@@ -30,7 +30,7 @@ from dassl.config.schema import (
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
-from scripts.train_flags import read_options
+from scripts.train_flags import CONFIG_KEYS, read_options
 from trainers.base.options import precision
 from trainers.base.templates import chosen_template
 
@@ -49,22 +49,6 @@ OPTIONS = {
     "FIRST_STAGE.CONFIG": Option("", TEXT, "such as RAdaFFT/fft; how scripts/run.py makes DIR"),
     "FIRST_STAGE.DIR": Option("", PATH, "directory of the run that a two-stage method starts from"),
     "FIRST_STAGE.EPOCH": Option(0, count(0), "its epoch, 0 for the last"),
-}
-
-# The config key that a flag stands for.
-_KEY_OF = {
-    "root": "DATASET.ROOT",
-    "output_dir": "OUTPUT_DIR",
-    "resume": "RESUME",
-    "seed": "SEED",
-    "source_domains": "DATASET.SOURCE_DOMAINS",
-    "target_domains": "DATASET.TARGET_DOMAINS",
-    "transforms": "INPUT.TRANSFORMS",
-    "trainer": "TRAINER.NAME",
-    "backbone": "MODEL.BACKBONE.NAME",
-    "head": "MODEL.HEAD.NAME",
-    "device": "DEVICE",
-    "feature_cache": "FEATURE_CACHE.ENABLED",
 }
 
 
@@ -180,7 +164,7 @@ def _require_file(path: str, flag: str) -> None:
 
 def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
     keys = set(full_keys(cfg))
-    for flag, key in _KEY_OF.items():
+    for flag, key in CONFIG_KEYS.items():
         value = getattr(args, flag)
         for word in value if isinstance(value, list) else ():
             if word in keys:

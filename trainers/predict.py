@@ -54,7 +54,7 @@ def run_predict(args: argparse.Namespace) -> int:
         FileNotFoundError: A pattern matches no image, or a file or directory is missing.
         ValueError: A flag or a key has a value that cannot be used.
     """
-    check_flags(args)
+    _check_values(args)
     cfg = prediction_config(args)
     names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
     left_out = LeftOut()
@@ -75,8 +75,8 @@ def run_predict(args: argparse.Namespace) -> int:
     return int(bool(found.unreadable))
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags before anything is loaded.
+def _check_values(args: argparse.Namespace) -> None:
+    """Refuse values of flags before anything is loaded.
 
     Raises:
         ValueError: --top-k below 1, or --predict-output with a suffix that stands for no format.
@@ -163,7 +163,7 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
     if not args.dataset_config_file and result is None:
         raise ValueError(
             "--predict needs class names: give --classnames FILE (one a line), --model-dir of a "
-            "run, or --dataset-config-file of a data set that is on this machine"
+            "run, or --dataset-config-file of a dataset that is on this machine"
         )
     return list(build_dataset(cfg).classnames)
 

@@ -14,8 +14,17 @@ from yacs.config import CfgNode
 
 from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
+from dassl.utils.registry import nearest
 
-__all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
+__all__ = [
+    "clean_cfg",
+    "config_hash",
+    "full_keys",
+    "merge_file",
+    "merge_options",
+    "shortened",
+    "to_plain",
+]
 
 # What YAML 1.1 and people write for them.
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -102,8 +111,8 @@ def merge_file(
             message names the file.
     """
     names = None if known_datasets is None else list(known_datasets)
-    # A copy first: an error leaves the caller's configuration as it was, and which entries count
-    # is only known when all files are merged.
+    # Into a copy first: an error leaves the caller's configuration as it was, and which entries
+    # count is known only when all files have been read.
     merged = cfg.clone()
     read = [_read_layer(merged, layer, names, shots) for layer in read_layers(path)]
     chosen = dataset if dataset is not None else merged.DATASET.NAME
@@ -159,7 +168,10 @@ class _Section:
 def _read_layer(
     merged: CfgNode, layer: Layer, known: Sequence[str] | None, shots: int | None
 ) -> tuple[_Section, dict[str, _Section]]:
-    """Convert a file and its entries for datasets; merge what does not depend on the dataset."""
+    """Convert a file and its entries for datasets; merge what does not depend on the dataset.
+
+    Entries of all datasets are converted, whichever is used: a typing error shows at once.
+    """
     own = _read_section(merged, layer.content, layer.source)
     own.merge_into(merged, shots)
     entries = {}
@@ -190,10 +202,8 @@ def _read_section(cfg: CfgNode, section: Any, source: str) -> _Section:
 
 
 def _no_dataset(layer: Layer, name: object, known: Sequence[str]) -> str:
-    from dassl.utils.registry import nearest  # see _merge_section
-
     return (
-        f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no data set's name "
+        f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no dataset's name "
         f"(DATASET.NAME).{nearest(str(name), known)} Known: {', '.join(sorted(known))}"
     )
 
@@ -227,9 +237,6 @@ def _walk(root: CfgNode, place: Place, content: Any, source: str) -> Iterator[tu
         elif node.is_new_allowed():
             yield here, value if isinstance(value, dict) else _decode(value)
         else:
-            # Imported here: it brings PyTorch, which a reader of config files can do without.
-            from dassl.utils.registry import nearest
-
             full = ".".join(map(str, here))
             hint = nearest(full, full_keys(root))
             raise ValueError(f"{source}: unknown config key {full!r}.{hint}")

@@ -61,7 +61,7 @@ def test_a_user_that_is_not_there_is_one_line(capsys):
 
 
 def test_every_path_of_the_config(home, shapes_root):
-    """Those of the engine, of data sets and of every trainer, from files and from options."""
+    """Those of the engine, of datasets and of every trainer, from files and from options."""
     (home / "base.yaml").write_text("OUTPUT_DIR: ~/runs\n")
     (home / "own.yaml").write_text("_BASE_: ~/base.yaml\nTRAINER: {NAME: ZeroshotCLIP}\n")
     options = config_options(default_config())
