@@ -119,7 +119,7 @@ def test_registry_is_left_clean():
 def checkout(tmp_path) -> Path:
     """A copy of the repository into which method and dataset are put as the guide says."""
     root = tmp_path / "checkout"
-    for package in ("clip", "dassl", "datasets", "trainers", "configs", "prompts"):
+    for package in ("clip", "dassl", "datasets", "trainers", "scripts", "configs", "prompts"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / package, root / package, ignore=ignored)
     shutil.copy(REPOSITORY / "train.py", root)
