@@ -16,40 +16,15 @@ from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
 from dassl.config.defaults import TOGETHER
 from dassl.config.merge import full_keys
-from dassl.config.schema import (
-    PATH,
-    TEXT,
-    Option,
-    add_options,
-    check_config,
-    count,
-    expand_paths,
-    number,
-    trainer_options,
-)
+from dassl.config.schema import Option, add_options, check_config, expand_paths, trainer_options
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
 from scripts.train_flags import CONFIG_KEYS, read_options
-from trainers.base.options import precision
+from trainers.base.options import OPTIONS, precision
 from trainers.base.templates import chosen_template
 
 DEFAULT_BACKBONE = "ViT-B/16"
 CLIP_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
-
-OPTIONS = {
-    "ALPHA": Option(1.5, number(0), "RAda: weight of the mask's regulariser"),  # top level, as
-    "TEMP": Option(1.0, number(above=0), "RAda: temperature of the mask's attention"),  # released
-    "FEATURE_CACHE.ENABLED": Option(False, None, "compute a frozen encoder's features once"),
-    "FEATURE_CACHE.REQUIRED": Option(
-        True, None, "False: a method whose image features change goes without"
-    ),
-    "FEATURE_CACHE.DIR": Option(DEFAULT_DIR, PATH, "folder that they are kept in"),
-    "FEATURE_CACHE.VIEWS": Option(4, count(1, 10_000), "augmentations of each training image"),
-    "FIRST_STAGE.CONFIG": Option("", TEXT, "such as RAdaFFT/fft; how scripts/run.py makes DIR"),
-    "FIRST_STAGE.DIR": Option("", PATH, "directory of the run that a two-stage method starts from"),
-    "FIRST_STAGE.EPOCH": Option(0, count(0), "its epoch, 0 for the last"),
-}
 
 
 def default_config() -> CfgNode:
@@ -88,12 +63,12 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
 
     Precedence: defaults < ``below`` < dataset file < method file (with its PER_DATASET section) <
     flags that were given < trailing options. A file's ``_BASE_`` goes before the file itself, and
-    its PER_SHOTS section before PER_DATASET. Size, mean and deviation of the pictures are the
+    its PER_SHOTS section before PER_DATASET. Size, mean and deviation of the images are the
     backbone's own unless one of these sets them.
 
     Args:
         args: Of the command line.
-        below: Sections of another run's config. What it says of the pictures stays with its
+        below: Sections of another run's config. What it says of the images stays with its
             backbone.
 
     Raises:
@@ -105,6 +80,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     given: set[str] = set()
     if below:
         taken = merge_options(cfg, [item for pair in below.items() for item in pair])
+        # With another backbone the run's image size and statistics mean nothing.
         given |= set() if args.backbone else taken
     options = read_options(args.opts, set(full_keys(cfg)))
     shots = _take_shots(cfg, options)
@@ -117,12 +93,12 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
             given |= merge_file(cfg, path, shots=shots, known_datasets=DATASET_REGISTRY)
     _merge_flags(cfg, args)
     given |= merge_options(cfg, options)
-    if shots is not None:
+    if shots is not None:  # the files have set theirs meanwhile
         cfg.DATASET.NUM_SHOTS = shots
     _require_names(cfg)
-    options_of = config_options(cfg)
-    cfg = expand_paths(cfg, options_of)
-    check_config(cfg, options_of, TOGETHER)
+    allowed = config_options(cfg)
+    cfg = expand_paths(cfg, allowed)
+    check_config(cfg, allowed, TOGETHER)
     if cfg.DATASET.PROMPT_TEMPLATE:
         check_template(cfg.DATASET.PROMPT_TEMPLATE, "DATASET.PROMPT_TEMPLATE")
         if "DATASET.PROMPT_TEMPLATE" in options[::2] and not chosen_template(cfg.DATASET):
@@ -135,7 +111,11 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
 
 
 def _take_shots(cfg: CfgNode, options: list[str]) -> int | None:
-    """Take DATASET.NUM_SHOTS out of the options: PER_SHOTS sections of the files depend on it."""
+    """Take DATASET.NUM_SHOTS out of the options: PER_SHOTS sections of the files depend on it.
+
+    Returns:
+        The number, which ``cfg`` has too for now; None if it is not among the options.
+    """
     pairs = list(zip(options[::2], options[1::2], strict=True))
     for key, value in pairs:
         if key == "DATASET.NUM_SHOTS":
