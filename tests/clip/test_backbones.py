@@ -85,7 +85,7 @@ def test_size_of_a_file_is_read_off_shapes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "frombuffer", None)  # what makes numbers of a file's bytes
     for name, backbone in loaded.items():
         spec = input_spec(str(tmp_path / f"{name}.pt"))
-        assert spec == (backbone.image_size, backbone.image_mean, backbone.image_std)
+        assert spec == clip.InputSpec(backbone.image_size, backbone.image_mean, backbone.image_std)
     assert (loaded["resnet"].image_size, loaded["vit"].image_size) == (96, 32)
     assert input_spec("shapes").size == bundled.image_size
 
