@@ -331,7 +331,7 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 heavy = {"torch", "torchvision", "open_clip", "sklearn", "transformers", "matplotlib"}
-sys.exit(", ".join(heavy & {*sys.modules}))
+sys.exit(", ".join(heavy & {*sys.modules}) or None)
 """
     words = [sys.executable, "-c", code, *command.split()]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
