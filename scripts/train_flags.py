@@ -37,101 +37,60 @@ def argument_parser() -> argparse.ArgumentParser:
     """CoOp's flags; every default is None, so that only flags that were given count."""
     parser = argparse.ArgumentParser(description="Adapt a vision-language model, or evaluate it.")
     _add_config_flags(parser)
-    parser.add_argument("--eval-only", action="store_true", help="test the weights in --model-dir")
-    parser.add_argument(
-        "--model-dir",
-        type=path_flag,
-        default="",
-        help="folder of a finished run, for --eval-only and --predict",
-    )
-    parser.add_argument(
-        "--load-epoch", type=int, help="epoch of the weights to load; the last by default"
-    )
-    parser.add_argument(
-        "--any-config",
-        action="store_true",
-        help="evaluate weights in --model-dir although they were trained with other options",
-    )
-    parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
-    parser.add_argument(
-        "--feature-cache",
-        action="store_true",
-        default=None,
-        help="compute the features of a frozen image encoder once and keep them",
-    )
+    add = parser.add_argument
+    add("--eval-only", action="store_true", help="test the weights in --model-dir")
+    of = "folder of a finished run, for --eval-only and --predict"
+    add("--model-dir", type=path_flag, default="", help=of)
+    add("--load-epoch", type=int, help="epoch of the weights to load; the last by default")
+    told = "evaluate weights in --model-dir although they were trained with other options"
+    add("--any-config", action="store_true", help=told)
+    add("--no-train", action="store_true", help="build everything, train nothing")
+    cache = "compute the features of a frozen image encoder once and keep them"
+    add("--feature-cache", action="store_true", default=None, help=cache)
     _add_predict_flags(parser)
-    parser.add_argument(
-        "--help-config",
-        nargs="?",
-        const="",
-        metavar="KEY",
-        help="print the config keys, with what they mean and may be: all, or those of a section",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="show where an error came from; in any program: DEBUG_ERRORS=1",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
+    keys = "print the config keys, with what they mean and may be: all, or those of a section"
+    add("--help-config", nargs="?", const="", metavar="KEY", help=keys)
+    debug = "show where an error came from; in any program: DEBUG_ERRORS=1"
+    add("--debug", action="store_true", help=debug)
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, applied last")
     return parser
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that stand for a config key or name a file of keys."""
-    parser.add_argument("--root", type=path_flag, help="folder of all datasets")
-    parser.add_argument(
-        "--output-dir", type=path_flag, help="folder of this run's logs, weights and result"
-    )
-    parser.add_argument(
-        "--resume",
-        type=path_flag,
-        help="folder of another run to resume from (by default this one's own)",
-    )
-    parser.add_argument("--seed", type=int, help="0 is a seed; -1 draws one and records it")
-    parser.add_argument(
-        "--source-domains", nargs="+", help="for domain adaptation and generalisation sets"
-    )
-    parser.add_argument(
-        "--target-domains", nargs="+", help="for domain adaptation and generalisation sets"
-    )
-    parser.add_argument("--transforms", nargs="+", help="training augmentation, by name")
-    parser.add_argument(
-        "--config-file",
-        type=path_flag,
-        help="YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml",
-    )
-    parser.add_argument(
-        "--dataset-config-file",
-        type=path_flag,
-        help="YAML of the dataset, e.g. configs/datasets/dtd.yaml",
-    )
-    parser.add_argument("--trainer", help="name of the method, e.g. LightRA")
-    parser.add_argument(
-        "--backbone",
-        type=path_flag,
-        help="e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file",
-    )
-    parser.add_argument("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
+    add = parser.add_argument
+    add("--root", type=path_flag, help="folder of all datasets")
+    add("--output-dir", type=path_flag, help="folder of this run's logs, weights and result")
+    other = "folder of another run to resume from (by default this one's own)"
+    add("--resume", type=path_flag, help=other)
+    add("--seed", type=int, help="0 is a seed; -1 draws one and records it")
+    for flag in ("--source-domains", "--target-domains"):
+        add(flag, nargs="+", help="for domain adaptation and generalisation sets")
+    add("--transforms", nargs="+", help="training augmentation, by name")
+    method = "YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml"
+    add("--config-file", type=path_flag, help=method)
+    dataset = "YAML of the dataset, e.g. configs/datasets/dtd.yaml"
+    add("--dataset-config-file", type=path_flag, help=dataset)
+    add("--trainer", help="name of the method, e.g. LightRA")
+    backbone = "e.g. ViT-B/16, shapes, openclip:ViT-B-16@laion2b_s34b_b88k, a file"
+    add("--backbone", type=path_flag, help=backbone)
+    add("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps")
 
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
-    predict = parser.add_argument_group("predict", "classify pictures instead; trains nothing")
-    predict.add_argument(
-        "--predict",
-        type=path_flag,
-        nargs="+",
-        metavar="IMAGES",
-        help="files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE "
-        "pairs need -- or another flag before them",
+    add = parser.add_argument_group(
+        "predict", "classify pictures instead; trains nothing"
+    ).add_argument
+    images = (
+        "files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE pairs "
+        "need -- or another flag before them"
     )
-    predict.add_argument(
-        "--classnames",
-        type=path_flag,
-        help="file of class names, one a line or a JSON list; else the run's own",
-    )
-    predict.add_argument("--top-k", type=int, help="classes per picture (5)")
-    predict.add_argument("--predict-output", type=path_flag, help="file to write, .csv or .json")
+    add("--predict", type=path_flag, nargs="+", metavar="IMAGES", help=images)
+    names = "file of class names, one a line or a JSON list; else the run's own"
+    add("--classnames", type=path_flag, help=names)
+    add("--top-k", type=int, help="classes per picture (5)")
+    add("--predict-output", type=path_flag, help="file to write, .csv or .json")
 
 
 def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:

@@ -40,8 +40,7 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
 
     Args:
         cfg: Configuration.
-        trainer: Name of the trainer in use. Its section may be spelt in capitals, as in CoOp's
-            repository (``CoOp``'s section is ``COOP``).
+        trainer: Its section may be spelt in capitals, as in CoOp's repository (``COOP``).
     """
     for key in list(cfg.TRAINER.keys()):
         if key != "NAME" and key.upper() != trainer.upper():
@@ -49,14 +48,7 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
 
 
 def to_plain(node: Any) -> Any:
-    """Turn a configuration into dicts, lists and scalars that JSON can hold.
-
-    Args:
-        node: Configuration, or a value in it.
-
-    Returns:
-        The same content in plain types.
-    """
+    """Turn a configuration, or a value in it, into dicts, lists and scalars that JSON can hold."""
     if isinstance(node, Mapping):
         return {str(key): to_plain(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
@@ -65,14 +57,7 @@ def to_plain(node: Any) -> Any:
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """Hash everything in a configuration that can change a result.
-
-    Args:
-        cfg: Configuration.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Hash what can change a result, see `CANNOT_MATTER`, to 16 hexadecimal digits."""
     return digest_of(relevant(to_plain(cfg)))[:16]
 
 

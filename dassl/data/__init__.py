@@ -22,14 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what loads images when it is asked for: PyTorch takes seconds, lists of images do not.
-
-    Args:
-        name: Of anything that is not here yet.
-
-    Raises:
-        AttributeError: There is none of that name.
-    """
+    # PyTorch takes seconds to import: loaders need it, lists of images do not.
     if name in __all__:
         return getattr(import_module("dassl.data.data_manager"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,14 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the helpers that are built on PyTorch when one of them is asked for: it takes seconds.
-
-    Args:
-        name: Of anything that is not here yet.
-
-    Raises:
-        AttributeError: There is none of that name.
-    """
+    # PyTorch takes seconds to import, and most programs here only read or write files.
     if name in __all__:
         return getattr(import_module("dassl.utils.torchtools"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
