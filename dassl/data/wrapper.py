@@ -38,7 +38,7 @@ class BadImageError(OSError):
 
 
 class _BadItem:
-    """Takes the place of an item whose image cannot be read (INPUT.ON_BAD_IMAGE skip)."""
+    """Stands for an item whose image cannot be read (INPUT.ON_BAD_IMAGE skip)."""
 
     def __init__(self, impath: str, reason: str) -> None:
         self.impath = impath
@@ -69,12 +69,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's CPU generators after a block as they were before.
-
-    In a worker process, where nothing else draws from them, they are left alone.
-    """
+    """Restore Python's, NumPy's and PyTorch's CPU generators after a block."""
     if get_worker_info() is not None:
-        yield
+        yield  # in a worker process nothing else draws from them
         return
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
@@ -106,7 +103,7 @@ class DatasetWrapper(Dataset[Any]):
         transform: Any = None,
         is_train: bool = False,
     ) -> None:
-        """Keep images and transform.
+        """Store images and transform.
 
         Args:
             cfg: Configuration.
@@ -131,7 +128,8 @@ class DatasetWrapper(Dataset[Any]):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat "
                 "(INPUT.NO_TRANSFORM)"
             )
-        self.to_tensor = self._plain_transform()  # always: subclasses use it by themselves
+        # Built even without RETURN_IMG0, since subclasses written for Dassl apply it themselves.
+        self.to_tensor = self._plain_transform()
 
     def _plain_transform(self) -> T.Compose:
         """Return the transform of img0: no augmentation, normalised if training images are."""
@@ -167,6 +165,7 @@ class DatasetWrapper(Dataset[Any]):
         Args:
             indices: As for `__getitem__`.
         """
+        # A subclass that overrides `__getitem__` alone must be asked for every item.
         overridden = type(self).__getitem__ is not DatasetWrapper.__getitem__
         if overridden or not all(hasattr(idx, "seed") for idx in indices):
             return [self[idx] for idx in indices]
@@ -219,8 +218,8 @@ def collate_good(items: Sequence[Any]) -> dict[str, Any]:
         items: From `DatasetWrapper`.
 
     Returns:
-        The batch; paths and reasons of bad images are under a private key that `ImageLoader`
-        takes out again. Without any good image the batch has only that key.
+        The batch; paths and reasons of bad images are under a private key, which `ImageLoader`
+        removes. Without any good image the batch has only that key.
     """
     good = [item for item in items if not isinstance(item, _BadItem)]
     batch = default_collate(good) if good else {}

@@ -1,4 +1,4 @@
-"""Cutting off what a data set drew around its pictures."""
+"""Cutting off the frame that a dataset (ObjectNet) drew around its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CropBorder:
     """Cut the same number of pixels off all four sides."""
 
     def __init__(self, width: int) -> None:
-        """Keep the width.
+        """Store the width.
 
         Args:
             width: In pixels.
@@ -22,7 +22,7 @@ class CropBorder:
         self.width = width
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Crop a picture."""
+        """Crop an image."""
         width, height = image.size
         return image.crop((self.width, self.width, width - self.width, height - self.width))
 
@@ -32,7 +32,7 @@ class CropBorder:
 
 
 def crop_border_first(transform: Any, width: int) -> Any:
-    """Let a transform see pictures without their border.
+    """Let a transform see images without their border.
 
     Args:
         transform: As `DatasetWrapper` takes it: a callable, a list of such, or None.

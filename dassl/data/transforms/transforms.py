@@ -116,9 +116,9 @@ class InstanceNormalization:
         return (image - mean) / (image.std(dim=(-2, -1), keepdim=True) + 1e-8)
 
 
-# In the order in which they are applied, whatever the order in INPUT.TRANSFORMS.
+# Applied in this order, whatever the order in INPUT.TRANSFORMS, as in Dassl.
 _ON_IMAGE: dict[str, _Factory] = {
-    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # bilinear always
+    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # always bilinear
     "random_crop": lambda cfg, size, mode: T.RandomCrop(size, padding=cfg.CROP_PADDING),
     "random_resized_crop": lambda cfg, size, mode: T.RandomResizedCrop(
         size, scale=tuple(cfg.RRCROP_SCALE), interpolation=mode
@@ -197,6 +197,7 @@ def build_transform(
 def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     steps: list[Any] = []
+    # A random crop resizes by itself.
     if not any(name in names for name in _CROPS):
         steps.append(T.Resize(size, interpolation=mode))
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_IMAGE.items() if name in names]
@@ -207,9 +208,5 @@ def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
 
 def _test_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    steps = [*_centre_crop(size, mode), T.ToTensor()]
+    steps = [T.Resize(max(size), interpolation=mode), T.CenterCrop(size), T.ToTensor()]
     return steps + [_ON_TENSOR[n](cfg.INPUT, size, mode) for n in _AT_TEST if n in names]
-
-
-def _centre_crop(size: Any, mode: InterpolationMode) -> list[Any]:
-    return [T.Resize(max(size), interpolation=mode), T.CenterCrop(size)]
