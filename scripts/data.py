@@ -46,7 +46,7 @@ from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_sp
 from scripts.data_tools.http import LocalError, Policy
 from scripts.data_tools.output import format_size
 from scripts.jobs.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
-from scripts.run import choose_datasets, config_stems
+from scripts.jobs.settings import choose_datasets, config_stems
 from scripts.scrub import say, scrub
 
 PATIENT = Policy()

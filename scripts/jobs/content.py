@@ -48,8 +48,10 @@ class ContentReader:
         name = str(section.get("NAME"))
         dataset = _without_harmless(self.content(dataset_file, name))
         trainer = _without_harmless(self.content(trainer_file, name))
+        # An option is compared as it is written: only `content_changes` knows that 0.10 is 0.1.
         pairs = zip(options[::2], options[1::2], strict=True)
         options = [word for pair in pairs if pair[0] not in CANNOT_MATTER for word in pair]
+        # Any text may name a file; those that do not are looked for in vain.
         places = (self.repo, self.root, self.root / str(section.get("DIR") or ""))
         named = {value: find_file(value, places) for _, value in texts([dataset, trainer, options])}
         return {
