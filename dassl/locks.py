@@ -175,11 +175,7 @@ def acquire(
 
 
 def at_work(directory: Path) -> str:
-    """Return which process is at work in a run's folder, as a phrase; "" if none is.
-
-    Args:
-        directory: The run's folder.
-    """
+    """Return which process is at work in a run's folder, as a phrase; "" if none is."""
     lock = directory / RUN_LOCK
     if not lock.exists():
         return ""
@@ -191,11 +187,7 @@ def at_work(directory: Path) -> str:
 
 
 def runs_here(pid: int) -> bool:
-    """Tell whether a process of this machine runs; a zombie does not.
-
-    Args:
-        pid: Process id.
-    """
+    """Tell whether a process of this machine runs; a zombie does not."""
     stat = _proc_stat(pid)
     if stat is not None:
         return stat[0] not in ("Z", "X")
@@ -254,9 +246,5 @@ def _may_write(pid: int, path: Path) -> bool:
 
 
 def is_old(path: Path) -> bool:
-    """Tell whether a temporary file or folder was last changed more than an hour ago.
-
-    Args:
-        path: File or folder.
-    """
+    """Tell whether a temporary file or folder was last changed more than an hour ago."""
     return time.time() - path.stat().st_mtime > OLD

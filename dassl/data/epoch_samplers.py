@@ -22,11 +22,7 @@ __all__ = ["EpochSampler", "RandomSampler", "SeededIndex", "SequentialSampler", 
 
 
 def mix_seed(*parts: Hashable) -> int:
-    """Hash anything printable into a seed in [0, 2**32).
-
-    Args:
-        *parts: Numbers and strings.
-    """
+    """Hash numbers and strings into a seed in [0, 2**32)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
@@ -55,35 +51,22 @@ class EpochSampler(Sampler[int]):
     """Yields seeded indices; subclasses give the order of one pass.
 
     Each iteration is a new pass with a new order. The engine calls `set_epoch` before an epoch, so
-    that a resumed run sees the images that the interrupted one would have seen.
+    that a resumed run sees the images that the interrupted one would have seen. The seed is by
+    default what PyTorch's global generator was last seeded with.
     """
 
     def __init__(self, data_source: Sequence[Datum], seed: int | None = None) -> None:
-        """Keep the images.
-
-        Args:
-            data_source: Images.
-            seed: By default what PyTorch's global generator was last seeded with.
-        """
         self.data_source = data_source
         self.seed = torch.initial_seed() if seed is None else seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass the first one of an epoch.
-
-        Args:
-            epoch: Epoch, from 0.
-        """
+        """Make the next pass the first one of an epoch, counted from 0."""
         self._epoch = epoch
         self._passes = 0
 
     def order(self, rng: random.Random) -> Sequence[int]:
-        """Return the indices of one pass.
-
-        Args:
-            rng: Source of randomness for the pass.
-        """
+        """Return the indices of one pass, with ``rng`` as the only source of randomness."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[int]:

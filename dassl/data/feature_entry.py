@@ -80,9 +80,6 @@ def entry_name(key: dict[str, Any]) -> str:
 def check_contents(path: Path) -> None:
     """Refuse a folder that is no entry, so that nothing else is ever removed as one.
 
-    Args:
-        path: The folder.
-
     Raises:
         OSError: It is no folder, has another name, or holds further files.
     """
@@ -120,9 +117,6 @@ class FeatureEntry:
     @classmethod
     def read(cls, path: Path) -> FeatureEntry:
         """Read and check an entry's description.
-
-        Args:
-            path: Its folder.
 
         Raises:
             ValueError: It is damaged, or no entry at all.
@@ -242,9 +236,6 @@ class FeatureWriter:
     def finish(self, key: dict[str, Any]) -> None:
         """Write array and description, and have both on disk.
 
-        Args:
-            key: What the features were made from.
-
         Raises:
             FeatureCacheError: Writing fails.
             ValueError: Nothing was added, or rows have neither come nor are named as missing.
@@ -275,9 +266,5 @@ class FeatureWriter:
 
 
 def mebibytes(size: float) -> str:
-    """Write a number of bytes for people.
-
-    Args:
-        size: Bytes.
-    """
+    """Write a number of bytes for people."""
     return f"{size / 2**20:,.1f} MiB"

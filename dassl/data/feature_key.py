@@ -62,9 +62,5 @@ def _state(status: os.stat_result) -> str:
 
 
 def described(thing: Any) -> str:
-    """Return the repr of a module or transform without the addresses that default ones contain.
-
-    Args:
-        thing: Module or transform.
-    """
+    """Return the repr of a module or transform without the addresses that default ones contain."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))

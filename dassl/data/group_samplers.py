@@ -119,21 +119,15 @@ class RandomDomainSampler(_GroupSampler):
 
 
 class SeqDomainSampler(RandomDomainSampler):
-    """Batches with equally many images from every domain, domains in fixed order."""
+    """Batches with equally many images from every domain, domains in fixed order.
+
+    Raises:
+        ValueError: ``batch_size`` is not divisible by the number of domains.
+    """
 
     def __init__(
         self, data_source: Sequence[Datum], batch_size: int, seed: int | None = None
     ) -> None:
-        """Group the images by domain.
-
-        Args:
-            data_source: Images.
-            batch_size: Must be divisible by the number of domains.
-            seed: See `EpochSampler`.
-
-        Raises:
-            ValueError: Not divisible.
-        """
         super().__init__(data_source, batch_size, 0, seed)
 
     def choose(self, names: list[int], rng: random.Random) -> list[int]:

@@ -19,21 +19,16 @@ class ShardedSampler(Sampler[int]):
     PyTorch's DistributedSampler does to make shares equal.
 
     Attributes:
-        whole: The sampler that all processes have.
+        whole: The sampler that all processes have, with the same order on each.
+        batch_size: Images of a batch, on all processes together if batches are divided.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        divide: Divide every full batch, or the only one; else take whole batches in turn.
     """
 
     def __init__(
         self, whole: EpochSampler, batch_size: int, rank: int, world_size: int, *, divide: bool
     ) -> None:
-        """Store what the share depends on.
-
-        Args:
-            whole: Gives the same order on all processes.
-            batch_size: Images of a batch, on all processes together if batches are divided.
-            rank: This process, from 0.
-            world_size: Number of processes.
-            divide: Divide every full batch, or the only one; else take whole batches in turn.
-        """
         self.whole = whole
         self.batch_size = batch_size
         self.rank = rank

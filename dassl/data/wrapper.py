@@ -48,9 +48,6 @@ class _BadItem:
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image as RGB, upright and with 8 bits per channel, see ``pixels.to_rgb``.
 
-    Args:
-        path: Path of the file.
-
     Returns:
         The decoded image.
 
@@ -83,11 +80,7 @@ def preserved_randomness() -> Iterator[None]:
 
 
 def seed_randomness(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's CPU generators.
-
-    Args:
-        seed: In [0, 2**32).
-    """
+    """Seed Python's, NumPy's and PyTorch's CPU generators with a number in [0, 2**32)."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
@@ -160,11 +153,7 @@ class DatasetWrapper(Dataset[Any]):
             return self._item(idx)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Read and transform a batch, which keeps and restores the generators once.
-
-        Args:
-            indices: As for `__getitem__`.
-        """
+        """Read and transform a batch, which keeps and restores the generators once."""
         # A subclass that overrides `__getitem__` alone must be asked for every item.
         overridden = type(self).__getitem__ is not DatasetWrapper.__getitem__
         if overridden or not all(hasattr(idx, "seed") for idx in indices):
@@ -213,9 +202,6 @@ class DatasetWrapper(Dataset[Any]):
 
 def collate_good(items: Sequence[Any]) -> dict[str, Any]:
     """Collate the items whose image could be read, and name the others.
-
-    Args:
-        items: From `DatasetWrapper`.
 
     Returns:
         The batch; paths and reasons of bad images are under a private key, which `ImageLoader`

@@ -31,11 +31,7 @@ class EvaluatorBase:
             cls.evaluate = recorded(vars(cls)["evaluate"])  # type: ignore[method-assign]
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Keep the configuration.
-
-        Args:
-            cfg: Configuration.
-        """
+        """Store the configuration."""
         self.cfg = cfg
 
     def reset(self) -> None:
@@ -43,12 +39,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            mo: Model output.
-            gt: Ground truth.
-        """
+        """Add a batch: model output and ground truth."""
         raise NotImplementedError
 
     def gather(self) -> None:

@@ -47,11 +47,7 @@ __all__ = [
 
 
 def read_image(path: str | os.PathLike[str]) -> Any:
-    """Read an image as RGB, see `dassl.data.read_image`.
-
-    Args:
-        path: Path of the file.
-    """
+    """Read an image file as RGB, see `dassl.data.read_image`."""
     from dassl.data.wrapper import read_image as read  # which is built on this package
 
     return read(path)
@@ -96,9 +92,6 @@ def download_url(url: str, dst: str | os.PathLike[str], from_gdrive: bool = Fals
 
 def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch (all devices). 0 is a seed like any other.
-
-    Args:
-        seed: In [0, 2**32).
 
     Raises:
         ValueError: Out of range.

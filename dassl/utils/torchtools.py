@@ -56,13 +56,10 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
 
 
 def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
-    """Read a checkpoint without running code from it, tensors on the CPU.
+    """Read a checkpoint file without running code from it, tensors on the CPU.
 
     Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
     becomes the dict of its weights. All contents are compared with their checksums.
-
-    Args:
-        fpath: Path of the file.
 
     Returns:
         What was saved, usually a dict with ``state_dict``, ``epoch``, ``optimizer`` and so on.
@@ -291,11 +288,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Put a module into training mode with every parameter trainable.
-
-    Args:
-        model: Module.
-    """
+    """Put a module into training mode with every parameter trainable."""
     model.train()
     model.requires_grad_(True)
 

@@ -85,12 +85,7 @@ class ContentReader:
 
 
 def content_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say in what two results of :meth:`ContentReader.decisive` differ.
-
-    Args:
-        before: Of an earlier call, as JSON gives it back.
-        now: The current one.
-    """
+    """List how two results of `ContentReader.decisive` differ; ``before`` came from JSON."""
     old, new = before.get("files") or {}, now["files"]
     changed = [f"the file {n} changed" for n in sorted(old.keys() & new.keys()) if old[n] != new[n]]
     lines = config_changes(_flat(before), _flat(now))

@@ -189,9 +189,6 @@ def read_settings(
 def check_options(words: list[str]) -> tuple[str, ...]:
     """Check trailing KEY VALUE options as far as that goes without the config.
 
-    Args:
-        words: What followed ``--``.
-
     Raises:
         ValueError: A key without value, something that is no key, or a key the driver sets.
     """

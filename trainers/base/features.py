@@ -303,11 +303,7 @@ class FeatureLoader:
 
 
 def whole_sampler(loader: Any) -> Any:
-    """Return a loader's sampler; of one that is shared with other processes, the common one.
-
-    Args:
-        loader: An ImageLoader.
-    """
+    """Return a loader's sampler; of one that is shared with other processes, the common one."""
     return getattr(loader.sampler, "whole", loader.sampler)
 
 

@@ -11,14 +11,9 @@ __all__ = ["CropBorder", "crop_border_first"]
 
 
 class CropBorder:
-    """Cut the same number of pixels off all four sides."""
+    """Cut ``width`` pixels off all four sides."""
 
     def __init__(self, width: int) -> None:
-        """Store the width.
-
-        Args:
-            width: In pixels.
-        """
         self.width = width
 
     def __call__(self, image: Image.Image) -> Image.Image:

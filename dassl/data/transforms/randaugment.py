@@ -129,7 +129,7 @@ class _Drawn:
 
     table: _Table
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int = 2) -> None:
         if n < 0:
             raise ValueError(f"INPUT.RANDAUGMENT_N must not be negative, got {n}")
         self.n = n
@@ -153,7 +153,7 @@ class _Drawn:
 
 
 class RandAugment(_Drawn):
-    """Apply ``n`` operations, drawn with replacement, at one fixed magnitude.
+    """Apply ``n`` operations, drawn with replacement, at one fixed magnitude ``m``, 0 to 30.
 
     RandAugment (arXiv:1909.13719), in the 16-operation form behind the name ``randaugment`` in
     Dassl configs.
@@ -162,15 +162,6 @@ class RandAugment(_Drawn):
     table = _OPERATIONS
 
     def __init__(self, n: int = 2, m: float = 10) -> None:
-        """Check and keep the settings.
-
-        Args:
-            n: Operations per image.
-            m: Magnitude, 0 to 30.
-
-        Raises:
-            ValueError: Out of range.
-        """
         super().__init__(n)
         if not 0 <= m <= 30:
             raise ValueError(f"INPUT.RANDAUGMENT_M must be in [0, 30], got {m}")
@@ -187,15 +178,6 @@ class RandAugment2(_Drawn):
     table = _OPERATIONS2
 
     def __init__(self, n: int = 2, p: float = 0.6) -> None:
-        """Check and keep the settings.
-
-        Args:
-            n: Operations per image.
-            p: Probability of each.
-
-        Raises:
-            ValueError: Out of range.
-        """
         super().__init__(n)
         self.p = p
 
@@ -208,14 +190,3 @@ class RandAugmentFixMatch(_Drawn):
     """Apply ``n`` operations of FixMatch (arXiv:2001.07685), each at a random magnitude."""
 
     table = _FIXMATCH
-
-    def __init__(self, n: int = 2) -> None:
-        """Check and keep the setting.
-
-        Args:
-            n: Operations per image.
-
-        Raises:
-            ValueError: Out of range.
-        """
-        super().__init__(n)

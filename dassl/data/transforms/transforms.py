@@ -29,7 +29,10 @@ _Factory = Callable[[CfgNode, tuple[int, int], InterpolationMode], Any]
 
 
 class Random2DTranslation:
-    """Enlarge by an eighth and crop at random, with probability ``p``; else only resize."""
+    """Enlarge by an eighth and crop at random, with probability ``p``; else only resize.
+
+    Either way the result has ``height`` and ``width``.
+    """
 
     def __init__(
         self,
@@ -38,14 +41,6 @@ class Random2DTranslation:
         p: float = 0.5,
         interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
-        """Keep the settings.
-
-        Args:
-            height: Of the result.
-            width: Of the result.
-            p: Probability of the translation.
-            interpolation: For resizing.
-        """
         self.size = (height, width)
         self.p = p
         self.interpolation = interpolation
@@ -62,15 +57,9 @@ class Random2DTranslation:
 
 
 class Cutout:
-    """Set ``n`` squares at random places to 0."""
+    """Set ``n`` squares, ``length`` pixels wide, at random places to 0."""
 
     def __init__(self, n: int = 1, length: int = 16) -> None:
-        """Keep the settings.
-
-        Args:
-            n: Number of squares.
-            length: Their side in pixels.
-        """
         self.n = n
         self.length = length
 
@@ -89,13 +78,6 @@ class GaussianNoise:
     """Add Gaussian noise with probability ``p``."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5) -> None:
-        """Keep the settings.
-
-        Args:
-            mean: Of the noise.
-            std: Of the noise.
-            p: Probability of adding any.
-        """
         self.mean = mean
         self.std = std
         self.p = p

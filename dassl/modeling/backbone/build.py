@@ -12,16 +12,7 @@ BACKBONE_REGISTRY = Registry("BACKBONE")
 
 
 def build_backbone(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a backbone by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on, such as ``pretrained``.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a backbone by its registered name; others, such as ``pretrained``, are passed on."""
     check_availability(name, BACKBONE_REGISTRY.registered_names())
     if verbose:
         print(f"Backbone: {name}")

@@ -12,16 +12,7 @@ HEAD_REGISTRY = Registry("HEAD")
 
 
 def build_head(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a head by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on, such as ``in_features``.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a head by its registered name; others, such as ``in_features``, are passed on."""
     check_availability(name, HEAD_REGISTRY.registered_names())
     if verbose:
         print(f"Head: {name}")

@@ -12,16 +12,7 @@ NETWORK_REGISTRY = Registry("NETWORK")
 
 
 def build_network(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a network by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a network by its registered name; others are passed on."""
     check_availability(name, NETWORK_REGISTRY.registered_names())
     if verbose:
         print(f"Network: {name}")
