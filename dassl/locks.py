@@ -170,6 +170,8 @@ def acquire(
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        with suppress(OSError):
+            path.unlink()  # where nobody can lock it, nobody would ever remove it
         return FileLock(path, None)
     return FileLock(path, lock)
 
