@@ -40,6 +40,17 @@ OPTIONS: dict[str, Option] = {
 Classes = dict[str, list[str]]
 
 
+def extend_cfg(cfg: Any) -> None:
+    """Add the keys of the DATASET section that only these two read, in place.
+
+    Args:
+        cfg: Config, not frozen.
+    """
+    for key, default in values_of(OPTIONS).items():
+        if key not in cfg.DATASET:
+            cfg.DATASET[key] = default
+
+
 @DATASET_REGISTRY.register()
 class Folder(CLIPDataset):
     """Class folders of the user's own."""

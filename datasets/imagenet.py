@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl.data.datasets import Datum
-from datasets.lists import read_lines
-from datasets.name_lists import WNID
-from datasets.readers import list_directories, list_images
+from datasets.classnames import WNID
+from datasets.readers import list_directories, list_images, read_lines
 from datasets.splits import Splits
 
 NAMES_FILE = "classnames.txt"
@@ -64,7 +63,7 @@ def names_of(dataset_dir: Path) -> ClassNames:
     for directory in (dataset_dir, dataset_dir.parent / "imagenet"):
         path = directory / NAMES_FILE
         if path.is_file():
-            return ClassNames(read_names(path), str(path))
+            return ClassNames(read_wnid_names(path), str(path))
     return ClassNames(standard_names(), STANDARD)
 
 
@@ -124,7 +123,7 @@ def folder_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
     return [[wnid] for wnid in list_directories(image_dir)]
 
 
-def read_names(path: Path) -> dict[str, str]:
+def read_wnid_names(path: Path) -> dict[str, str]:
     """Read "n01440764 tench" lines, in any order, into the order of the sorted wnids.
 
     Raises:

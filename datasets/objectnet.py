@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl.data.datasets import Datum
-from dassl.utils import nearest, read_json
+from dassl.names import nearest
+from dassl.utils import read_json
 from dassl.utils.files import read_text
 from datasets.imagenet import read_folder, standard_names
-from datasets.lists import require_file
-from datasets.readers import list_directories
+from datasets.readers import list_directories, require_file
 from datasets.splits import Splits
 
 FOLDERS = "folder_to_objectnet_label.json"
@@ -28,8 +28,6 @@ TARGETS = "objectnet_to_imagenet_1k.json"
 TITLES = "imagenet_to_label_2012_v2"
 NUMBERS = "pytorch_to_imagenet_2012_id.json"
 HINT = "it is in the mappings/ of objectnet-1.0.zip"
-# Pixels of the red frame that marks its pictures as not to be trained on.
-BORDER = 2
 
 
 class SharedClass(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
+from dassl.names import check_availability
 from datasets.splits import Splits
 
 HALVES = ("all", "base", "new")
@@ -77,8 +78,7 @@ def kept_labels(splits: Splits, half: str) -> list[int]:
     Raises:
         ValueError: ``half`` is none of all, base, new; or no class is left.
     """
-    if half not in HALVES:
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {half!r}; allowed are {', '.join(HALVES)}")
+    check_availability(half, HALVES, "DATASET.SUBSAMPLE_CLASSES")
     labels = sorted({item.label for item in splits.defining})
     if half == "all":
         return labels

@@ -14,8 +14,8 @@ from dassl.data.datasets.base_dataset import Datum
 from dassl.data.samplers import EpochSampler, ShardedSampler, build_sampler, mix_seed
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
+from dassl.names import check_availability
 from dassl.utils.distributed import local_size, rank, world_size
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "INTERPOLATION_MODES",

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Sampler
 
 from dassl.data.datasets.base_dataset import Datum
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = [
     "EpochSampler",

@@ -10,7 +10,8 @@ from torchvision.datasets import ImageFolder
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets import extend_cfg, folder
+from datasets import folder
+from datasets.folder import extend_cfg
 
 
 def paths(items: list[Any], directory: Path) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets import table
 from datasets.imagenet import imagenet_labels, misnamed, standard_names
 from datasets.masking import masked_logits
+from datasets.rows import ROWS, row_of
 from tests.datasets.trees import NAMES, SHIFTS, V2, WNIDS, write_names
 
 
@@ -150,7 +150,7 @@ def test_names_of_other_classes_are_found() -> None:
 
 
 def test_only_imagenet_and_its_shifts_have_a_map() -> None:
-    mapped = {row.name for row in table.ROWS if row.wnids}
+    mapped = {row.name for row in ROWS if row.wnids}
     assert mapped == {"ImageNet", "ImageNetV2", *SHIFTS, "ObjectNet"}
-    assert {row.name for row in table.ROWS if row.shifted} == mapped - {"ImageNet"}
-    assert table.row_of("ImageNetV2").images in V2
+    assert {row.name for row in ROWS if row.shifted} == mapped - {"ImageNet"}
+    assert row_of("ImageNetV2").images in V2

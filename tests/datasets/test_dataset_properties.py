@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum, build_dataset
-from datasets import extend_cfg
 from datasets.classnames import rename_classes
+from datasets.folder import extend_cfg
 from datasets.imagenet import standard_names
-from datasets.lists import split_official
-from datasets.readers import read_class_folders
+from datasets.readers import read_class_folders, split_official
 from datasets.sampling import draw_few_shot
 from datasets.splits import Splits
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets import shapes
-from datasets.table import ROWS
+from datasets.rows import ROWS
 
 BUNDLED = [row.name for row in ROWS if not row.published]
 SIBLINGS = ["ShapesV2", "ShapesSketch", "ShapesR", "ShapesA"]

@@ -11,7 +11,7 @@ from PIL import Image
 from dassl.config import get_cfg_default, merge_file
 from dassl.data import DataManager
 from dassl.data.datasets import build_dataset
-from datasets import extend_cfg
+from datasets.folder import extend_cfg
 from tests.conftest import REPOSITORY
 
 SIZES = (3, 1, 2)

@@ -11,9 +11,10 @@ import pytest
 import torchvision
 import torchvision.datasets
 
-from datasets.downloads import DOWNLOADS, TORCHVISION, Download, RemoteFile, download_of
-from datasets.table import ROWS, row_of
+from datasets.downloads import TORCHVISION, Download, RemoteFile, download_of
+from datasets.rows import DOWNLOADS, ROWS, row_of
 from scripts import data
+from scripts.data_guide import updated
 from scripts.data_tools.output import format_size, list_json
 from tests.conftest import REPOSITORY
 
@@ -45,8 +46,25 @@ def line_of(file: RemoteFile) -> str:
 def test_every_published_dataset_can_be_had() -> None:
     configs = [download.config for download in DOWNLOADS]
     assert sorted(configs) == sorted(row.config for row in ROWS if row.published)
-    assert download_of("dtd").config == "dtd"
-    assert download_of("shapes") is None
+    assert download_of("dtd", DOWNLOADS).config == "dtd"
+    assert download_of("shapes", DOWNLOADS) is row_of("shapes").download is None
+
+
+def test_documentation_is_what_the_rows_make() -> None:
+    assert updated(GUIDE) == GUIDE
+
+
+@pytest.mark.parametrize(
+    "fact", ["4,128 / 1,649", "| 60.86 |", "`{} texture.`", "fff73e5086ae6bdbea199a49dfb8a4c1"]
+)
+def test_what_differs_from_the_rows_is_found(fact: str) -> None:
+    assert GUIDE.count(fact) == 1
+    assert updated(GUIDE.replace(fact, "1")) == GUIDE
+
+
+def test_a_guide_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"0 places for '\| dataset \| LightRA"):
+        updated(GUIDE.replace("| dataset | LightRA |", "| Dataset | LightRA |"))
 
 
 @every
@@ -123,9 +141,9 @@ def test_torchvision_lists_what_it_is_said_to_list(download: Download, file: Rem
 
 
 def test_alternatives_are_counted_once() -> None:
-    assert download_of("eurosat").size == 94 * 10**6
-    assert download_of("ucf101").size == 0
-    assert [format_size(download_of(name).size) for name in ("imagenet", "dtd", "sun397")] == [
+    assert row_of("eurosat").download.size == 94 * 10**6
+    assert row_of("ucf101").download.size == 0
+    assert [format_size(row_of(name).download.size) for name in ("imagenet", "dtd", "sun397")] == [
         "144 GB", "600 MB", "37 GB",
     ]  # fmt: skip
 
