@@ -26,7 +26,7 @@ from datasets.splits import (
     PARTS,
     Splits,
     check_labels,
-    check_pictures,
+    check_repeats,
     read_split_file,
     require_images,
     split_notes,
@@ -80,6 +80,7 @@ class CLIPDataset(DatasetBase):
         splits = self.read_splits(cfg)
         for text in split_notes(splits, self.links):
             self.note(text)
+        # Before the draw, which groups by label: names change nothing but the texts.
         if cfg.DATASET.CLASSNAMES:
             splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
         odd = unreadable_names(splits.class_names())
@@ -87,6 +88,8 @@ class CLIPDataset(DatasetBase):
             self.note(
                 f"{type(self).__name__}: {odd}; set DATASET.CLASSNAMES to a file with their names"
             )
+        # The draw goes over all classes and the half is taken afterwards, as in CoOp: a seed's base
+        # and new classes have the same shots whichever half a run is about.
         splits = self._take_shots(cfg, splits)
         half = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.imagenet_labels is not None:
@@ -193,6 +196,7 @@ class SplitFileDataset(CLIPDataset):
             splits = self._own_split(cfg, dataset_dir, image_dir)
         self._check_counts(splits)
         if row.wnids:
+            # ImageNet's own list, whatever names the shifted set's directory gives its classes.
             names = names_of(self.root / "imagenet").by_wnid
             wnids = function_of(row.wnids)(dataset_dir, image_dir)
             self.imagenet_labels = imagenet_labels(wnids, names)
@@ -202,9 +206,10 @@ class SplitFileDataset(CLIPDataset):
     def _read_files(self, dataset_dir: Path, image_dir: Path) -> Splits:
         if not self.row.reader:
             raise ValueError(f"{self.row.name} has neither a split file nor a reader in the table")
+        # A reader may err, and a user's copy too: both get the checks of a split file.
         splits = function_of(self.row.reader)(dataset_dir, image_dir)
         check_labels(splits, str(image_dir))
-        check_pictures(splits, str(image_dir))
+        check_repeats(splits, str(image_dir))
         require_images(splits, dataset_dir, self.row.source)
         return splits
 

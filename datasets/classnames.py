@@ -64,9 +64,11 @@ def read_class_names(path: Path, present: list[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}; DATASET.CLASSNAMES must name one")
     names: Any = read_name_list(path, "DATASET.CLASSNAMES")
+    # Wnids come first: a list of ImageNet's names says which class each is for.
     if by_wnid(names):
         names = _names_of_wnids(names, present, path)
     elif isinstance(names, dict):
+        # {"cat": 0} leads from name to label, {"0": "cat"} or {"tabby": "cat"} to a new name.
         labelled = any(type(value) is int for value in names.values())
         names = (in_label_order(names) if labelled else None) or _replace_some(names, present, path)
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
@@ -147,6 +149,7 @@ def read_name_list(path: Path, flag: str) -> Any:
         if suffix == ".json":
             return read_json(path)
         text = read_text(path)
+        # A list in JSON is often called .txt.
         if text.lstrip()[:1] in ("[", "{"):
             return read_json(path)
         if suffix in (".csv", ".tsv"):
@@ -206,6 +209,7 @@ def _from_lines(text: str, path: str) -> list[str] | dict[str, str]:
     for number, name in lines:
         if "\t" in name or (len(lines) == 1 and name.count(",") + name.count(";") > 0):
             raise ValueError(f"{path}:{number}: {name!r} holds several names or columns; {_FIX}")
+    # Every line quoted: the marks are the list's, not the names'.
     if names and all(len(name) > 2 and name[0] == name[-1] == '"' for name in names):
         names = [name[1:-1].strip() for name in names]
     return names
@@ -286,6 +290,7 @@ def _from_table(text: str, delimiter: str, path: str) -> list[str] | dict[str, s
 
 def _is_heading(first: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
     """Whether the first row says what the columns are: by its words, or above numbers."""
+    # "id" above 0, 1, 2 is a heading whatever the word.
     above_numbers = others and any(
         not cell.isdecimal() and all(row[i].isdecimal() for row in others)
         for i, cell in enumerate(first)

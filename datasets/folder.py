@@ -23,7 +23,7 @@ from dassl.utils.files import is_text
 from datasets.base import CLIPDataset
 from datasets.listing import LeftOut, find_below, list_folder
 from datasets.sampling import by_label, check_ratio, split_off_val, split_three_ways
-from datasets.splits import PARTS, Splits, check_pictures, read_split_file, require_images
+from datasets.splits import PARTS, Splits, check_repeats, read_split_file, require_images
 
 LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
 
@@ -61,7 +61,7 @@ class Folder(CLIPDataset):
         Raises:
             FileNotFoundError: The directory is missing, or an image is a link to nothing.
             ValueError: The layout is neither of the two, a class folder has no image, a class of
-                val or test is not in train, links put a picture into two places that exclude each
+                val or test is not in train, links put an image into two places that exclude each
                 other, or a split value is not allowed.
         """
         option = own_options(cfg)
@@ -74,6 +74,7 @@ class Folder(CLIPDataset):
         self.dataset_dir = self.image_dir = str(directory)
         ratio = check_ratio(cfg.DATASET.SPLIT_RATIO)
         self.left_out = LeftOut(directory)
+        # Without train/ and test/ all folders are classes, one called val included.
         parts = find_parts(directory)
         if "train" in parts or "test" in parts:
             splits = self._read_parts(directory, parts, ratio, option["SPLIT_SEED"])
@@ -82,7 +83,7 @@ class Folder(CLIPDataset):
         if self.left_out:
             self.note(f"Folder: left out of {directory}: {self.left_out}")
         _require_linked(self.links, directory)
-        check_pictures(splits, str(directory), self.links)
+        check_repeats(splits, str(directory), self.links)
         return splits
 
     def _list_classes(self, directory: Path) -> Classes:
@@ -116,6 +117,7 @@ class Folder(CLIPDataset):
         items = {part: _items(directory / part, classes, labels) for part, classes in found.items()}
         train, val = items.get("train", []), items.get("val", [])
         if train and "val" not in parts:
+            # What the ratio would give val of these two, since test/ is there already.
             share = ratio[1] / (ratio[0] + ratio[1])
             train, val = split_off_val(list(by_label(train).values()), share, seed)
             print(f"No val/ in {directory}: took {len(val)} images of train/ (seed {seed})")
@@ -123,6 +125,7 @@ class Folder(CLIPDataset):
 
     def _split_tree(self, directory: Path, ratio: tuple[float, float, float], seed: int) -> Splits:
         classes = self._list_classes(directory)
+        # An empty folder is no class here, but one with images deeper down is a mistake to be told.
         for name in [name for name, files in classes.items() if not files]:
             if not find_below(directory / name):
                 self.left_out.add("folder(s) without an image", str(directory / name))
@@ -241,7 +244,7 @@ def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str,
     if not names:
         raise ValueError(f"{directory} holds no class folders; {LAYOUTS}")
     if all(name.isdecimal() for name in names):
-        names.sort(key=int)
+        names.sort(key=int)  # as text, 10 comes before 2
     classes, links = {}, {}
     for name in names:
         folder = directory / name
@@ -251,6 +254,7 @@ def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str,
             real = folder.resolve()
             links.update({str(folder / image): str(real / image) for image in inside.images})
         links.update(inside.links)
+        # A class folder without images of its own gets an error that says more.
         if inside.images:
             for below in inside.folders:
                 for path in find_below(folder / below, left_out):
@@ -280,6 +284,7 @@ def _number(classes: Classes) -> dict[str, int]:
     """Number the class folders in order, refusing two that would share a class name."""
     folder_of: dict[str, str] = {}
     for folder in classes:
+        # Such a name is no text that a prompt could hold.
         if not is_text(folder):
             raise ValueError(
                 f"the name of class folder {folder!r} is not UTF-8, so it is no class name; rename "

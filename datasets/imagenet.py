@@ -105,6 +105,7 @@ def misnamed(
     return [
         f"class {label} is called {name!r}, but is ImageNet's {names[own[0]]!r}"
         for label, (name, own) in enumerate(zip(classnames, labels, strict=True))
+        # A name that no class of ImageNet has is the user's own, and fits.
         if not named.get(_plain(name), set(own)) & set(own)
     ]
 
@@ -212,6 +213,7 @@ def read_wnid_folders(directory: Path, names: ClassNames, *, every_class: bool) 
     Raises:
         ValueError: A folder is unknown, one is missing, or one has no image.
     """
+    # list_directories sorts, and a class is its place among the sorted wnids.
     wnids = list_directories(directory)
     unknown = [wnid for wnid in wnids if wnid not in names.by_wnid]
     if unknown:

@@ -26,10 +26,12 @@ from datasets.splits import PARTS, Splits
 OWN_SPLIT_SEED = 1
 OWN_SPLIT_RATIO = (0.5, 0.2, 0.3)
 OWN_VAL_SHARE = 0.2
+# The suffixes that torchvision reads, in a list that must never grow: own splits depend on it.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
+# CoOp's names, which its split files have.
 CALTECH_NEW_NAMES = {
     "airplanes": "airplane",
     "Faces": "face",
@@ -70,12 +72,19 @@ def list_images(directory: Path) -> list[str]:
         )
 
 
-def read_class_folders(
-    image_dir: Path, *, ignored: tuple[str, ...] = (), new_names: Mapping[str, str] | None = None
+def class_folders(
+    dataset_dir: Path,
+    image_dir: Path,
+    *,
+    ignored: tuple[str, ...] = (),
+    new_names: Mapping[str, str] | None = None,
 ) -> Splits:
     """Split a tree of class folders 50/20/30 per class; labels follow the sorted folder names.
 
+    Food-101's own lists in ``meta`` have no val and go unused.
+
     Args:
+        dataset_dir: Not read.
         image_dir: Directory of the class folders.
         ignored: Folders that are no class.
         new_names: Class names of folders whose own name is not readable.
@@ -98,26 +107,15 @@ def read_class_folders(
     return Splits(*split_three_ways(groups, OWN_SPLIT_RATIO, OWN_SPLIT_SEED))
 
 
-def describable_textures(dataset_dir: Path, image_dir: Path) -> Splits:
-    """DTD: 47 class folders, 50/20/30."""
-    return read_class_folders(image_dir)
-
-
 def eurosat(dataset_dir: Path, image_dir: Path) -> Splits:
     """EuroSAT: ten class folders whose CamelCase names get readable ones, 50/20/30."""
-    return read_class_folders(image_dir, new_names=EUROSAT_NEW_NAMES)
+    return class_folders(dataset_dir, image_dir, new_names=EUROSAT_NEW_NAMES)
 
 
 def caltech101(dataset_dir: Path, image_dir: Path) -> Splits:
     """Caltech101: class folders without the background and the second set of faces, 50/20/30."""
-    return read_class_folders(
-        image_dir, ignored=("BACKGROUND_Google", "Faces_easy"), new_names=CALTECH_NEW_NAMES
-    )
-
-
-def food101(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Food-101: class folders, 50/20/30; its own lists in ``meta`` have no val and go unused."""
-    return read_class_folders(image_dir)
+    ignored = ("BACKGROUND_Google", "Faces_easy")
+    return class_folders(dataset_dir, image_dir, ignored=ignored, new_names=CALTECH_NEW_NAMES)
 
 
 def read_lines(path: Path, hint: str) -> list[tuple[str, str]]:
@@ -204,6 +202,7 @@ def _read_pets_list(path: Path, image_dir: Path) -> list[Datum]:
             raise ValueError(
                 f"{where}: {line!r} is not 'image class species breed' with class from 1"
             )
+        # "saint_bernard" of saint_bernard_12, as CoOp's split file has it.
         breed = fields[0].rpartition("_")[0].lower()
         items.append(_item(image_dir / f"{fields[0]}.jpg", int(fields[1]) - 1, breed))
     return items
@@ -247,6 +246,7 @@ def stanford_cars(dataset_dir: Path, image_dir: Path) -> Splits:
         ("cars_test", dataset_dir / "cars_test_annos_withlabels.mat"),
     ):
         table = load_mat(path, "annotations", hint).reshape(-1)
+        # cars_test_annos.mat of the devkit has no classes: a likely file to be taken by mistake.
         if not {"fname", "class"} <= set(table.dtype.names or ()):
             raise ValueError(f"{path}: annotations lack 'fname' or 'class'; {hint}")
         if not all(1 <= row["class"] <= len(names) for row in table):
@@ -319,6 +319,7 @@ def ucf101(dataset_dir: Path, image_dir: Path) -> Splits:
             action, _, video = line.split()[0].partition("/")
             if action not in label_of:
                 raise ValueError(f"{where}: {line!r} has no action of classInd.txt")
+            # ApplyEyeMakeup: CoOp's folders and class names are Apply_Eye_Makeup.
             name = "_".join(re.findall("[A-Z][^A-Z]*", action))
             frame = f"{video.removesuffix('.avi')}.jpg"
             items.append(_item(image_dir / name / frame, label_of[action], name))

@@ -44,12 +44,12 @@ class DatasetRow:
             of ``DATASET.ALLOW_OWN_SPLIT``.
         wnids: ``module.function`` likewise, which gives for each label the wnids of the ImageNet
             classes that it stands for; of ImageNet and its shifts.
-        border: Pixels to cut off each side of every picture.
+        border: Pixels to cut off each side of every image.
         prepare: Called with the data root before anything is read; renders the bundled suite.
         published: Whether published results exist that a run here may be compared with.
         group: What it is in the protocols: "few_shot", one of the field's eleven, whose models are
             evaluated on the ten others; or, for models of ``trained_on``, one of its "targets",
-            its "shifts" (classes of the same names in other pictures) or, as "extra", a shift that
+            its "shifts" (classes of the same names in other images) or, as "extra", a shift that
             the published means leave out.
         trained_on: Config of the dataset whose models are evaluated on this one.
         template: LightRA's template, for descriptions and the ensemble.

@@ -102,6 +102,7 @@ def caption(objects: Objects, i: int, templates: Sequence[str], rng: np.random.G
     """
     texture, colour = list(TEXTURES)[objects.texture[i]], list(COLOURS)[objects.colour[i]]
     form, count = list(FORMS)[objects.form[i]], int(objects.count[i])
+    # Mostly whole names, since these are the classes; parts and descriptions teach the words alone.
     kind = rng.random()
     noun = form if count == 1 else plural(form)
     shape = "shape" if count == 1 else "shapes"

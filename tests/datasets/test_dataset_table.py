@@ -119,6 +119,26 @@ def test_rows_are_unique_and_unknown_ones_listed() -> None:
         rows.row_of("Petz")
 
 
+@every_row
+def test_the_protocols_place_of_a_row(row: DatasetRow) -> None:
+    assert row.group in ("", "few_shot", "shifts", "extra", "targets")
+    assert bool(row.trained_on) == (row.group in ("shifts", "extra", "targets"))
+    if row.trained_on:
+        source = rows.row_of(row.trained_on)
+        assert (source.config, source.trained_on) == (row.trained_on, "")
+        assert source.bundled == row.bundled
+    if row.group == "shifts" and not row.bundled:
+        assert row.num_classes <= source.num_classes
+
+
+def test_shifts_read_the_texts_of_their_source() -> None:
+    names = [*rows.ROW_OF, "Folder"]
+    assert {name: rows.texts_of(name) for name in names if rows.texts_of(name) != name} == {
+        **dict.fromkeys(("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"),
+        **dict.fromkeys(("ShapesV2", "ShapesSketch", "ShapesR", "ShapesA"), "Shapes"),
+    }
+
+
 @published
 def test_official_layout_is_read(name: str, tree, build) -> None:
     root = tree(name)
@@ -310,7 +330,7 @@ def test_row_without_reader_has_no_own_split(tmp_path, make_cfg, touch) -> None:
 
 def test_official_reader_needs_no_permission_and_no_note(tmp_path, make_cfg, touch) -> None:
     touch(tmp_path / "toy", [f"{c}/{i}.jpg" for c in "xy" for i in range(4)])
-    cls = dataset_of(row(split_file=None, reader="readers.describable_textures"))
+    cls = dataset_of(row(split_file=None, reader="readers.class_folders"))
     dataset = cls(make_cfg("Toy"))
     assert dataset.notes == []
     assert dataset.classnames == ["x", "y"]

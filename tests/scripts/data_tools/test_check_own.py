@@ -109,7 +109,7 @@ def test_what_is_left_out_and_what_contradicts_is_said(tmp_path, touch, check):
     status, out, _ = check(*words)
     assert status == 1
     assert "birds: damaged: " in out
-    assert "split.json: 1 picture(s) have a place in train and in test, first" in out
+    assert "split.json: 1 image(s) have a place in train and in test, first" in out
 
 
 @pytest.mark.parametrize(
