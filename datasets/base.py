@@ -47,8 +47,8 @@ class CLIPDataset(DatasetBase):
         notes: What a reader of the results must know, e.g. that the split is not the published one.
         shot_seed: Seed of the few-shot draw; None if nothing was drawn.
         shifted: As in ``DatasetRow``.
-        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, what
-            ``masking.masked_logits`` needs of a classifier over these; None where there are none.
+        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, which
+            ``imagenet.logits_of_classes`` takes; None where there are none.
         imagenet_names: Names of all classes of ImageNet, in label order; empty likewise.
         links: Real path of images that are known to be links, by their path.
     """

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from dassl.data.datasets import Datum
 from datasets.classnames import WNID
 from datasets.readers import list_directories, list_images, read_lines
@@ -82,6 +85,40 @@ def imagenet_labels(
     label_of = {wnid: label for label, wnid in enumerate(names)}
     labels = [[label_of[wnid] for wnid in group if wnid in label_of] for group in wnids]
     return labels if all(labels) else None
+
+
+def logits_of_classes(logits: Tensor, imagenet_labels: Sequence[Sequence[int]]) -> Tensor:
+    """Score each class of a dataset by the best of the ImageNet classes that it stands for.
+
+    ImageNet-A and -R select 200 of the 1000 columns. A class of ObjectNet may stand for several
+    ("Alarm clock" for both analog and digital clock); the maximum makes a prediction right if any
+    of them wins over all that other classes stand for. Columns of no class are left out.
+
+    Args:
+        logits: Of a classifier over the C classes of ImageNet, (B, C).
+        imagenet_labels: For each of the K classes its columns, at least one: a dataset's
+            ``imagenet_labels``.
+
+    Returns:
+        Logits over the dataset's own classes, (B, K).
+
+    Raises:
+        ValueError: A class has no column, or one that the logits lack.
+    """
+    empty = [label for label, columns in enumerate(imagenet_labels) if not columns]
+    if empty or not imagenet_labels:
+        raise ValueError(f"every class must stand for a class of ImageNet; none for {empty}")
+    used = [column for columns in imagenet_labels for column in columns]
+    if min(used) < 0 or max(used) >= logits.shape[1]:
+        raise ValueError(
+            f"classes stand for ImageNet's {min(used)} to {max(used)}, but the classifier has "
+            f"{logits.shape[1]} outputs; it must have been built over all classes of ImageNet"
+        )
+    widest = max(map(len, imagenet_labels))
+    # The first column once more changes no maximum.
+    filled = [[*columns, *[columns[0]] * (widest - len(columns))] for columns in imagenet_labels]
+    index = torch.tensor(filled, device=logits.device)  # (K, G)
+    return logits[:, index].amax(-1)  # (B, K, G) -> (B, K)
 
 
 def misnamed(

@@ -1,6 +1,6 @@
 """Write the tables and lists of DATASETS.md that the rows of ``datasets/rows.py`` make.
 
-    python scripts/data_guide.py            # after a row was added or changed
+    python -m scripts.data_guide            # after a row was added or changed
 
 A table is found by its heading, a list of files by the section of its dataset; the prose between
 them stays as it is. A test compares, so that the guide cannot say anything else than the rows.
@@ -9,11 +9,7 @@ them stays as it is. A test compares, so that the guide cannot say anything else
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.downloads import RemoteFile
 from datasets.row import HAND_MADE, TEMPLATE, DatasetRow
