@@ -89,6 +89,7 @@ class Folder(CLIPDataset):
     def _list_classes(self, directory: Path) -> Classes:
         classes, links = list_classes(directory, self.left_out)
         real = os.path.realpath(self.dataset_dir)
+        # Links must not bring one image into train and test: what they lead to is compared.
         for path, target in links.items():
             # Below the directory as it is called, whatever links lead to it: to be compared.
             self.links[path] = os.path.join(self.dataset_dir, os.path.relpath(target, real))
@@ -111,6 +112,7 @@ class Folder(CLIPDataset):
         found = {part: self._list_classes(directory / part) for part in parts}
         for part, classes in found.items():
             _require_filled(directory / part, classes)
+        # Labels are numbered once, by the folders of this part, and hold for the others.
         defining = "train" if "train" in found else "test"
         labels = _number(found[defining])
         _require_known(found, labels, directory, defining)
@@ -213,6 +215,7 @@ def find_parts(directory: Path) -> list[str]:
     nested = [part for part, listing in present.items() if listing.folders]
     if not nested:
         return []
+    # train/ with folders beside test/ with images: half a layout, whose reading would be a guess.
     odd = [part for part, listing in present.items() if not listing.folders or listing.images]
     if odd:
         raise ValueError(

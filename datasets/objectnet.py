@@ -79,6 +79,7 @@ def read_mappings(directory: Path) -> dict[str, SharedClass]:
                 f"{nearest(name, folder_of)}"
             )
         wnids = []
+        # Several titles where ObjectNet's class is wider: "Alarm clock" is analog and digital.
         for title in titles.split(";"):
             found = wnids_of.get(title.strip(), [])
             if len(found) != 1:
@@ -88,7 +89,7 @@ def read_mappings(directory: Path) -> dict[str, SharedClass]:
                 )
             wnids += found
         shared[folder_of[name]] = SharedClass(name, wnids)
-    return dict(sorted(shared.items()))
+    return dict(sorted(shared.items()))  # labels follow the folders' names, as for ImageNet-A
 
 
 def _read_texts(path: Path) -> dict[str, str]:

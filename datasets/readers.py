@@ -100,6 +100,7 @@ def class_folders(
     for label, folder in enumerate(folders):
         directory = image_dir / folder
         files = list_images(directory)
+        # Of one image train or test would have none.
         if len(files) < 2:
             raise ValueError(f"{directory} holds {len(files)} image(s); too few for a split")
         classname = names.get(folder, folder)
@@ -163,7 +164,7 @@ def load_mat(path: Path, key: str, hint: str) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read or lacks the variable.
     """
-    # Needed by two datasets' own splits only.
+    # Imported here: SciPy serves two datasets' own splits only.
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

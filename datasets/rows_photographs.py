@@ -36,7 +36,7 @@ PHOTOGRAPHS = (
         directory="caltech-101",
         images="101_ObjectCategories",
         split_file="split_zhou_Caltech101.json",
-        num_classes=100,
+        num_classes=100,  # without the background and the second set of faces
         counts=(4128, 1649, 2465),
         reader="readers.caltech101",
         group="few_shot",
@@ -83,7 +83,7 @@ PHOTOGRAPHS = (
         config="stanford_cars",
         name="StanfordCars",
         directory="stanford_cars",
-        images="",
+        images="",  # they lie in two directories, cars_train and cars_test
         split_file="split_zhou_StanfordCars.json",
         num_classes=196,
         counts=(6509, 1635, 8041),
@@ -165,7 +165,7 @@ PHOTOGRAPHS = (
         name="FGVCAircraft",
         directory="fgvc_aircraft",
         images="images",
-        split_file=None,
+        split_file=None,  # its own lists are the split that everybody uses
         num_classes=100,
         counts=(3334, 3333, 3333),
         reader="readers.fgvc_aircraft",
@@ -191,7 +191,7 @@ PHOTOGRAPHS = (
         images="SUN397",
         split_file="split_zhou_SUN397.json",
         num_classes=397,
-        counts=(15880, 3970, 19850),
+        counts=(15880, 3970, 19850),  # of the 108,754 images in its archive
         reader="readers.sun397",
         group="few_shot",
         source="Images: SUN397.tar.gz of vision.princeton.edu/projects/2010/SUN, which unpacks to "
@@ -251,6 +251,7 @@ PHOTOGRAPHS = (
                        listed(f"{HUB}/torchgeo/eurosat/resolve/"
                               "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip"),
                        same("2750"), 94 * MB, md5="c8fa014336c82ac7804f0398fcb19387"),
+            # An alternative to the first, whose folder has another name.
             RemoteFile("EuroSAT_RGB.zip",
                        unverified("https://zenodo.org/records/7711810/files/EuroSAT_RGB.zip"),
                        (("EuroSAT_RGB", "2750"),)),
@@ -273,6 +274,7 @@ PHOTOGRAPHS = (
         page=f"{UCF}/UCF101.php",
         licence=SEE_PAGE,
         files=(
+            # The middle frame of each video; frames extracted otherwise are other images.
             RemoteFile("UCF-101-midframes.zip", (drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
                        same("UCF-101-midframes")),
             published_split("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),

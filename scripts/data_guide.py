@@ -48,6 +48,7 @@ def facts() -> list[str]:
 
 def templates() -> list[str]:
     """The texts that methods read, of the datasets that differ from all others in one."""
+    # Listed in full, 25 rows would hide the ten that differ.
     texts = [("others", TEMPLATE, HAND_MADE, HAND_MADE, HAND_MADE)]
     for row in ROWS:
         coop = row.hand_made
@@ -111,6 +112,7 @@ def updated(text: str) -> str:
     Raises:
         ValueError: One of them is missing.
     """
+    # A table ends where its lines do, so that one that grew or shrank is replaced as a whole.
     for lines in (facts(), templates(), zero_shot()):
         text = replaced(text, rf"^{re.escape(lines[0])}\n(\|.*\n)*", lines, lines[0])
     for row in PUBLISHED:
