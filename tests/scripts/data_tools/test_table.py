@@ -14,7 +14,7 @@ import torchvision.datasets
 from datasets.downloads import TORCHVISION, Download, RemoteFile, download_of
 from datasets.rows import DOWNLOADS, ROWS, row_of
 from scripts import data
-from scripts.data_guide import updated
+from scripts.data_guide import file_line, updated
 from scripts.data_tools.output import format_size, list_json
 from tests.conftest import REPOSITORY
 
@@ -27,20 +27,6 @@ def section(download: Download) -> str:
     """DATASETS.md on one dataset."""
     text = GUIDE.split(f"### {row_of(download.config).name}\n")[1]
     return re.split(r"^##", text, maxsplit=1, flags=re.MULTILINE)[0]
-
-
-def line_of(file: RemoteFile) -> str:
-    """How DATASETS.md lists a file."""
-    size = format_size(file.size) if file.size else ""
-    facts = ", ".join(filter(None, (size, f"MD5 `{file.md5}`" if file.md5 else "")))
-    where = " or ".join(
-        f"<{address.url}>" + ("" if address.listed_by else " (unverified)")
-        for address in file.addresses
-    )
-    return (
-        f"  - `{file.name}`" + (f" ({facts})" if facts else "") + (f": {where}" if where else "")
-        + ("; for an own split only" if file.optional else "")
-    )  # fmt: skip
 
 
 def test_every_published_dataset_can_be_had() -> None:
@@ -70,7 +56,7 @@ def test_a_guide_without_a_table_is_refused() -> None:
 @every
 def test_documentation_lists_the_same_files(download: Download) -> None:
     listed = [line for line in section(download).splitlines() if line.startswith("  - `")]
-    assert listed == [line_of(file) for file in download.files]
+    assert listed == [file_line(file) for file in download.files]
 
 
 @every
