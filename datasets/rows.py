@@ -3,8 +3,8 @@
 From it are made the dataset classes (``datasets/table.py``), the methods' templates, the protocols'
 groups, the zero-shot check's figures, the downloads and the tables of DATASETS.md. To add a
 dataset: a row in ``ROWS`` and a YAML in ``configs/datasets``; one whose files are in a format of
-their own also needs a reader in ``datasets/readers.py``. Data of your own
-needs no row: see ``datasets/folder.py``.
+their own also needs a reader in ``datasets/readers.py``. Data of your own needs no row: see
+``datasets/folder.py``.
 """
 
 from __future__ import annotations
