@@ -38,8 +38,7 @@ from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from dassl.names import check_availability
 from scripts import report
-from scripts.jobs import protocols
-from scripts.jobs.plan import Job, Planner, Settings, check_options
+from scripts.jobs.plan import Job, Planner, Settings, check_options, protocols
 from scripts.jobs.pool import Device, JobPool, Outcome, last_lines, parse_devices
 from scripts.jobs.protocols import (
     PROTOCOLS,

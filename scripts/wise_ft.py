@@ -35,7 +35,7 @@ from dassl.names import check_availability
 from dassl.utils import set_random_seed
 from datasets.rows import ROW_OF
 from scripts.drawing.trained_run import config_of, read_run
-from scripts.jobs import protocols
+from scripts.jobs.plan import protocols
 from scripts.jobs.protocols import REPO, dataset_rank, split_words
 from scripts.reporting.result_files import write_atomic
 from trainers.config import default_config

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts.jobs import protocols  # noqa: E402
+from scripts.jobs.plan import protocols  # noqa: E402
 from scripts.jobs.pool import JobPool  # noqa: E402
 from scripts.jobs.protocols import RunKey  # noqa: E402
 

@@ -14,7 +14,7 @@ import torchvision.datasets
 from datasets.downloads import TORCHVISION, Download, RemoteFile, download_of
 from datasets.rows import DOWNLOADS, ROWS, row_of
 from scripts import data
-from scripts.data_guide import file_line, updated
+from scripts.data_tools.guide import file_line, updated
 from scripts.data_tools.output import format_size, list_json
 from tests.conftest import REPOSITORY
 

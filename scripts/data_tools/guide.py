@@ -1,6 +1,6 @@
 """Write the tables and lists of DATASETS.md that the rows of ``datasets/rows.py`` make.
 
-    python -m scripts.data_guide            # after a row was added or changed
+    python -m scripts.data_tools.guide            # after a row was added or changed
 
 A table is found by its heading, a list of files by the section of its dataset; the prose between
 them stays as it is. A test compares, so that the guide cannot say anything else than the rows.
