@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
 from dassl.engine.distributed import PeerLostError, is_main, process_group

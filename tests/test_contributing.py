@@ -124,13 +124,13 @@ def checkout(tmp_path) -> Path:
         shutil.copytree(REPOSITORY / package, root / package, ignore=ignored)
     shutil.copy(REPOSITORY / "train.py", root)
     files = {**BLOCKS["method"], **BLOCKS["dataset"]}
-    row = files.pop("datasets/table.py")
+    row = files.pop("datasets/rows.py")
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     imports = r"from trainers import \(\n"
     replace(root / "trainers/__init__.py", imports, r"\g<0>    linear_residual,\n")
-    replace(root / "datasets/table.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
+    replace(root / "datasets/rows.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
     return root
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 import clip
-import datasets
+import datasets.folder
+import datasets.table  # it registers the datasets
 from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options, read_layers, user_path
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
@@ -33,9 +34,8 @@ from dassl.config.schema import (
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_cache import DEFAULT_DIR
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import nearest
+from dassl.names import nearest
 from trainers.base.options import precision
-from trainers.base.templates import chosen_template
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_BACKBONE = "ViT-B/16"
@@ -155,7 +155,7 @@ def default_config() -> CfgNode:
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
     add_options(cfg, OPTIONS)
-    datasets.extend_cfg(cfg)
+    datasets.folder.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
         if extend is not None:
@@ -220,10 +220,6 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     check_config(cfg, options_of, TOGETHER)
     if cfg.DATASET.PROMPT_TEMPLATE:
         check_template(cfg.DATASET.PROMPT_TEMPLATE, "DATASET.PROMPT_TEMPLATE")
-        if "DATASET.PROMPT_TEMPLATE" in options[::2] and not chosen_template(cfg.DATASET):
-            # The user wrote what the dataset's YAML says. A blank, which no text has in the end,
-            # tells the two apart in every record of the config.
-            cfg.DATASET.PROMPT_TEMPLATE += " "
     _fill_input(cfg, explicit)
     cfg.freeze()
     return cfg

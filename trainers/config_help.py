@@ -11,7 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.config.schema import Option, allowed_words
-from dassl.utils import nearest
+from dassl.names import nearest
 from trainers.config import config_options, default_config
 
 WIDTH = 100

@@ -22,11 +22,11 @@ from dassl.data.datasets import Datum, build_dataset
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.engine.checkpoint import checkpoint_path
+from dassl.names import check_availability
 from dassl.utils import load_checkpoint, set_random_seed
-from dassl.utils.registry import check_availability
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from trainers.base.templates import hand_made
+from trainers.base.templates import own_template
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -255,7 +255,7 @@ def predict(
         FileNotFoundError: The run has no weights.
         ValueError: They do not fit the config or the classes.
     """
-    template = cfg.DATASET.PROMPT_TEMPLATE or hand_made(cfg.DATASET.NAME)
+    template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     set_random_seed(cfg.SEED)
     trainer = build_predictor(cfg, PictureSet(classnames, paths, template))
     if model_dir:

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
+from dassl.names import nearest
 
 __all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
 
@@ -157,8 +158,6 @@ def _merge_entries(cfg: CfgNode, section: Any, source: str, shots: int | None) -
 
 
 def _no_dataset(layer: Layer, name: object, known: Sequence[str]) -> str:
-    from dassl.utils.registry import nearest  # see _merge_section
-
     return (
         f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no data set's name "
         f"(DATASET.NAME).{nearest(str(name), known)} Known: {', '.join(sorted(known))}"
@@ -192,8 +191,6 @@ def _merge_section(root: CfgNode, node: CfgNode, content: Any, prefix: str, sour
                 node[key] = CfgNode(value) if isinstance(value, dict) else _decode(value)
                 continue
             # Imported here: it brings PyTorch, which a reader of config files can do without.
-            from dassl.utils.registry import nearest
-
             hint = nearest(full, _leaves(root))
             raise ValueError(f"{source}: unknown config key {full!r}.{hint}")
         if isinstance(node[key], CfgNode):

@@ -16,6 +16,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.config.paths import user_path
+from dassl.names import nearest
 
 __all__ = [
     "FLAG", "PATH", "TEXT", "Option", "Rule", "add_options", "allowed_words", "check_config",
@@ -301,8 +302,6 @@ def _find(cfg: CfgNode, key: str) -> tuple[CfgNode | None, str]:
 def _nearest(value: Any, rule: Rule) -> str:
     if rule.names is None:
         return ""
-    from dassl.utils.registry import nearest  # it brings PyTorch
-
     known = [name for name in rule.names() if isinstance(name, str)]
     values = value if isinstance(value, list | tuple) else [value]
     odd = [str(one) for one in values if one not in known]

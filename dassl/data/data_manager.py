@@ -16,8 +16,8 @@ from dassl.data.samplers import build_sampler
 from dassl.data.sharded_sampler import ShardedSampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
+from dassl.names import check_availability
 from dassl.utils.distributed import local_size, rank, world_size
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "INTERPOLATION_MODES",

@@ -8,7 +8,7 @@ from typing import Any
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.epoch_samplers import EpochSampler, RandomSampler, SequentialSampler
 from dassl.data.group_samplers import RandomClassSampler, RandomDomainSampler, SeqDomainSampler
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = [
     "RandomClassSampler",

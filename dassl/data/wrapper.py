@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.pixels import to_rgb
 from dassl.data.transforms import INTERPOLATION_MODES
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = [
     "BadImageError",

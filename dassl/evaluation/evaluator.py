@@ -12,8 +12,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.evaluation.record import recorded
+from dassl.names import check_availability
 from dassl.utils.distributed import gather_objects, is_main
-from dassl.utils.registry import Registry, check_availability
+from dassl.utils.registry import Registry
 from dassl.utils.torchtools import atomic_torch_save
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from dassl.names import check_availability, nearest
 from dassl.optim.radam import RAdam
-from dassl.utils.registry import check_availability, nearest
 
 __all__ = ["AVAILABLE_OPTIMIZERS", "AVAI_OPTIMS", "build_optimizer"]
 

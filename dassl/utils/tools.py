@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dassl.names import check_availability
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -26,7 +27,6 @@ from dassl.utils.files import (
     read_json,
     write_json,
 )
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "check_availability",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dassl.names import check_availability, nearest
 from dassl.utils.files import atomic_write
-from dassl.utils.registry import check_availability, nearest
 from dassl.utils.restricted_unpickler import read_restricted
 
 __all__ = [

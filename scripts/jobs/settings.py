@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl.names import check_availability
 from scripts.jobs import protocols
 from scripts.jobs.protocols import (
     PROTOCOLS,
     Protocol,
-    check_name,
     read_integers,
     read_shots,
     split_words,
@@ -131,9 +131,9 @@ def choose_datasets(
     # Without either flag the name is the default of --source.
     flag = "--datasets" if named else "--source"
     for name in datasets:
-        check_name(flag, name, existing, " (configs/datasets)")
+        check_availability(name, existing, flag, " (configs/datasets)")
     for name in targets:
-        check_name("--targets", name, existing, " (configs/datasets)")
+        check_availability(name, existing, "--targets", " (configs/datasets)")
     if protocol.crosses and not targets:
         targets = default_targets(datasets[0], existing, protocol)
     if not datasets or (protocol.crosses and not targets):
@@ -149,7 +149,7 @@ def read_settings(
     Raises:
         ValueError: Anything in it is wrong; the message names flag, value and what is allowed.
     """
-    check_name("--protocol", args.protocol, PROTOCOLS)
+    check_availability(args.protocol, PROTOCOLS, "--protocol")
     protocol = PROTOCOLS[args.protocol]
     trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
     cfgs = tuple(split_words(args.cfg)) or (protocol.name,)
@@ -157,10 +157,10 @@ def read_settings(
     known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
     # Every trainer with every config file: a missing pair is an error now, not after hours of jobs.
     for trainer in trainers:
-        check_name("--trainer", trainer, known, " (configs/trainers)")
+        check_availability(trainer, known, "--trainer", " (configs/trainers)")
         directory = configs / "trainers" / trainer
         for cfg in cfgs:
-            check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
+            check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
     shots = read_shots(args.shots) if args.shots else protocol.shots
     # Commands are printed to be pasted, and are shorter for somebody in the repository.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from scripts.jobs import protocols
+from scripts.jobs.plan import protocols
 from scripts.jobs.protocols import dataset_rank
 from scripts.reporting.checks import run_notes, untrained, warnings
 from scripts.reporting.published import PUBLISHED

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from dassl.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from dassl.data.transforms.randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = ["AVAILABLE_TRANSFORMS", "AVAI_CHOICES", "INTERPOLATION_MODES", "build_transform"]
 

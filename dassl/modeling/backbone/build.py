@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["BACKBONE_REGISTRY", "build_backbone"]
 
