@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     escape_unprintable()
     args = argument_parser().parse_args(argv)
     # Imported when the flags are read: PyTorch and the methods take seconds, --help should not.
-    import datasets  # noqa: F401 - registers the datasets
+    import datasets.table  # noqa: F401 - registers the datasets
     import trainers  # noqa: F401 - registers the methods
     from dassl.engine import build_trainer
     from dassl.engine.distributed import PeerLostError, is_main, process_group

@@ -34,19 +34,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
+from dassl.names import check_availability
 from dassl.utils.logger import escape_unprintable
-from datasets import downloads
-from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
-from datasets.table import ROWS
+from datasets.row import DatasetRow
+from datasets.rows import DOWNLOADS, ROWS
 from scripts.data_tools import check as data_check
 from scripts.data_tools import output as data_output
 from scripts.data_tools.check import MISSING, Finding, Target, check, read_target
 from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_space
 from scripts.data_tools.http import LocalError, Policy
 from scripts.data_tools.output import format_size
-from scripts.jobs.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
-from scripts.run import choose_datasets, config_stems
+from scripts.jobs.protocols import PROTOCOLS, REPO, dataset_rank, split_words
+from scripts.jobs.settings import choose_datasets, config_stems
 from scripts.scrub import say, scrub
 
 PATIENT = Policy()
@@ -98,7 +98,7 @@ def protocol_datasets(protocol: str, names: list[str], existing: list[str]) -> l
     Raises:
         ValueError: An unknown name, or several sources of a transfer.
     """
-    check_name("--protocol", protocol, PROTOCOLS)
+    check_availability(protocol, PROTOCOLS, "--protocol")
     flags = argparse.Namespace(protocol=protocol, datasets=names, source=None, targets=None)
     sources, targets = choose_datasets(flags, existing)
     return list(dict.fromkeys([*sources, *targets]))
@@ -111,7 +111,7 @@ def find_config(flag: str, name: str, existing: list[str]) -> str:
         ValueError: There is none; the message has the nearest.
     """
     by_class = {row.name: row.config for row in ROWS}
-    return check_name(flag, by_class.get(name, name), existing, " (configs/datasets)")
+    return check_availability(by_class.get(name, name), existing, flag, " (configs/datasets)")
 
 
 def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target], set[str]]:
@@ -301,7 +301,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     configs: Path = REPO / "configs" / "datasets",
-    table: Sequence[Download] = downloads.DOWNLOADS,
+    table: Sequence[Download] = DOWNLOADS,
     policy: Policy = PATIENT,
 ) -> int:
     """Run the command line.

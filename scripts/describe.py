@@ -21,16 +21,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from clip.prompts import fill, load_descriptions, match_key
 from dassl.config import get_cfg_default, merge_file
 from dassl.config.paths import file_flag, path_flag
 from dassl.data.datasets import build_dataset
 from dassl.errors import plain_main
-from dassl.utils import nearest
+from dassl.names import nearest
 from dassl.utils.files import atomic_write
 from dassl.utils.logger import escape_unprintable
-from datasets.name_lists import by_wnid, in_label_order, read_name_list
+from datasets.classnames import by_wnid, in_label_order, read_name_list
+from datasets.folder import extend_cfg
+from datasets.rows import ROWS
 from scripts.describing.endpoint import ChatEndpoint, proxy_passwords, read_key
 from scripts.describing.local import LocalModel
 from scripts.describing.text import Model, ModelError, Task, accept, keys_of
@@ -151,7 +153,7 @@ def dry_run(task: Task, file: DescriptionFile, attempts: int, per_minute: float)
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names from a file, as ``datasets.name_lists`` reads it; their order does not matter.
+    """Class names from a file, as ``datasets.classnames`` reads it; their order does not matter.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -181,7 +183,7 @@ def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
         ValueError: There is no such dataset.
     """
     configs = {path.stem: path for path in sorted((REPOSITORY / "configs/datasets").glob("*.yaml"))}
-    known = {row.name: row.config for row in datasets.table.ROWS}
+    known = {row.name: row.config for row in ROWS}
     path = configs.get(known.get(word, word)) or Path(word)
     if not path.is_file():
         raise ValueError(
@@ -189,7 +191,7 @@ def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
             f"{nearest(word, [*configs, *known])}"
         )
     cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
+    extend_cfg(cfg)
     merge_file(cfg, path)
     cfg.DATASET.ROOT = root
     dataset = build_dataset(cfg)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main

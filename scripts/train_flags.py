@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from dassl.config.merge import shortened
 from dassl.config.paths import path_flag
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 
 __all__ = ["CONFIG_KEYS", "argument_parser", "read_options"]
 

@@ -124,11 +124,11 @@ def checkout(tmp_path) -> Path:
         shutil.copytree(REPOSITORY / package, root / package, ignore=ignored)
     shutil.copy(REPOSITORY / "train.py", root)
     files = {**BLOCKS["method"], **BLOCKS["dataset"]}
-    row = files.pop("datasets/table.py")
+    row = files.pop("datasets/rows.py")
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    replace(root / "datasets/table.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
+    replace(root / "datasets/rows.py", r"^ROWS = \(\n", lambda match: f"{match[0]}{row},")
     return root
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 import clip
-import datasets
+import datasets.folder
+import datasets.table  # it registers the datasets
 from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
@@ -21,7 +22,6 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from scripts.train_flags import CONFIG_KEYS, read_options
 from trainers.base.options import OPTIONS, precision
-from trainers.base.templates import chosen_template
 
 DEFAULT_BACKBONE = "ViT-B/16"
 CLIP_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -34,7 +34,7 @@ def default_config() -> CfgNode:
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
     add_options(cfg, OPTIONS)
-    datasets.extend_cfg(cfg)
+    datasets.folder.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
         if extend is not None:
@@ -101,10 +101,6 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     check_config(cfg, allowed, TOGETHER)
     if cfg.DATASET.PROMPT_TEMPLATE:
         check_template(cfg.DATASET.PROMPT_TEMPLATE, "DATASET.PROMPT_TEMPLATE")
-        if "DATASET.PROMPT_TEMPLATE" in options[::2] and not chosen_template(cfg.DATASET):
-            # The user wrote what the dataset's YAML says. A blank, which no text has in the end,
-            # tells the two apart in every record of the config.
-            cfg.DATASET.PROMPT_TEMPLATE += " "
     _fill_input(cfg, given)
     cfg.freeze()
     return cfg

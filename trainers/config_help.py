@@ -10,7 +10,7 @@ from typing import Any
 from dassl.config.identity import flatten
 from dassl.config.merge import full_keys
 from dassl.config.schema import Option, allowed_words
-from dassl.utils import nearest
+from dassl.names import nearest
 from trainers.config import config_options, default_config
 
 WIDTH = 100

@@ -24,7 +24,7 @@ from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from trainers.base.templates import hand_made
+from trainers.base.templates import own_template
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -224,7 +224,7 @@ def predict(
         FileNotFoundError: The run has no weights.
         ValueError: They do not fit the config or the classes.
     """
-    template = cfg.DATASET.PROMPT_TEMPLATE or hand_made(cfg.DATASET.NAME)
+    template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     set_random_seed(cfg.SEED)
     with standing_for(cfg.DATASET.NAME, Pictures(classnames, paths, template)):
         trainer = build_trainer(cfg)

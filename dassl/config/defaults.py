@@ -102,7 +102,7 @@ OPTIONS: dict[str, Option] = {
         "all", one_of("all", "base", "new"), "half of the classes; CoOp's train.py adds it"
     ),
     "DATASET.PROMPT_PATH": Option("", PATH, "JSON file {class name: [sentence, ...]}; ours"),
-    "DATASET.PROMPT_TEMPLATE": Option("", TEXT, "replaces the dataset's own template; ours"),
+    "DATASET.PROMPT_TEMPLATE": Option("", TEXT, "replaces the dataset's own; ours"),
     "DATASET.PROMPT_SOURCE": Option(
         "auto", one_of("auto", "json", "template", "ensemble"), "where prompts come from; ours"
     ),

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 
 __all__ = [
     "clean_cfg",

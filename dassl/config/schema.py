@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.config.merge import shortened
 from dassl.config.paths import user_path
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 
 __all__ = [
     "FLAG", "PATH", "TEXT", "Option", "Rule", "add_options", "allowed_words", "check_config",

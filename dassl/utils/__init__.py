@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dassl.names import check_availability, nearest
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -13,7 +14,7 @@ from dassl.utils.files import (
 )
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
-from dassl.utils.registry import Registry, check_availability, nearest
+from dassl.utils.registry import Registry
 from dassl.utils.tools import (
     collect_env_info,
     download_url,

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dassl.names import check_availability
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -23,7 +24,6 @@ from dassl.utils.files import (
     read_json,
     write_json,
 )
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "check_availability",
@@ -44,11 +44,7 @@ __all__ = [
 
 
 def read_image(path: str | os.PathLike[str]) -> Any:
-    """Read an image as RGB, see `dassl.data.read_image`.
-
-    Args:
-        path: Path of the file.
-    """
+    """Read an image file as RGB, see `dassl.data.read_image`."""
     from dassl.data.wrapper import read_image as read  # which is built on this package
 
     return read(path)
@@ -93,9 +89,6 @@ def download_url(url: str, dst: str | os.PathLike[str], from_gdrive: bool = Fals
 
 def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch (all devices). 0 is a seed like any other.
-
-    Args:
-        seed: In [0, 2**32).
 
     Raises:
         ValueError: Out of range.

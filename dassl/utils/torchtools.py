@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dassl.names import check_availability, nearest
 from dassl.utils.files import atomic_write
-from dassl.utils.registry import check_availability, nearest
 from dassl.utils.restricted_unpickler import read_restricted
 
 __all__ = [
@@ -292,11 +292,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Put a module into training mode with every parameter trainable.
-
-    Args:
-        model: Module.
-    """
+    """Put a module into training mode with every parameter trainable."""
     model.train()
     model.requires_grad_(True)
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import (
 )
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
 from scripts.jobs.protocols import REPO

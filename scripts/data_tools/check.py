@@ -18,12 +18,14 @@ from typing import Any
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-import datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from datasets import shapes
-from datasets.base import DatasetRow, data_root
-from datasets.downloads import Download, download_of
+from datasets.base import data_root
+from datasets.downloads import Download
+from datasets.folder import extend_cfg
+from datasets.row import DatasetRow
 from datasets.splits import PARTS
 
 OK, ON_FIRST_USE, MISSING, INCOMPLETE, DAMAGED = (
@@ -67,7 +69,7 @@ class Target:
     @property
     def download(self) -> Download | None:
         """How it can be had."""
-        return download_of(self.config) if self.row else None
+        return self.row.download if self.row else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read_target(file: Path, root: Path) -> Target:
 
 def _merged(file: Path) -> CfgNode:
     cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
+    extend_cfg(cfg)
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:

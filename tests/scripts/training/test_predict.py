@@ -403,7 +403,7 @@ def test_names_that_are_the_same_are_noted(predict, pictures, names, capsys):
 def test_the_last_example_of_the_readme(tmp_path, monkeypatch, capsys):
     """It works before the suite was drawn."""
     readme = Path(__file__).resolve().parents[3] / "README.md"
-    section = readme.read_text().partition("## Classify your own pictures")[2]
+    section = readme.read_text().partition("## Classify your own images")[2]
     block = section.partition("```bash\n")[2].partition("```")[0].replace("\\\n", " ")
     command = block.strip().splitlines()[-1].split()
     assert command[:3] == ["python", "train.py", "--predict"]
