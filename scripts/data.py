@@ -34,18 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import INTERRUPTED, plain_main
+from dassl.names import check_availability
 from dassl.utils.logger import escape_unprintable
-from datasets import downloads
-from datasets.base import DatasetRow
 from datasets.downloads import Download, download_of
-from datasets.table import ROWS
+from datasets.row import DatasetRow
+from datasets.rows import DOWNLOADS, ROWS
 from scripts.data_tools import check as data_check
 from scripts.data_tools import output as data_output
 from scripts.data_tools.check import MISSING, Finding, Target, check, read_target
 from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_space
 from scripts.data_tools.http import Policy
-from scripts.jobs.protocols import PROTOCOLS, REPO, check_name, dataset_rank, split_words
-from scripts.run import choose_datasets, config_stems
+from scripts.jobs.protocols import PROTOCOLS, REPO, dataset_rank, split_words
+from scripts.jobs.settings import choose_datasets, config_stems
 from scripts.scrub import say, scrub
 
 PATIENT = Policy()
@@ -99,7 +99,7 @@ def protocol_datasets(protocol: str, names: list[str], existing: list[str]) -> l
     Raises:
         ValueError: A name is unknown, or a transfer has several sources.
     """
-    check_name("--protocol", protocol, PROTOCOLS)
+    check_availability(protocol, PROTOCOLS, "--protocol")
     flags = argparse.Namespace(protocol=protocol, datasets=names, source=None, targets=None)
     sources, targets = choose_datasets(flags, existing)
     return list(dict.fromkeys([*sources, *targets]))
@@ -120,7 +120,7 @@ def find_config(flag: str, name: str, existing: list[str]) -> str:
         ValueError: The name is unknown; the message suggests the nearest.
     """
     by_class = {row.name: row.config for row in ROWS}
-    return check_name(flag, by_class.get(name, name), existing, " (configs/datasets)")
+    return check_availability(by_class.get(name, name), existing, flag, " (configs/datasets)")
 
 
 def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target], set[str]]:
@@ -305,7 +305,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     configs: Path = REPO / "configs" / "datasets",
-    table: Sequence[Download] = downloads.DOWNLOADS,
+    table: Sequence[Download] = DOWNLOADS,
     policy: Policy = PATIENT,
 ) -> int:
     """Run the command line.

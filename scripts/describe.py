@@ -24,10 +24,10 @@ from clip.prompts import fill, match_key
 from dassl.config.paths import file_flag, path_flag
 from dassl.data.datasets import build_dataset
 from dassl.errors import INTERRUPTED, plain_main
-from dassl.utils import nearest
+from dassl.names import nearest
 from dassl.utils.logger import escape_unprintable
-from datasets.name_lists import by_wnid, in_label_order, read_name_list
-from datasets.table import ROWS
+from datasets.classnames import by_wnid, in_label_order, read_name_list
+from datasets.rows import ROWS
 from scripts.data_tools.check import read_config
 from scripts.describing.classes import DescriptionFile, describe, dry_run
 from scripts.describing.endpoint import ChatEndpoint, proxy_passwords, read_key
@@ -39,7 +39,7 @@ from scripts.scrub import say
 
 
 def names_to_describe(path: Path) -> list[str]:
-    """Return class names from a file, as ``datasets.name_lists`` reads it, in any order.
+    """Return class names from a file, as ``datasets.classnames`` reads it, in any order.
 
     Raises:
         FileNotFoundError: There is no such file.

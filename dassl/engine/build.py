@@ -8,7 +8,8 @@ from yacs.config import CfgNode
 
 from dassl.config.defaults import OPTIONS, TOGETHER
 from dassl.config.schema import check_config, expand_paths, trainer_options
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["TRAINER_REGISTRY", "build_trainer"]
 

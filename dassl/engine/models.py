@@ -22,8 +22,8 @@ from dassl.engine.checkpoint import (
     unwrap,
 )
 from dassl.engine.step import drop_caches
+from dassl.names import nearest
 from dassl.utils.distributed import barrier, is_main
-from dassl.utils.registry import nearest
 from dassl.utils.torchtools import resume_from_checkpoint, save_checkpoint
 
 __all__ = ["Names", "RegisteredModels"]

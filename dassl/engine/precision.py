@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = ["PRECISIONS", "autocast_context", "effective_precision", "requested_precision"]
 

@@ -15,7 +15,6 @@ from dassl.config import to_plain
 from dassl.config.identity import (
     FILE_MARK,
     IDENTITY_NAME,
-    REPOSITORY,
     config_changes,
     digest_of,
     file_hash,
@@ -37,6 +36,7 @@ from dassl.config.inputs import (
     record_inputs,
     recording,
 )
+from dassl.config.paths import REPOSITORY
 from dassl.engine.base import TrainerBase
 from dassl.engine.checkpoint import replaced_backbone
 from dassl.utils.files import write_json

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.data.samplers import mix_seed
+from dassl.data.epoch_samplers import mix_seed
 from dassl.engine.base import TrainerBase
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import resolve_device

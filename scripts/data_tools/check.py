@@ -15,17 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-import datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.data.wrapper import read_image
 from datasets import shapes
-from datasets.base import DatasetRow, data_root
-from datasets.downloads import Download, download_of
+from datasets.base import data_root
+from datasets.downloads import Download
+from datasets.folder import extend_cfg
+from datasets.row import DatasetRow
 from datasets.splits import PARTS
 
 OK, ON_FIRST_USE, MISSING, INCOMPLETE, DAMAGED = (
@@ -69,7 +69,7 @@ class Target:
     @property
     def download(self) -> Download | None:
         """Where it can be downloaded."""
-        return download_of(self.config) if self.row else None
+        return self.row.download if self.row else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_config(file: Path) -> CfgNode:
         ValueError: The file is malformed or has unknown keys.
     """
     cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
+    extend_cfg(cfg)
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
@@ -251,8 +251,8 @@ def _add_unreadable(finding: Finding, unreadable: list[tuple[str, str]]) -> Find
     return replace(finding, status=DAMAGED, problem=problem, unreadable=tuple(unreadable))
 
 
-class _Decoded(Dataset[str]):
-    """The reason why each image cannot be decoded; empty if it can."""
+class _Decoded:
+    """The reason why each image cannot be decoded; empty if it can. A loader's dataset."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -261,6 +261,8 @@ class _Decoded(Dataset[str]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str:
+        from dassl.data import read_image
+
         try:
             read_image(self.paths[index])
         except OSError as error:
@@ -281,7 +283,10 @@ def find_unreadable(
     Returns:
         (path, reason) of those that cannot be decoded.
     """
-    loader = DataLoader(_Decoded(paths), batch_size=32, num_workers=workers, collate_fn=list)
+    from torch.utils.data import DataLoader  # it takes seconds, which the other depths do without
+
+    images: Any = _Decoded(paths)
+    loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)
     reasons: list[str] = []
     with tqdm(desc=name, total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for batch in loader:

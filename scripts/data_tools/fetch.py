@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from dassl.locks import LockedError, Owner, acquire
 from dassl.utils import atomic_write, read_json, write_json
-from datasets.base import DatasetRow
 from datasets.downloads import Address, Download, RemoteFile
+from datasets.row import DatasetRow
 from datasets.splits import read_split_file
 from scripts.data_tools.archives import ArchiveError
 from scripts.data_tools.check import format_counts

@@ -8,8 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from datasets.base import DatasetRow
 from datasets.downloads import GB, MB, Download, RemoteFile, download_of
+from datasets.row import DatasetRow
 from scripts.data_tools.check import ON_FIRST_USE, Finding, format_counts, known_counts
 from scripts.jobs.protocols import REPO
 

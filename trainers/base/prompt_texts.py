@@ -11,11 +11,12 @@ from yacs.config import CfgNode
 
 from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
+from dassl.config.paths import REPOSITORY, resolve
 from dassl.config.schema import values_of
 from dassl.engine import TrainerX
 from datasets.base import CLIPDataset
-from trainers.base.templates import chosen_template, hand_made
-from trainers.config import REPOSITORY, resolve
+from datasets.rows import ROW_OF
+from trainers.base.templates import own_template
 
 
 class PromptTexts(TrainerX):
@@ -31,7 +32,7 @@ class PromptTexts(TrainerX):
             own: The method's, with ``{}`` for the name; "" for none.
         """
         self._template_read = True
-        return chosen_template(self.cfg.DATASET) or own
+        return self.cfg.DATASET.PROMPT_TEMPLATE or own
 
     def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
         """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class.
@@ -68,7 +69,7 @@ class PromptTexts(TrainerX):
             default = context == values_of(self.defaults).get("CTX_INIT") and not learned
             return template_prompts(names, self.template(words) if default else words)
         dataset = self.cfg.DATASET
-        template = self.template(dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME))
+        template = self.template(own_template(dataset.NAME))
         source = _prompt_source(dataset)
         if source == "json":
             print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")
@@ -96,8 +97,11 @@ class PromptTexts(TrainerX):
                 f'First prompt: "{bank.texts[0]}" ({bank.num_classes} classes, {len(bank)} texts)'
             )
             self._note_texts(bank)
-        chosen = chosen_template(self.cfg.DATASET)
-        if chosen not in ("", CLIPDataset.default_template) and not self._template_read:
+        chosen = self.cfg.DATASET.PROMPT_TEMPLATE
+        # The configs that users copy for data of their own come with a text, which is no choice.
+        own_data = self.cfg.DATASET.NAME not in ROW_OF
+        untouched = own_data and chosen == CLIPDataset.default_template
+        if chosen and not untouched and not self._template_read:
             first = f", the first is {bank.texts[0]!r}" if bank is not None else ""
             self.add_note(
                 f"DATASET.PROMPT_TEMPLATE {chosen!r} has no effect: {type(self).__name__} has "
