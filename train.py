@@ -5,19 +5,9 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 
-import datasets  # noqa: F401 - registers the datasets
-import trainers  # noqa: F401 - registers the methods
-from dassl.engine import build_trainer
-from dassl.engine.distributed import PeerLostError, process_group
-from dassl.engine.run_folder import run_folder
 from dassl.errors import plain_errors
-from dassl.utils import set_random_seed, setup_logger
-from dassl.utils.distributed import is_main
 from dassl.utils.logger import escape_unprintable
-from trainers.config import argument_parser, build_config
-from trainers.config_help import print_config_help
-from trainers.flags import check_effect, check_flags
-from trainers.predict import run_predict
+from scripts.train_flags import argument_parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,6 +20,19 @@ def main(argv: list[str] | None = None) -> None:
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)
+    # Imported when the flags are read: PyTorch and the methods take seconds, --help should not.
+    import datasets.table  # noqa: F401 - registers the datasets
+    import trainers  # noqa: F401 - registers the methods
+    from dassl.engine import build_trainer
+    from dassl.engine.distributed import PeerLostError, process_group
+    from dassl.engine.run_folder import run_folder
+    from dassl.utils import set_random_seed, setup_logger
+    from dassl.utils.distributed import is_main
+    from trainers.config import build_config
+    from trainers.config_help import print_config_help
+    from trainers.flags import check_effect, check_flags
+    from trainers.predict import run_predict
+
     with plain_errors(args.debug, also=(PeerLostError,)):
         if args.help_config is not None:
             sys.exit(print_config_help(args.help_config))

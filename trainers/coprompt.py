@@ -16,11 +16,11 @@ from yacs.config import CfgNode
 import clip
 from clip import TextBank, adapters_disabled
 from clip.prompts import class_descriptions
+from dassl.config.paths import resolve
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.base.options import context_words, depth, precision, share, text_prompts, weight
 from trainers.clip_adapter import FeatureAdapter
-from trainers.config import resolve
 from trainers.heads import cosine_logits
 from trainers.losses import cosine_distance
 from trainers.maple import maple_clip, released_prompts

@@ -21,7 +21,7 @@ from dassl.engine.checkpoint import (
 )
 from dassl.engine.progress import Scalars
 from dassl.engine.saving import Checkpoints
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 
 __all__ = ["Names", "TrainerBase"]
 

@@ -12,8 +12,9 @@ from dassl.config.defaults import OPTIONS, TOGETHER
 from dassl.config.schema import check_config, expand_paths, trainer_options
 from dassl.engine.distributed import synchronize_statistics
 from dassl.engine.step import keep_no_activations
+from dassl.names import check_availability
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils.registry import Registry, check_availability
+from dassl.utils.registry import Registry
 from dassl.utils.torchtools import load_pretrained_weights
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_finite
 
 __all__ = [

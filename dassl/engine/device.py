@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from dassl.names import check_availability
 from dassl.utils.distributed import launched_size, local_rank
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "PRECISIONS",

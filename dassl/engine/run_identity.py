@@ -15,7 +15,6 @@ from yacs.config import CfgNode
 from dassl.config import config_hash, to_plain
 from dassl.config.identity import (
     FILE_MARK,
-    REPOSITORY,
     config_changes,
     file_hash,
     files_named,
@@ -37,6 +36,7 @@ from dassl.config.inputs import (
     record_inputs,
     recording,
 )
+from dassl.config.paths import REPOSITORY
 from dassl.engine.checkpoint import replaced_backbone
 
 __all__ = ["RunIdentity", "check_recipe"]

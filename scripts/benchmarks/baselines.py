@@ -42,7 +42,7 @@ from clip import adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 from scripts.benchmarks import efficiency
 from scripts.benchmarks.tools import (
     RANDOM_VIT,

@@ -19,7 +19,7 @@ from clip.text import unit_norm
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
 from dassl.engine import TrainerX
-from datasets.masking import masked_logits
+from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
 from trainers.base.prompt_texts import PromptTexts, text_notes
@@ -216,7 +216,7 @@ class CLIPTrainer(TrainerX):
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]
         if over_imagenet and logits.shape[1] != self.num_classes:
-            return masked_logits(logits, dataset.imagenet_labels)
+            return logits_of_classes(logits, dataset.imagenet_labels)
         return logits
 
     def extra_result(self) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from yacs.config import CfgNode
 
 from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
+from dassl.config.paths import REPOSITORY, resolve
 from datasets.base import CLIPDataset
-from trainers.base.templates import chosen_template, hand_made
-from trainers.config import REPOSITORY, resolve
+from datasets.rows import ROW_OF
+from trainers.base.templates import own_template
 
 
 class PromptTexts:
@@ -33,9 +34,11 @@ class PromptTexts:
     @property
     def unused_template(self) -> str:
         """The template that the user chose, if no prompts were made of it; else ""."""
-        chosen = chosen_template(self.dataset)
-        used = self._template_read or chosen == CLIPDataset.default_template
-        return "" if used else chosen
+        chosen = self.dataset.PROMPT_TEMPLATE
+        # The configs that users copy for data of their own come with a text, which is no choice.
+        own_data = self.dataset.NAME not in ROW_OF
+        untouched = own_data and chosen == CLIPDataset.default_template
+        return "" if self._template_read or untouched else chosen
 
     def template(self, own: str) -> str:
         """The template that the user chose for the dataset, else the method's.
@@ -44,7 +47,7 @@ class PromptTexts:
             own: The method's, with ``{}`` for the name; "" for none.
         """
         self._template_read = True
-        return chosen_template(self.dataset) or own
+        return self.dataset.PROMPT_TEMPLATE or own
 
     def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
         """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class.
@@ -80,7 +83,7 @@ class PromptTexts:
             words = context.replace("_", " ") + " {}."
             default = context == self.default_context and not learned
             return template_prompts(names, self.template(words) if default else words)
-        template = self.template(dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME))
+        template = self.template(own_template(dataset.NAME))
         source = _prompt_source(dataset)
         if source == "json":
             print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")

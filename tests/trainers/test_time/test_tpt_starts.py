@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.baselines import write_released
