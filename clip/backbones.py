@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clip.adapters.lightra import open_attention
 from clip.align import align_input, load_align
-from clip.checkpoints import BUNDLED, build_model, load_bundled, read_state_dict
+from clip.checkpoints import BUNDLED, build_model, image_side, load_bundled, read_state_dict
 from clip.names import (
     OPENAI,
     InputSpec,
@@ -240,16 +240,16 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
 
 def input_spec(name: str) -> InputSpec:
-    """What pictures a backbone takes, without loading its weights where the name tells.
+    """What images a backbone takes; no weights are loaded, of a file only their shapes are read.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: Unknown name, or a file that is no checkpoint in OpenAI's format.
         ConnectionError: An ``align:`` model other than the published one has to be looked up, and
             cannot be.
     """
     if name == "shapes" or (Path(name).is_file() and name not in OPENAI):
-        backbone = load(name)
-        return InputSpec(backbone.image_size, backbone.image_mean, backbone.image_std)
+        side = image_side(BUNDLED if name == "shapes" else Path(name))
+        return InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     if source_of(name) == "align":
         return align_input(name)
     arch, tag = (openai_arch(name), "openai") if name in OPENAI else arch_and_tag(name)

@@ -15,10 +15,10 @@ from yacs.config import CfgNode
 from clip import FeatureAdapter, TextBank, adapters_disabled
 from clip.prompts import class_descriptions
 from clip.text import at_least_single
+from dassl.config.paths import resolve
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP, released
 from trainers.base.options import context_words, depth, precision, share, text_prompts, weight
-from trainers.config import resolve
 from trainers.heads import cosine_logits
 from trainers.losses import cosine_distance
 from trainers.maple import maple_clip

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine.base import Names
 from dassl.engine.distributed import gather_features
-from dassl.engine.models import Names
 from trainers.base.options import precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, HINT_FIRST
 from trainers.coop import ContextTrainer

@@ -104,7 +104,7 @@ class PromptSRC(CLIPTrainer):
         average = self.average
         if not average.values and self.epoch > 0:  # resumed from a checkpoint, which has none
             average.start = self.epoch
-            self.add_note(f"prompts are averaged from epoch {self.epoch + 1} on")
+            self.notes.add(f"prompts are averaged from epoch {self.epoch + 1} on")
         average.add(self.epoch, trainable_state(self.model))
         if self.epoch + 1 == self.max_epoch:
             print(f"PromptSRC: prompts averaged over {self.max_epoch} epochs")

@@ -15,9 +15,10 @@ from yacs.config import CfgNode
 from clip import freeze_except
 from dassl.config.schema import Option, count, each, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.names import check_availability
 from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import LAYERS, MANY, context_words
-from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead, choose
+from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead
 from trainers.heads.mask_ablations import FeatureAttentionHead, MLPMaskHead
 
 # Keys of every trainer with a mask, in its own section.
@@ -87,7 +88,7 @@ class RAda(CLIPTrainer):
     def build_head(self, embed_dim: int) -> nn.Module:
         """The head that ``HEAD`` names."""
         options = self.options
-        kind = choose("TRAINER.RADA.HEAD", options.HEAD, HEADS)
+        kind = check_availability(options.HEAD, HEADS, "TRAINER.RADA.HEAD")
         if kind == "rational":
             return rational_head(self.cfg, options, embed_dim)
         if kind == "mlp":

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer, weight_files
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
-from datasets.masking import masked_logits
-from trainers.base.class_rows import ClassRows
+from dassl.engine import TrainerX
+from datasets.imagenet import logits_of_classes
+from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
-from trainers.base.prompt_texts import PromptTexts
-from trainers.base.prompted_clip import FrozenTextCLIP, PromptedCLIP
+from trainers.base.prompt_texts import PromptTexts, text_notes
 from trainers.base.released import Convert
 from trainers.base.zero_shot_check import sanity_check
-
-__all__ = ["CLIPTrainer", "FrozenTextCLIP", "PromptedCLIP", "backbone_content"]
 
 
 def backbone_content(name: str) -> str:
@@ -32,12 +34,23 @@ def backbone_content(name: str) -> str:
     return digest_of([file_hash(path) for path in files]) if files else ""
 
 
-class CLIPTrainer(PromptTexts, ClassRows):
+class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
-    A method sets ``defaults`` (its keys under ``TRAINER.<name>``, each a plain value or an
-    :class:`dassl.config.schema.Option` that says what is allowed and what it means), returns one
-    module from ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
+    What the author of a method needs. It *sets* ``defaults``, its keys under ``TRAINER.<name>``
+    (each a plain value or a :class:`dassl.config.schema.Option` that says what is allowed and what
+    it means), and those of the flags below that apply; it *defines*
+
+    - ``build_model()``: one module, in which exactly what trains requires a gradient;
+    - ``forward_loss(image, label)``: a step's :class:`dassl.engine.StepOutput`;
+
+    with ``self.options`` (its section of the config), ``self.load_backbone()``, ``self.prompts()``
+    (or ``template``, ``ensemble``), ``self.dm.dataset``, ``self.register_generator(name)`` for
+    random numbers that survive a resume, and ``self.notes.add(text)`` for a remark in the result.
+    The engine does the rest. Few methods override more: ``check_cfg``, ``choices``,
+    ``keeps_features``, ``param_groups``, ``extra_state`` with ``load_extra_state``,
+    ``extra_result``, ``convert_state_dict`` and ``checkpoint_folder`` for released weights,
+    ``text_bank`` and ``rows_by_class`` for a classifier that is not made of prompts.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -56,14 +69,14 @@ class CLIPTrainer(PromptTexts, ClassRows):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
-        self.match_initial_weights()
+        self.rows_by_class().match_initial_weights(cfg.MODEL.INIT_WEIGHTS)
         self._print_choices()
         self.show_prompts()
         self.zero_shot_check = sanity_check(self)
         if self.uses_features(cfg):
             use_features(self)
         elif cfg.FEATURE_CACHE.ENABLED:
-            self.add_note(
+            self.notes.add(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
 
@@ -72,10 +85,12 @@ class CLIPTrainer(PromptTexts, ClassRows):
         return []
 
     def _print_choices(self) -> None:
-        section = self.config_section or type(self).__name__
-        options = self.cfg.TRAINER.get(section, {})  # a class that is not registered has none
+        # A class that is not registered has no options.
+        options = self.cfg.TRAINER.get(self.section(), {})
         if options:
-            print(f"TRAINER.{section}: {', '.join(f'{k} {v!r}' for k, v in options.items())}")
+            print(
+                f"TRAINER.{self.section()}: {', '.join(f'{k} {v!r}' for k, v in options.items())}"
+            )
         lines = self.choices()
         if self.released_in_half:
             lines.append(
@@ -115,14 +130,66 @@ class CLIPTrainer(PromptTexts, ClassRows):
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the method's own keys and their defaults to a config."""
-        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode(
-            values_of({"PREC": "fp32", **cls.defaults})
-        )
+        cfg.TRAINER[cls.section()] = CfgNode(values_of({"PREC": "fp32", **cls.defaults}))
+
+    @classmethod
+    def section(cls) -> str:
+        """Name of the method's section under ``TRAINER``."""
+        return cls.config_section or cls.__name__
 
     @property
     def options(self) -> CfgNode:
         """The method's section of the config."""
-        return self.cfg.TRAINER[self.config_section or type(self).__name__]
+        return self.cfg.TRAINER[self.section()]
+
+    # ------------------------------------------------------------------ prompts
+
+    @cached_property
+    def texts(self) -> PromptTexts:
+        """What makes prompts of the config and the class names."""
+        context = values_of(self.defaults).get("CTX_INIT")
+        return PromptTexts(self.cfg.DATASET, self.dm.dataset.classnames, context)
+
+    def prompts(self, context: str = "", learned: bool = False) -> list[list[str]]:
+        """Each class's prompts, see :meth:`PromptTexts.prompts`."""
+        return self.texts.prompts(context, learned)
+
+    def template(self, own: str) -> str:
+        """The user's template, else the method's own, see :meth:`PromptTexts.template`."""
+        return self.texts.template(own)
+
+    def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
+        """Each class's prompts of 7 or 80 templates, see :meth:`PromptTexts.ensemble`."""
+        return self.texts.ensemble(classnames, size, own)
+
+    def text_bank(self) -> clip.TextBank | None:
+        """The texts that stand for the classes; None if the method has none."""
+        model = getattr(self, "model", None)
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        return next((module for module in modules if isinstance(module, clip.TextBank)), None)
+
+    def show_prompts(self) -> None:
+        """Log the first prompt; note what is wrong with the texts, or has no effect on them."""
+        bank = self.text_bank()
+        first = ""
+        if bank is not None:
+            first = f", the first is {bank.texts[0]!r}"
+            counts = f"{bank.num_classes} classes, {len(bank)} texts"
+            print(f'First prompt: "{bank.texts[0]}" ({counts})')
+            for note in text_notes(bank, self.dm.dataset.classnames, self.cfg.DATASET.NAME):
+                self.notes.add(note)
+            backbone = getattr(self.model, "backbone", None)
+            cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
+            if cut and cut not in self.notes:
+                self.notes.append(cut)  # logged when they were tokenised
+        if self.texts.unused_template:
+            self.notes.add(
+                f"DATASET.PROMPT_TEMPLATE {self.texts.unused_template!r} has no effect: "
+                f"{type(self).__name__} has other prompts{first}; see the options of "
+                f"TRAINER.{self.section()}"
+            )
+
+    # ------------------------------------------------------------------ the backbone and the data
 
     def load_backbone(self) -> clip.Backbone:
         """The pre-trained model the config names, frozen."""
@@ -148,12 +215,14 @@ class CLIPTrainer(PromptTexts, ClassRows):
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]
         if over_imagenet and logits.shape[1] != self.num_classes:
-            return masked_logits(logits, dataset.imagenet_labels)
+            return logits_of_classes(logits, dataset.imagenet_labels)
         return logits
 
     def extra_result(self) -> dict[str, Any]:
         """Add what zero-shot accuracy was checked to be, see ``zero_shot_check``."""
         return {"zero_shot_check": self.zero_shot_check}
+
+    # ------------------------------------------------------------------ checkpoints
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate a released layout, and let the head say what is wrong with weights for it.
@@ -168,3 +237,22 @@ class CLIPTrainer(PromptTexts, ClassRows):
         if check is not None:
             check({name: value for name, value in state_dict.items() if name.startswith("head.")})
         return state_dict
+
+    def rows_by_class(self) -> ClassRows:
+        """What the model learns with a row per class: contexts of classes of their own."""
+        keys = [name for name, module in contexts_in(self.model).items() if module.per_class]
+        dataset = self.dm.dataset
+        return ClassRows(
+            self.model, dataset, self.cfg.DATASET, self.notes, keys, dataset.classnames
+        )
+
+    def match_classes(
+        self, path: Path, state_dict: dict[str, Tensor], classnames: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """Pick the rows of the run's classes, in their order, by name."""
+        return self.rows_by_class().match(path, state_dict, classnames)
+
+    def resume_model_if_exist(self, directory: str | os.PathLike[str]) -> int:
+        """Continue from the last checkpoints in a directory, of the same classes."""
+        self.rows_by_class().check_resumed(Path(directory, self.model_name or type(self).__name__))
+        return super().resume_model_if_exist(directory)

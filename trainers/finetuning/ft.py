@@ -6,6 +6,7 @@ loop, the engine's; a method is what trains and its loss.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from clip.prompts import ensemble_prompts, match_key, template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from trainers.base import CLIPTrainer
-from trainers.base.class_rows import class_rows
+from trainers.base.class_rows import ClassRows, class_rows
 from trainers.base.options import templates, weight
 from trainers.finetuning.linear_clip import LinearCLIP
 from trainers.finetuning.stages import FirstStageError, read_stage
@@ -105,7 +106,7 @@ class FineTuner(CLIPTrainer):
         """Start from the first stage, if there is one, or from where an earlier process stopped."""
         self.model.class_weights()  # W is made before anything of it is loaded
         if self.first_stages:
-            with self.reading_weights():
+            with self.identity.reading_weights():
                 self.model.load_state_dict(self.first_stage(), strict=False)
         super().before_train()
 
@@ -127,17 +128,14 @@ class FineTuner(CLIPTrainer):
         meta = self.checkpoint_meta()
         return read_stage(stage.DIR, stage.EPOCH, self.first_stages, self.model, meta)
 
-    def per_class(self) -> list[str]:
-        """W, one row per class."""
-        return ["classifier"]
-
-    def row_names(self) -> list[str]:
-        """Of W's classes."""
-        return self.classes
-
-    def class_free(self) -> str:
-        """See :meth:`trainers.base.class_rows.ClassRows.class_free`."""
-        return "a method with a text encoder"
+    def rows_by_class(self) -> ClassRows:
+        """W has a row for each of its classes, which may be more than the dataset's."""
+        return dataclasses.replace(
+            super().rows_by_class(),
+            keys=["classifier"],
+            classes=self.classes,
+            remedy="a method with a text encoder",
+        )
 
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None

@@ -6,7 +6,6 @@ that it goes with every way of adapting one.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dassl.names import check_availability
 from trainers.heads.mask_attention import mask_attention
 
 QUERIES = ("image", "text", "rational")
@@ -57,19 +57,6 @@ REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def choose(key: str, value: str, allowed: Sequence[str]) -> str:
-    """Return ``value`` if it is allowed.
-
-    Raises:
-        ValueError: It is not; the message names the key and the nearest allowed value.
-    """
-    if value in allowed:
-        return value
-    near = difflib.get_close_matches(str(value), allowed, 1, 0.3)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}.{hint}")
-
-
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer whose weight and bias start at zero."""
     layer = nn.Linear(inputs, outputs)
@@ -92,7 +79,7 @@ class MaskHead(nn.Module):
 
     def __init__(self, regularizer: str = "l2") -> None:
         super().__init__()
-        self.regularizer = REGULARIZERS[choose("REG", regularizer, tuple(REGULARIZERS))]
+        self.regularizer = REGULARIZERS[check_availability(regularizer, REGULARIZERS, "REG")]
 
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
         """What the mask is away from 1 before the relu, (B, K, D).
@@ -171,9 +158,9 @@ class RationalHead(MaskHead):
         if not queries or len(set(queries)) < len(queries):
             raise ValueError(f"QUERIES must name at least one query once, got {tuple(queries)}")
         for name in queries:
-            choose("QUERIES", name, QUERIES)
+            check_availability(name, QUERIES, "QUERIES")
         self.embed_dim = embed_dim
-        joint = choose("SOFTMAX", softmax, SOFTMAX) == "joint"
+        joint = check_availability(softmax, SOFTMAX, "SOFTMAX") == "joint"
         first = RationalAttention(embed_dim, num_heads, temperature, queries, joint)
         self.layers = nn.ModuleList(
             [first]

@@ -89,7 +89,7 @@ class RAdaTTT(EpisodicTrainer):
             super().load_model(directory, epoch)
             return
         load_mask(self.model.head, directory, self.cfg, self.options, epoch, "--model-dir")
-        self.loaded_from = (os.fspath(directory), epoch)
+        self.identity.loaded_from = (os.fspath(directory), epoch)
 
     def adapted_parameters(self) -> int:
         """The mask's."""

@@ -114,7 +114,7 @@ class StartedTrainer(EpisodicTrainer):
         if directory and self.start:
             load_start(self, self.model, directory, epoch, FLAG)
             self.start_directory = os.fspath(directory)
-            self.loaded_from = (os.fspath(directory), epoch)
+            self.identity.loaded_from = (os.fspath(directory), epoch)
             return
         self.require_start()
         super().load_model(directory, epoch)

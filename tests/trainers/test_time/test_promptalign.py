@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer
 from scripts import promptalign_statistics
 from tests.trainers.plain import coupled, plain_text, tokens_of, unit, vit_b16
