@@ -8,8 +8,7 @@ from dassl.engine.result import is_done, read_result
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import StepOutput, drop_caches
 from dassl.engine.trainer import SimpleTrainer
-from dassl.engine.trainer_x import TrainerX
-from dassl.engine.trainer_xu import TrainerXU
+from dassl.engine.trainer_x import TrainerX, TrainerXU
 
 __all__ = [
     "TRAINER_REGISTRY",

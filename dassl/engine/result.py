@@ -145,7 +145,7 @@ def read_identity(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
         directory: Run directory.
 
     Returns:
-        `dassl.engine.run_identity.RunIdentity.identity`, or None if there is none that can be read.
+        `dassl.engine.run_identity.RunIdentity.content`, or None if there is none that can be read.
     """
     try:
         content = read_json(Path(directory) / IDENTITY_NAME)

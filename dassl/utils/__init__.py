@@ -1,5 +1,9 @@
 """Helpers under the names that Dassl's ``dassl.utils`` has."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dassl.names import check_availability, nearest
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -10,7 +14,7 @@ from dassl.utils.files import (
 )
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
-from dassl.utils.registry import Registry, check_availability, nearest
+from dassl.utils.registry import Registry
 from dassl.utils.tools import (
     collect_env_info,
     download_url,
@@ -21,17 +25,19 @@ from dassl.utils.tools import (
     set_random_seed,
     tolist_if_not,
 )
-from dassl.utils.torchtools import (
-    atomic_torch_save,
-    count_num_param,
-    init_network_weights,
-    load_checkpoint,
-    load_pretrained_weights,
-    open_all_layers,
-    open_specified_layers,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+
+if TYPE_CHECKING:
+    from dassl.utils.torchtools import (
+        atomic_torch_save,
+        count_num_param,
+        init_network_weights,
+        load_checkpoint,
+        load_pretrained_weights,
+        open_all_layers,
+        open_specified_layers,
+        resume_from_checkpoint,
+        save_checkpoint,
+    )
 
 __all__ = [
     "AverageMeter",
@@ -65,3 +71,10 @@ __all__ = [
     "tolist_if_not",
     "write_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes seconds to import, and most programs here only read or write files.
+    if name in __all__:
+        return getattr(import_module("dassl.utils.torchtools"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,7 @@ from clip import adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 from scripts.benchmarks import efficiency
 from scripts.benchmarks.tools import (
     RANDOM_VIT,
@@ -188,7 +188,8 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     trainer.save_model(0, directory)
     # The result says which pictures the run was trained on.
     trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
-    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    found = trainer.evaluator.evaluate()
+    trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
     return directory
 
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 from scripts.benchmarks.tools import (
     RANDOM_VIT,
     backbone_name,

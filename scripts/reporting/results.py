@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl.names import check_availability
 from scripts.jobs.protocols import (
     ALL_IMAGES,
     PROTOCOLS,
     RunKey,
-    check_name,
     dataset_rank,
     source_of,
 )
@@ -136,7 +136,7 @@ def collect(selection: Selection) -> list[Run]:
         ValueError: The protocol is unknown, or a selected trainer or stem has no finished run.
         LookupError: Nothing finished is there.
     """
-    check_name("--protocol", selection.protocol, PROTOCOLS)
+    check_availability(selection.protocol, PROTOCOLS, "--protocol")
     base = selection.output / selection.protocol
     runs: list[Run] = []
     found: set[tuple[str, str]] = set()
@@ -170,10 +170,10 @@ def _place(name: str, selected: tuple[str, ...]) -> tuple[int, str]:
 
 def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
     for name in selection.trainers:
-        check_name("--trainer", name, sorted({trainer for trainer, _ in found}), where)
+        check_availability(name, sorted({trainer for trainer, _ in found}), "--trainer", where)
     stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
     for name in selection.cfg:
-        check_name("--cfg", name, sorted(stems), where)
+        check_availability(name, sorted(stems), "--cfg", where)
 
 
 def group(runs: Iterable[Run]) -> Cells:

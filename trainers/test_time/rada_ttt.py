@@ -121,7 +121,7 @@ class RAdaTTT(EpisodicTrainer):
             super().load_model(directory, epoch)
             return
         self._load_mask(self.model.head, directory, epoch, FLAG)
-        self.loaded_from = (os.fspath(directory), epoch)
+        self.identity.loaded_from = (os.fspath(directory), epoch)
 
     def _load_mask(
         self, head: RationalHead, directory: str | os.PathLike[str], epoch: int | None, key: str

@@ -20,11 +20,11 @@ from dassl.engine.checkpoint import (
     replaced_backbone,
 )
 from dassl.engine.step import drop_caches
-from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base import PromptedCLIP, released
 from trainers.cocoop import cocoop_clip
-from trainers.coop import coop_clip, released_context
+from trainers.coop import coop_clip
 from trainers.finetuning.stages import FirstStageError
-from trainers.maple import maple_clip, released_prompts
+from trainers.maple import maple_clip
 from trainers.test_time.episodes import EpisodicTrainer
 from trainers.test_time.towers import PromptStart, confident_views
 
@@ -36,20 +36,20 @@ class Start(NamedTuple):
     """How a method's trained prompts are built again and read.
 
     Attributes:
-        build: (trainer, the method's section of the config) -> classifier.
+        build: (backbone, class names, the method's section of the config) -> classifier.
         convert: (released or own state, classifier, section) -> state with the classifier's keys.
         form: Keys of the section that a run must agree in.
     """
 
-    build: Callable[[CLIPTrainer, CfgNode], PromptedCLIP]
-    convert: Callable[[dict[str, Tensor], nn.Module, str], dict[str, Tensor]]
+    build: Callable[..., PromptedCLIP]
+    convert: released.Convert
     form: tuple[str, ...]
 
 
 STARTS = {
-    "CoOp": Start(coop_clip, released_context, ("CTX_INIT", "CLASS_TOKEN_POSITION")),
-    "CoCoOp": Start(cocoop_clip, released_context, ("CTX_INIT",)),
-    "MaPLe": Start(maple_clip, released_prompts, ("N_CTX", "PROMPT_DEPTH", "CTX_INIT")),
+    "CoOp": Start(coop_clip, released.coop, ("CTX_INIT", "CLASS_TOKEN_POSITION")),
+    "CoCoOp": Start(cocoop_clip, released.coop, ("CTX_INIT",)),
+    "MaPLe": Start(maple_clip, released.maple, ("N_CTX", "PROMPT_DEPTH", "CTX_INIT")),
 }
 
 
@@ -107,7 +107,8 @@ class StartedTrainer(EpisodicTrainer):
                 f"TRAINER.{self.start}.CSC is True: contexts of the training set's classes are no "
                 "start for the classes of another set; name a run with one context for all"
             )
-        model = STARTS[self.start].build(self, section)
+        backbone, names = self.load_backbone(), self.dm.dataset.classnames
+        model = STARTS[self.start].build(backbone, names, section)
         model.requires_grad_(False)  # what an episode adapts are copies
         stage = self.cfg.FIRST_STAGE
         if stage.DIR:
@@ -141,7 +142,7 @@ class StartedTrainer(EpisodicTrainer):
         if directory and self.start:
             self._load_start(self.model, directory, epoch, FLAG)
             self.start_directory = os.fspath(directory)
-            self.loaded_from = (os.fspath(directory), epoch)
+            self.identity.loaded_from = (os.fspath(directory), epoch)
             return
         self.require_start()
         super().load_model(directory, epoch)

@@ -24,11 +24,11 @@ from clip import adapter_parameters
 from dassl.config import merge_options
 from dassl.data import build_data_loader
 from dassl.data.datasets import build_dataset
+from dassl.data.feature_key import hash_tensors
 from dassl.data.transforms import build_transform, crop_border_first
 from dassl.engine import read_result
 from dassl.utils.torchtools import atomic_torch_save, load_checkpoint
 from trainers.base import PromptedCLIP
-from trainers.base.features import hash_tensors
 from trainers.finetuning.stages import FirstStageError
 from trainers.test_time.starts import FIRST_STAGE_KEY
 from trainers.test_time.towers import block_inputs

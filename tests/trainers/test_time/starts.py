@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.trainers.baselines import around_names
 from tests.trainers.plain import unit
@@ -39,7 +39,8 @@ def make_run(make_config, method: str, *options: str, seed: int = 3, output: str
             parameter.data += 0.05 * torch.randn_like(parameter)
     trainer.save_model(0, trainer.output_dir)
     trainer.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    found = trainer.evaluator.evaluate()
+    trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
     return trainer
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from dassl.data.samplers import SeededIndex
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.test_time.starts import (
@@ -409,7 +409,7 @@ class TestDagger:
             for name, value in trained.model.head.state_dict().items():
                 assert torch.equal(value, state[name])
             assert not any(p.requires_grad for p in trainer.model.parameters())
-        assert loaded.loaded_from == (trained.output_dir, None)
+        assert loaded.identity.loaded_from == (trained.output_dir, None)
         views = views_of(named, (0, 70))
         adapted = named.model_inference(views)
         assert torch.equal(adapted, loaded.model_inference(views))
@@ -420,7 +420,8 @@ class TestDagger:
         first = build("RAdaTTT", output="first")
         first.load_model(trained.output_dir)
         first.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-        first.record_test("test", first.evaluator.evaluate(), 0.0)
+        found = first.evaluator.evaluate()
+        first.record.add_test("test", found, first.evaluator.per_class(), 0.0)
         second = build("RAdaTTT", output="second")
         second.load_model(first.output_dir)
         state = second.model.head.state_dict()

@@ -166,7 +166,8 @@ def test_every_way_to_name_a_start(build, trained, method):
             assert torch.equal(value, state[name])
         assert trainer.extra_result()["start"]["directory"] == run.output_dir
     loaded.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-    loaded.record_test("test", loaded.evaluator.evaluate(), 0.0)
+    found = loaded.evaluator.evaluate()
+    loaded.record.add_test("test", found, loaded.evaluator.per_class(), 0.0)
     again = build(method, output="again")
     again.load_model(loaded.output_dir)
     assert again.start_directory == run.output_dir
