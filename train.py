@@ -5,18 +5,9 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 
-import datasets  # noqa: F401 - registers the datasets
-import trainers  # noqa: F401 - registers the methods
-from dassl.engine import build_trainer
-from dassl.engine.distributed import PeerLostError, is_main, process_group
-from dassl.engine.run_folder import run_folder
 from dassl.errors import plain_errors
-from dassl.utils import set_random_seed, setup_logger
 from dassl.utils.logger import escape_unprintable
-from trainers.config import argument_parser, build_config
-from trainers.config_help import print_config_help
-from trainers.flags import check_effect, check_flags
-from trainers.predict import run_predict
+from scripts.train_flags import argument_parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,6 +20,19 @@ def main(argv: list[str] | None = None) -> None:
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)
+    # Imported when the flags are read: PyTorch and the methods take seconds, --help should not.
+    import datasets.table  # noqa: F401 - registers the datasets
+    import trainers  # noqa: F401 - registers the methods
+    from dassl.engine import build_trainer
+    from dassl.engine.distributed import PeerLostError, process_group
+    from dassl.engine.run_folder import run_folder
+    from dassl.utils import set_random_seed, setup_logger
+    from dassl.utils.distributed import is_main
+    from trainers.config import build_config
+    from trainers.config_help import print_config_help
+    from trainers.flags import check_effect, check_flags
+    from trainers.predict import run_predict
+
     with plain_errors(args.debug, also=(PeerLostError,)):
         if args.help_config is not None:
             sys.exit(print_config_help(args.help_config))
@@ -44,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
             check_effect(args, trainer)
             if args.eval_only:
                 trainer.any_config = args.any_config
-                with getattr(trainer, "reading_weights", nullcontext)():
+                identity = getattr(trainer, "identity", None)
+                with identity.reading_weights() if identity is not None else nullcontext():
                     trainer.load_model(args.model_dir, epoch=args.load_epoch)
                 trainer.test()
             elif not args.no_train:

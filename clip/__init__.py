@@ -7,6 +7,7 @@ from clip.adapters import (
     freeze_except,
     load_adapters,
 )
+from clip.adapters.clip_adapter import FeatureAdapter
 from clip.adapters.coop import ClassContextBank, ConditionalPrompts, ContextPrompts, attach_context
 from clip.adapters.hpt import HierarchicalPrompts, StructuredBank, attach_hierarchical_prompts
 from clip.adapters.lightra import AdaptedAttention, ResidualAttention, attach_residual_attention
@@ -34,6 +35,7 @@ __all__ = [
     "ConditionalPrompts",
     "ContextPrompts",
     "CoupledPrompts",
+    "FeatureAdapter",
     "HierarchicalPrompts",
     "InputSpec",
     "LearnedPrompts",

@@ -1,13 +1,13 @@
 """ALIGN (Jia et al. 2021, arXiv:2102.05918) from transformers, in the form of an open_clip model.
 
-An EfficientNet and a BERT, trained on noisy picture descriptions. Three things differ from CLIP:
+An EfficientNet and a BERT, trained on noisy image descriptions. Three things differ from CLIP:
 
 * The factor of the cosine similarities is stored as its inverse, a temperature.
 * BERT reads in both directions and is read out at its first token. Padding is masked, so sequences
   may be cut where the longest text ends, exactly; nothing else may be cut.
-* Pictures: ALIGN squashes them to 346 x 346 pixels (bilinear) and takes the central 289 x 289,
+* Images: ALIGN squashes them to 346 x 346 pixels (bilinear) and takes the central 289 x 289,
   values scaled to [-1, 1], that is mean and standard deviation 0.5. This project scales the shorter
-  side to 289 and takes the centre, for all models alike: the aspect ratio is kept, and the picture
+  side to 289 and takes the centre, for all models alike: the aspect ratio is kept, and the image
   reaches further out, to its full shorter side instead of 84 % of each side. Numbers therefore
   differ a little from those of ALIGN's own pipeline.
 
@@ -89,7 +89,7 @@ class AlignTokenizer:
 
     @staticmethod
     def clean_fn(text: str) -> str:
-        """Nothing: BERT's tokenizer cleans."""
+        """Return the text as it is: BERT's tokenizer cleans it."""
         return text
 
     def __call__(self, texts: list[str], context_length: int) -> Tensor:
@@ -101,11 +101,9 @@ class AlignTokenizer:
 
 
 def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokenizer]:
-    """Load an ALIGN checkpoint from the hub, its cache or a directory.
+    """Load ``align:<hub id or directory>`` from the hub, its cache or the directory.
 
-    Args:
-        name: ``align:<hub id or directory>``.
-        precision: fp32, fp16 or bf16. Batch normalisation and the temperature stay fp32.
+    Batch normalisation and the temperature stay fp32, whatever the precision.
 
     Raises:
         ValueError: Not a name of that form, or what is there is no complete ALIGN checkpoint.
@@ -137,7 +135,7 @@ def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokeni
 
 
 def align_input(name: str) -> InputSpec:
-    """What pictures an ``align:`` backbone takes, without its weights.
+    """What images an ``align:`` backbone takes, without its weights.
 
     Raises:
         ValueError: Not a name of that form, or there is no image processor's file in that place.
@@ -162,7 +160,7 @@ def spec_of(processor: Any) -> InputSpec:
     """
     size = processor.crop_size if processor.do_center_crop else processor.size
     if size["height"] != size["width"]:
-        raise ValueError(f"pictures must be square, its image processor makes {size}")
+        raise ValueError(f"images must be square, its image processor makes {size}")
     scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     offset = 1.0 if processor.do_rescale and processor.rescale_offset else 0.0
     means = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
@@ -173,7 +171,7 @@ def spec_of(processor: Any) -> InputSpec:
 
 
 def _check_vocabulary(tokens: int, embeddings: int) -> None:
-    # Some versions of transformers make up an empty tokenizer where the files are missing.
+    # Where the files are missing, some versions of transformers return an empty tokenizer.
     if tokens != embeddings:
         raise ValueError(
             f"its tokenizer has {tokens} tokens, its model {embeddings}: tokenizer.json or "
@@ -213,7 +211,7 @@ def _explained(name: str, place: str, error: Exception) -> ValueError | Connecti
         )
     if isinstance(error.__cause__, RepositoryNotFoundError):
         return ValueError(
-            f"Backbone {name!r}: {place!r} is no directory here and the hub has no such model, or "
-            f"not for everybody ({said}). The published one is align:kakaobrain/align-base"
+            f"Backbone {name!r}: {place!r} is no directory here, and the hub has no such model, "
+            f"or it is not public ({said}). The published one is align:kakaobrain/align-base"
         )
     return unreachable("files", name, error, "write align:<directory> with a copy of them")

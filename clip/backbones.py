@@ -8,7 +8,7 @@ path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clip.adapters.lightra import open_attention
 from clip.align import align_input, load_align
-from clip.checkpoints import BUNDLED, build_model, load_bundled, read_state_dict
+from clip.checkpoints import BUNDLED, build_model, image_side, load_bundled, read_state_dict
 from clip.names import (
     OPENAI,
     InputSpec,
@@ -32,7 +32,7 @@ from clip.names import (
     unknown,
     unreachable,
 )
-from clip.text import encode_tokens, end_of_text, pools_at_end_of_text, text_tower
+from clip.text import TextBank, encode_tokens, end_of_text, pools_at_end_of_text, text_tower
 from clip.tokens import cuts
 from clip.tokens import tokenize as tokenize_with
 from dassl.utils.torchtools import not_finite
@@ -154,6 +154,10 @@ class Backbone(nn.Module):
         """
         return tokenize_with(self._tokenizer, texts, self.context_length, truncate)
 
+    def text_bank(self, prompts: Sequence[Sequence[str]]) -> TextBank:
+        """All prompts of all classes, as this model tokenizes and cuts them."""
+        return TextBank(prompts, self.tokenize, self.end_of_text())
+
     def cuts(self, texts: list[str], tokens: Tensor) -> str:
         """What :meth:`tokenize` said of texts that it cut to tokens (N, T); empty if of none."""
         return cuts(self._tokenizer, texts, tokens)
@@ -236,16 +240,16 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
 
 def input_spec(name: str) -> InputSpec:
-    """What pictures a backbone takes, without loading its weights where the name tells.
+    """What images a backbone takes; no weights are loaded, of a file only their shapes are read.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: Unknown name, or a file that is no checkpoint in OpenAI's format.
         ConnectionError: An ``align:`` model other than the published one has to be looked up, and
             cannot be.
     """
     if name == "shapes" or (Path(name).is_file() and name not in OPENAI):
-        backbone = load(name)
-        return InputSpec(backbone.image_size, backbone.image_mean, backbone.image_std)
+        side = image_side(BUNDLED if name == "shapes" else Path(name))
+        return InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     if source_of(name) == "align":
         return align_input(name)
     arch, tag = (openai_arch(name), "openai") if name in OPENAI else arch_and_tag(name)

@@ -18,13 +18,17 @@ from dassl.utils.torchtools import load_checkpoint, weights_in
 BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
     """The weights in a state dict or TorchScript archive of OpenAI's; never runs code of it.
+
+    Args:
+        path: The file.
+        shapes_only: See :func:`dassl.utils.load_checkpoint`.
 
     Raises:
         ValueError: It cannot be read, has other weights, or some that are infinite or NaN.
     """
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, shapes_only=shapes_only)
     state = {k.removeprefix("module."): v for k, v in weights_in(content, path).items()}
     if "text_projection" not in state:
         raise ValueError(
@@ -33,16 +37,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def image_side(path: Path) -> int:
+    """Pixels of a side of the images that a file's model takes, from the shapes of its weights.
+
+    Raises:
+        ValueError: It cannot be read, or its weights do not fit OpenAI's layout.
+    """
+    state = read_state_dict(path, shapes_only=True)
+    vit = "visual.proj" in state
+    places = "visual.positional_embedding" if vit else "visual.attnpool.positional_embedding"
+    try:
+        cells = state[places].shape[0] - 1  # of the last grid, and one place for the class token
+        # A ResNet halves the image five times before it pools by attention.
+        cell = state["visual.conv1.weight"].shape[-1] if vit else 32
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{path} does not fit OpenAI's CLIP layout: {error}") from error
+    return round(cells**0.5) * cell
+
+
 def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
     """The open_clip model of weights in OpenAI's layout, which tell its architecture.
 
-    Args:
-        state: Weights.
-        precision: fp32, fp16 or bf16.
-        path: Where they came from, for the message.
-
     Raises:
-        ValueError: They do not fit the layout.
+        ValueError: They do not fit the layout; ``path`` is where they came from.
     """
     derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
     state = {k: v for k, v in state.items() if k.rpartition(".")[2] not in derived}

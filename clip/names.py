@@ -26,12 +26,12 @@ OPENAI = {
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The pictures a backbone was trained on.
+    """The images a backbone was trained on.
 
     ``size`` is the side of the square the encoder sees, in pixels; ``mean`` and ``std`` normalise
-    RGB values in [0, 1]. How pictures become squares is one rule here, CLIP's: the shorter side is
-    scaled to ``size`` and the centre is cut out. SigLIP was trained and tested on pictures squashed
-    to ``size`` x ``size``, ALIGN on more deeply cut ones (:mod:`clip.align`): pictures far from a
+    RGB values in [0, 1]. How images become squares is one rule here, CLIP's: the shorter side is
+    scaled to ``size`` and the centre is cut out. SigLIP was trained and tested on images squashed
+    to ``size`` x ``size``, ALIGN on more deeply cut ones (:mod:`clip.align`): images far from a
     square look different to these two than in their own papers.
     """
 
@@ -45,7 +45,7 @@ ALIGN_INPUTS = {ALIGN_BASE: InputSpec(289, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 
 def available_models() -> list[str]:
-    """Names with weights of their own; ``openclip:<arch>@<tag>`` names come on top."""
+    """Names that need no tag; those of the form ``openclip:<arch>@<tag>`` are not listed."""
     return [*OPENAI, "shapes"]
 
 
@@ -114,13 +114,9 @@ def unknown(name: str) -> ValueError:
 
 
 def unreachable(what: str, name: str, error: Exception, remedy: str) -> ConnectionError:
-    """The error for a part of a known model that is not here and cannot be downloaded.
+    """The error for ``what`` of a known model, as "weights", that cannot be downloaded.
 
-    Args:
-        what: The part, as "weights".
-        name: The backbone.
-        error: What the download said.
-        remedy: What helps besides connecting, without a full stop.
+    ``remedy`` is what helps besides connecting, without a full stop.
     """
     said = " ".join(str(error).split())
     return ConnectionError(

@@ -23,19 +23,15 @@ def readable(classname: str) -> str:
 
 
 def match_key(classname: str) -> str:
-    """What two spellings of a class name share: case, underscores and repeated spaces aside."""
+    """A class name without what its spellings differ in: case, underscores, repeated spaces."""
     return " ".join(readable(classname).split())
 
 
 def check_template(template: str, what: str = "A prompt template") -> None:
-    """Refuse a template that does not say once where the class name goes.
-
-    Args:
-        template: With ``{}``.
-        what: The key that set it, for the message.
+    """Refuse a template in which the class name has not exactly one place, ``{}``.
 
     Raises:
-        ValueError: ``{}`` is missing or repeated, or there are other braces.
+        ValueError: ``{}`` is missing or repeated, or there are other braces; ``what`` is named.
     """
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(
@@ -69,7 +65,7 @@ def ensemble_prompts(
             "(DATASET.PROMPT_ENSEMBLE, TRAINER.ZeroshotCLIP2.TEMPLATES)"
         )
     return [
-        # an extra template that is one of the ensemble's would count twice in the mean
+        # An extra template that is one of the ensemble's would count twice in the mean.
         list(
             dict.fromkeys(
                 [template(readable(name)) for template in ENSEMBLES[size]]
@@ -108,6 +104,7 @@ def class_descriptions(classnames: Sequence[str], path: str | Path) -> list[list
     found = {name: find_description(descriptions, name) for name in classnames}
     missing = [name for name in classnames if not found[name]]
     if missing:
+        # Looking for the nearest of many names is slow, and nobody reads a thousand hints.
         near = {
             name: difflib.get_close_matches(match_key(name), descriptions, 1)
             for name in missing[:20]
@@ -124,12 +121,7 @@ def class_descriptions(classnames: Sequence[str], path: str | Path) -> list[list
 
 
 def find_description(descriptions: Mapping[str, list[str]], classname: str) -> list[str]:
-    """The sentences of a class, empty if there are none.
-
-    Args:
-        descriptions: By :func:`match_key`, of :func:`read_descriptions`.
-        classname: As the dataset spells it.
-    """
+    """The sentences of a class in what :func:`read_descriptions` returned, or an empty list."""
     key = match_key(classname)
     if key in descriptions:
         return descriptions[key]
@@ -141,22 +133,43 @@ def find_description(descriptions: Mapping[str, list[str]], classname: str) -> l
 
 def load_descriptions(path: str | Path) -> dict[str, list[str]]:
     """A file of class descriptions as it stands; errors as :func:`described_prompts`."""
+    return read_class_lists(
+        path,
+        str,
+        absent="No class descriptions at {}: DATASET.PROMPT_PATH names a JSON file",
+        form='{"class name": ["sentence", ...]}',
+    )
+
+
+def read_class_lists(
+    path: str | Path, item: type, *, absent: str, form: str
+) -> dict[str, list[Any]]:
+    """A JSON file with a list of items for each class, as it stands.
+
+    Args:
+        path: Of the file.
+        item: What the lists hold.
+        absent: What to say if there is no such file, with ``{}`` for its place.
+        form: What the file must look like, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON of that form.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No class descriptions at {path.resolve()}: DATASET.PROMPT_PATH names a JSON file "
-            "of the form "
-            '{"class name": ["sentence", ...]}'
-        )
+        raise FileNotFoundError(f"{absent.replace('{}', str(path.resolve()))} of the form {form}")
     try:
+        # Windows' editors put a byte-order mark in front, which plain UTF-8 would take for a sign.
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     good = isinstance(content, dict) and all(
-        isinstance(v, list) and all(isinstance(s, str) for s in v) for v in content.values()
+        isinstance(items, list) and all(isinstance(one, item) for one in items)
+        for items in content.values()
     )
     if not good:
-        raise ValueError(f'{path} must have the form {{"class name": ["sentence", ...]}}')
+        raise ValueError(f"{path} must have the form {form}")
     return content
 
 

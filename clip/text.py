@@ -51,15 +51,10 @@ def end_of_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
-    """Run the text tower on token embeddings, cut to any length that holds every end-of-text token.
+    """Encode embeddings (N, L, W) that have no positions yet: features, not normalised, (N, D).
 
-    Args:
-        model: An open_clip model whose text tower :func:`pools_at_end_of_text`.
-        embeddings: Token (or learned context) embeddings without positions, (N, L, W), L <= T.
-        end: Positions of the end-of-text tokens, (N,).
-
-    Returns:
-        Text features, not normalised, (N, D).
+    L may be any length that holds all end-of-text tokens, whose positions are ``end`` (N,), if the
+    tower :func:`pools_at_end_of_text`.
     """
     tower = text_tower(model)
     length = embeddings.shape[1]
@@ -75,15 +70,9 @@ def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
 
 
 def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tensor:
-    """Encode token sequences, cut exactly behind the longest one's end.
+    """Features of texts (N, T), cut exactly behind the longest one's end: not normalised, (N, D).
 
-    Args:
-        model: An open_clip model.
-        tokens: (N, T) token numbers.
-        length: L if the caller knows it; saves the device synchronisation of looking it up.
-
-    Returns:
-        Text features, not normalised, (N, D).
+    ``length`` is L if the caller knows it; it saves the device synchronisation of looking it up.
     """
     if not pools_at_end_of_text(model):
         return model.encode_text(tokens)
@@ -92,12 +81,17 @@ def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tens
     return encode_embeddings(model, text_tower(model).token_embedding(tokens[:, :length]), end)
 
 
+def at_least_single(features: Tensor) -> Tensor:
+    """Features in single precision, unless they are in double already."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 def unit_norm(features: Tensor) -> Tensor:
     """Scale rows to unit norm, in single precision at least: (N, D) -> (N, D).
 
     Half precision would round the small distances between adapted and frozen features away.
     """
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_single(features), dim=-1)
 
 
 class TextBank(nn.Module):
@@ -135,9 +129,8 @@ class TextBank(nn.Module):
             end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
         )
         self.num_classes = len(prompts)
-        self.lengths: list[int] = (
-            lengths.tolist()
-        )  # on the host, so that cutting never waits for the device
+        # Lengths stay on the host, so that cutting never waits for the device.
+        self.lengths: list[int] = lengths.tolist()
         self.counts = counts
         self.starts = counts.cumsum(0) - counts
         owner = torch.repeat_interleave(torch.arange(self.num_classes), counts)
@@ -162,9 +155,8 @@ class TextBank(nn.Module):
     def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
         """Numbers of one prompt per class, drawn uniformly: (K,).
 
-        Args:
-            generator: Draws.
-            together: One draw for all: classes with equally many prompts get the same of theirs.
+        With ``together`` there is one draw for all: classes with equally many prompts get the same
+        of theirs.
         """
         draw = torch.rand(1 if together else self.num_classes, generator=generator)
         return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
@@ -174,33 +166,27 @@ class TextBank(nn.Module):
         length = max(self.lengths[i] for i in index.tolist())
         return self.tokens[index.to(self.tokens.device), :length]
 
-    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
-        """Features of the prompts numbered ``index`` (n,), not normalised, in one batch: (n, D)."""
-        tokens = self.cut_tokens(index)
-        return backbone.encode_text(tokens, length=tokens.shape[1])
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
+        """Features (n, D) of the prompts numbered ``index`` (n,), in one batch.
 
-    def encode(self, backbone: Any, index: Tensor) -> Tensor:
-        """Unit-norm features of the prompts numbered ``index`` (n,), in one batch: (n, D)."""
-        return unit_norm(self.raw_features(backbone, index))
+        ``encoder`` is a :class:`clip.Backbone`, or what wraps one and has its ``encode_text``.
+        """
+        tokens = self.cut_tokens(index)  # (n, L)
+        features = encoder.encode_text(tokens, length=tokens.shape[1])
+        return unit_norm(features) if unit else features
 
     @torch.no_grad()
-    def encode_all(self, backbone: Any, unit: bool = True) -> Tensor:
-        """Features of all prompts, (P, D), in batches of similar length.
-
-        Args:
-            backbone: Encodes.
-            unit: Scale them to unit norm.
-        """
-        encode = self.encode if unit else self.raw_features
+    def encode_all(self, encoder: Any, unit: bool = True) -> Tensor:
+        """Features of all prompts, (P, D), in batches of similar length; see :meth:`encode`."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__)
         features: list[Tensor] = []
         batch: list[int] = []
         for i in order:  # ascending, so the newcomer is the longest of its batch
             if batch and (len(batch) + 1) * self.lengths[i] > BATCH_TOKENS:
-                features.append(encode(backbone, torch.tensor(batch)))
+                features.append(self.encode(encoder, torch.tensor(batch), unit))
                 batch = []
             batch.append(i)
-        features.append(encode(backbone, torch.tensor(batch)))
+        features.append(self.encode(encoder, torch.tensor(batch), unit))
         sorted_features = torch.cat(features)
         out = torch.empty_like(sorted_features)
         out[torch.tensor(order, device=out.device)] = sorted_features
@@ -208,22 +194,24 @@ class TextBank(nn.Module):
 
     def class_means(self, features: Tensor) -> Tensor:
         """Mean of each class's prompt features, not normalised again: (P, D) -> (K, D)."""
-        sums = features.new_zeros(self.num_classes, features.shape[1])
+        sums = features.new_zeros(self.num_classes, features.shape[1])  # (K, D)
         sums.index_add_(0, self.owner, features)
         return sums / self.counts.to(features)[:, None]
 
-    def class_features(self, backbone: Any) -> Tensor:
+    def class_features(self, encoder: Any) -> Tensor:
         """Class weights for evaluation: means over each class's unit-norm prompt features, (K, D).
 
         Kept until :meth:`drop_cache` (called by the engine after every optimiser step and load) or
         ``train(True)``, separately for every state of the adapters' switches. Never in training.
         """
         if self.training:
-            return self.class_means(self.encode_all(backbone))
-        key = (adapter_switches(backbone), torch.get_autocast_dtype(self.tokens.device.type)
-               if torch.is_autocast_enabled(self.tokens.device.type) else None)  # fmt: skip
+            return self.class_means(self.encode_all(encoder))
+        device = self.tokens.device.type
+        autocast = torch.is_autocast_enabled(device)
+        # Features differ between precisions too: under autocast they are not those outside of it.
+        key = adapter_switches(encoder), torch.get_autocast_dtype(device) if autocast else None
         if key not in self._cache:
-            self._cache[key] = self.class_means(self.encode_all(backbone))
+            self._cache[key] = self.class_means(self.encode_all(encoder))
         return self._cache[key]
 
     def drop_cache(self) -> None:

@@ -1,4 +1,4 @@
-"""Texts to token numbers with open_clip's BPE or a tokenizer of the hub, and what does not fit.
+"""Tokenize texts with open_clip's BPE or a tokenizer of the hub, and say which were cut.
 
 N texts, T token positions.
 """
@@ -16,10 +16,8 @@ SHOWN = 100  # characters of a text that a message quotes
 def count_tokens(tokenizer: Any, text: str) -> int:
     """How many positions a text needs, with its start and end tokens.
 
-    Args:
-        tokenizer: open_clip's ``SimpleTokenizer`` (adds a start and an end) or an ``HFTokenizer``,
-            whose inner tokenizer adds what its model wants: SigLIP's only an end, BERT's both.
-        text: Any length.
+    open_clip's ``SimpleTokenizer`` adds both; the tokenizer inside an ``HFTokenizer`` adds what its
+    model wants, SigLIP's only an end, BERT's both.
     """
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
@@ -32,11 +30,7 @@ def tokenize(
 ) -> Tensor:
     """Token numbers of texts, (N, T), cut to T as the tokenizer does it: the end token survives.
 
-    Args:
-        tokenizer: See :func:`count_tokens`.
-        texts: One or more.
-        context_length: T.
-        truncate: Cut long texts, and print one line that counts them.
+    One line counts the texts that were cut.
 
     Raises:
         ValueError: ``truncate`` is false and a text does not fit; it names the text.
@@ -57,13 +51,7 @@ def tokenize(
 
 
 def cuts(tokenizer: Any, texts: list[str], tokens: Tensor) -> str:
-    """A sentence that counts the texts that were cut; empty if none was.
-
-    Args:
-        tokenizer: See :func:`count_tokens`.
-        texts: N texts.
-        tokens: What the tokenizer made of them, (N, T).
-    """
+    """A sentence that counts the texts that were cut to tokens (N, T); empty if none was."""
     inner = getattr(tokenizer, "tokenizer", None)
     padding = 0 if inner is None else inner.pad_token_id
     # Only rows without padding can have been cut. The last position tells nothing: it is an end

@@ -1,12 +1,14 @@
-"""Locks that go with their process, however it ends, and what processes that are gone left behind.
+"""Locks that end with their process, and the removal of what killed processes left behind.
 
-The lock is the operating system's, on an open file, so that none is ever stale; the file says who
-has it. Worker processes do not inherit it. Where a file system has no locks, whoever asks goes on
-without. Nothing here imports PyTorch.
+The lock itself is `filelock`'s: the operating system's lock on an open file, which a killed process
+loses and its workers do not inherit, so that none is ever stale. On top of it, the file says who
+holds the lock, it is removed with the lock, and a file system without locks stops nobody. Nothing
+here imports PyTorch.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks
-    fcntl = None  # type: ignore[assignment]
+import filelock
 
 __all__ = [
     "RUN_LOCK",
@@ -37,20 +36,22 @@ __all__ = [
 
 OLD = 3600.0  # seconds after which nobody is still writing an unlocked temporary file
 RUN_LOCK = ".run.lock"  # of a run's folder, held by the run itself
-_PATIENCE = 0.5  # seconds for a lock that is only looked at, or whose process is just ending
-_held: set[int] = set()  # descriptors of this process's locks
+_PATIENCE = 0.5  # seconds; the holder may just be ending, or only be looking (`at_work`)
+# What network and user-space file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that works somewhere.
+    """The process that holds a lock.
 
     Attributes:
-        pid: Its number.
-        host: Its machine.
-        born: What tells it from a later process of that number; empty where unknown.
-        since: When it began, as text.
+        pid: Process id.
+        host: Machine.
+        born: Start time in the system's ticks, which tells the process from a later one with the
+            same id; empty where unknown.
+        since: When the lock was taken, as text.
     """
 
     pid: int
@@ -65,7 +66,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
-        """Return who a lock file names, if it does."""
+        """Return the process that a lock file names; None if it names none."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(found["pid"]), *(str(found[n]) for n in ("host", "born", "since")))
@@ -73,12 +74,12 @@ class Owner:
             return None
 
     def runs(self) -> bool:
-        """Tell whether it is known to run: it does on this machine."""
+        """Tell whether the process is known to run, which only its own machine can know."""
         same = self.host == socket.gethostname()
         return same and runs_here(self.pid) and self.born in ("", _birth(self.pid))
 
     def __str__(self) -> str:
-        """Say who it is."""
+        """Return a phrase for messages."""
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
@@ -86,7 +87,7 @@ class LockedError(RuntimeError):
     """Another process has the lock.
 
     Attributes:
-        owner: Who, if its file says so.
+        owner: That process, if the lock file names it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,42 +96,41 @@ class LockedError(RuntimeError):
 
 
 class FileLock:
-    """A lock that this process has; or, where there are none, stands for one.
+    """A lock that this process holds, or its stand-in where the file system has no locks.
 
     Attributes:
         held: Whether it keeps others out.
     """
 
-    def __init__(self, path: Path, descriptor: int | None) -> None:
+    def __init__(self, path: Path, lock: filelock.BaseFileLock | None) -> None:
         self.path = path
-        self._descriptor = descriptor
-        if descriptor is not None:
-            _held.add(descriptor)
+        self._lock = lock
 
     @property
     def held(self) -> bool:
         """Whether it keeps others out."""
-        return self._descriptor is not None
+        return self._lock is not None
 
     def record(self, owner: Owner) -> None:
-        """Write into the file who is at work."""
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(vars(owner)).encode(), 0)
+        """Write into the file which process is at work."""
+        if self.held:
+            self.path.write_text(json.dumps(vars(owner)), encoding="utf-8")
 
     def release(self, *, keep: bool = False) -> None:
         """Give the lock up.
 
         Args:
-            keep: Leave the file and what it says.
+            keep: Leave the file, which may name a process that is still at work.
         """
-        if self._descriptor is None:
+        if self._lock is None:
             return
         if not keep:
-            self.path.unlink(missing_ok=True)
-        _held.discard(self._descriptor)
-        os.close(self._descriptor)
-        self._descriptor = None
+            # While it is still locked: afterwards the file could be the next holder's. Who waits
+            # for it notices that it is gone, and makes another.
+            with suppress(OSError):
+                self.path.unlink()
+        self._lock.release()
+        self._lock = None
 
     def __enter__(self) -> FileLock:
         """Return self; leaving the block releases it."""
@@ -147,46 +147,37 @@ def acquire(
     """Take a lock; it lasts until it is released or this process ends.
 
     Args:
-        path: Of the lock file; its folder is there.
-        wait: Called once before waiting for another process to release it, however long.
-        patience: Seconds to try without ``wait``.
+        path: The lock file, in an existing folder.
+        wait: Called once if another process holds the lock; then that process is waited for,
+            however long it takes.
+        patience: Seconds to try for, without ``wait``.
 
     Raises:
         LockedError: Another process has it.
         OSError: The file cannot be made.
     """
-    if fcntl is None:
-        return FileLock(path, None)
-    mode, deadline = fcntl.LOCK_EX | fcntl.LOCK_NB, time.monotonic() + patience
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # No fallback to lock files without a lock: those outlive a process that is killed. Not bound to
+    # a thread, since a loader's or a timer's thread may release it.
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
         try:
-            fcntl.flock(descriptor, mode)
-            # Who had it before may have removed the file: a lock on that one keeps nobody out.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return FileLock(path, descriptor)
-        except BlockingIOError:
-            if wait is not None:
-                wait()
-                mode = fcntl.LOCK_EX
-            elif time.monotonic() >= deadline:
-                os.close(descriptor)
+            lock.acquire(timeout=0 if wait else patience)
+        except filelock.Timeout:
+            if wait is None:
                 raise LockedError(path) from None
-            else:
-                time.sleep(0.05)
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return FileLock(path, None)
-        os.close(descriptor)
+            wait()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            path.unlink()  # where nobody can lock it, nobody would ever remove it
+        return FileLock(path, None)
+    return FileLock(path, lock)
 
 
 def at_work(directory: Path) -> str:
-    """Say which process is at work in a run's folder; empty if none is.
-
-    Args:
-        directory: Of the run.
-    """
+    """Return which process is at work in a run's folder, as a phrase; "" if none is."""
     lock = directory / RUN_LOCK
     if not lock.exists():
         return ""
@@ -197,22 +188,8 @@ def at_work(directory: Path) -> str:
     return ""
 
 
-def _forget_locks() -> None:
-    """Close a forked process's copies of the locks, or they would outlive their owner."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
 def runs_here(pid: int) -> bool:
-    """Tell whether a process of this machine runs; one that nobody has reaped yet does not.
-
-    Args:
-        pid: Its number.
-    """
+    """Tell whether a process of this machine runs; a zombie does not."""
     stat = _proc_stat(pid)
     if stat is not None:
         return stat[0] not in ("Z", "X")
@@ -226,17 +203,18 @@ def runs_here(pid: int) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """Return when a process started, in the system's ticks; empty where that cannot be told."""
+    """Return a process's start time in the system's ticks; "" where the system does not tell."""
     stat = _proc_stat(pid)
     return stat[19] if stat is not None else ""
 
 
 def _proc_stat(pid: int) -> list[str] | None:
-    """Return the state of a process and what follows it in Linux's /proc/<pid>/stat."""
+    """Return the fields of Linux's /proc/<pid>/stat from the state on."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    # The field before, the program's name in parentheses, may itself hold blanks and parentheses.
     return content.rsplit(")", 1)[1].split()
 
 
@@ -244,9 +222,9 @@ def remove_leftovers(folders: Iterable[Path], *, alone: bool) -> None:
     """Remove temporary files, ``.<name>.<pid>.tmp``, whose process is gone.
 
     Args:
-        folders: Where to look; only files directly in them.
-        alone: This process has the folders to itself, by a lock. Otherwise the process may be
-            another machine's, and only files that are an hour old are removed.
+        folders: Where to look; subfolders are left alone.
+        alone: A lock keeps all others out of the folders. Without one, the process may run on
+            another machine, and only files older than an hour are removed.
     """
     for folder in folders:
         with suppress(OSError):
@@ -258,21 +236,17 @@ def remove_leftovers(folders: Iterable[Path], *, alone: bool) -> None:
 
 
 def _may_write(pid: int, path: Path) -> bool:
-    """Tell whether a process of this machine runs that is no younger than the file."""
+    """Tell whether process ``pid`` runs on this machine and is no younger than the file."""
     if not runs_here(pid):
         return False
     stat = _proc_stat(pid)
     if stat is None:
         return True
-    # Numbers come again, in containers soon: this process may have that of the one before.
+    # Ids are used again, in containers soon: this process may have its predecessor's.
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - path.stat().st_mtime < running + 1
 
 
 def is_old(path: Path) -> bool:
-    """Tell whether nobody is still writing a temporary file or folder.
-
-    Args:
-        path: Last changed more than an hour ago.
-    """
+    """Tell whether a temporary file or folder was last changed more than an hour ago."""
     return time.time() - path.stat().st_mtime > OLD

@@ -1,7 +1,7 @@
 """What every dataset does between its files and the engine.
 
 ``CLIPDataset``: read the splits, rename classes if asked, draw shots, take base or new classes.
-``SplitFileDataset``: a ``CLIPDataset`` described by one ``DatasetRow`` of ``datasets/table.py``.
+``SplitFileDataset``: a ``CLIPDataset`` described by one row of ``datasets/rows.py``.
 """
 
 from __future__ import annotations
@@ -9,74 +9,29 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dassl.config import user_path
 from dassl.config.inputs import recording
 from dassl.data.datasets import DatasetBase, Datum
+from dassl.names import check_availability
 from dassl.utils import write_json
 from datasets.classnames import rename_classes, unreadable_names
 from datasets.imagenet import imagenet_labels, names_of
+from datasets.row import TEMPLATE, DatasetRow
 from datasets.sampling import HALVES, draw_few_shot, kept_labels, subsample_classes
 from datasets.splits import (
     PARTS,
     Splits,
     check_labels,
-    check_pictures,
+    check_repeats,
     read_split_file,
     require_images,
     split_notes,
     untested_classes,
 )
-
-Reader = Callable[[Path, Path], Splits]
-Wnids = Callable[[Path, Path], list[list[str]]]
-
-
-@dataclass(frozen=True)
-class DatasetRow:
-    """All that distinguishes one dataset from another.
-
-    Attributes:
-        config: Stem of its file in ``configs/datasets``.
-        name: Class name, registry name and ``DATASET.NAME``.
-        directory: Its directory below ``--root``.
-        images: Image directory below ``directory``; paths of the split file start here.
-        split_file: File in ``directory`` with the published split; None where ``reader`` reads the
-            official one from the dataset's own files.
-        template: Prompt template where the config has none; its YAML says the same.
-        source: Where the data can be had.
-        num_classes: Known number of classes; None if not checked.
-        counts: Known (train, val, test) image counts; None if not checked.
-        reader: ``reader(dataset_dir, image_dir) -> Splits`` for the dataset's own files: the
-            official split where ``split_file`` is None, else the stand-in of
-            ``DATASET.ALLOW_OWN_SPLIT``.
-        prepare: Called with the data root before anything is read; renders the bundled suite.
-        published: Whether published results exist that a run here may be compared with.
-        shifted: Whether it is a test set for the classes of another one, whose labels have to be
-            brought into its order; zero-shot accuracy is checked before such a set is used.
-        wnids: ``wnids(dataset_dir, image_dir)``: for each label the wnids of the ImageNet classes
-            that it stands for; of ImageNet and its shifts.
-        border: Pixels to cut off each side of every picture.
-    """
-
-    config: str
-    name: str
-    directory: str
-    images: str
-    split_file: str | None
-    template: str
-    source: str
-    num_classes: int | None = None
-    counts: tuple[int, int, int] | None = None
-    reader: Reader | None = None
-    prepare: Callable[[Path], object] | None = None
-    published: bool = True
-    shifted: bool = False
-    wnids: Wnids | None = None
-    border: int = 0
 
 
 class CLIPDataset(DatasetBase):
@@ -92,13 +47,13 @@ class CLIPDataset(DatasetBase):
         notes: What a reader of the results must know, e.g. that the split is not the published one.
         shot_seed: Seed of the few-shot draw; None if nothing was drawn.
         shifted: As in ``DatasetRow``.
-        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, what
-            ``masking.masked_logits`` needs of a classifier over these; None where there are none.
+        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, which
+            ``imagenet.logits_of_classes`` takes; None where there are none.
         imagenet_names: Names of all classes of ImageNet, in label order; empty likewise.
         links: Real path of images that are known to be links, by their path.
     """
 
-    default_template: ClassVar[str] = "A photo of a {},"
+    default_template: ClassVar[str] = TEMPLATE
     shifted: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
@@ -125,6 +80,7 @@ class CLIPDataset(DatasetBase):
         splits = self.read_splits(cfg)
         for text in split_notes(splits, self.links):
             self.note(text)
+        # Before the draw, which groups by label: names change nothing but the texts.
         if cfg.DATASET.CLASSNAMES:
             splits = rename_classes(splits, cfg.DATASET.CLASSNAMES)
         odd = unreadable_names(splits.class_names())
@@ -132,6 +88,8 @@ class CLIPDataset(DatasetBase):
             self.note(
                 f"{type(self).__name__}: {odd}; set DATASET.CLASSNAMES to a file with their names"
             )
+        # The draw goes over all classes and the half is taken afterwards, as in CoOp: a seed's base
+        # and new classes have the same shots whichever half a run is about.
         splits = self._take_shots(cfg, splits)
         half = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.imagenet_labels is not None:
@@ -221,7 +179,7 @@ class SplitFileDataset(CLIPDataset):
         """
         row = self.row
         if row.prepare is not None:
-            with recording(None):  # it looks at more than this data set
+            with recording(None):  # it looks at more than this dataset
                 row.prepare(self.root)
         dataset_dir = self.root / row.directory
         image_dir = dataset_dir / row.images
@@ -237,25 +195,28 @@ class SplitFileDataset(CLIPDataset):
         else:
             splits = self._own_split(cfg, dataset_dir, image_dir)
         self._check_counts(splits)
-        if row.wnids is not None:
+        if row.wnids:
+            # ImageNet's own list, whatever names the shifted set's directory gives its classes.
             names = names_of(self.root / "imagenet").by_wnid
-            self.imagenet_labels = imagenet_labels(row.wnids(dataset_dir, image_dir), names)
+            wnids = function_of(row.wnids)(dataset_dir, image_dir)
+            self.imagenet_labels = imagenet_labels(wnids, names)
             self.imagenet_names = list(names.values()) if self.imagenet_labels else []
         return splits
 
     def _read_files(self, dataset_dir: Path, image_dir: Path) -> Splits:
-        if self.row.reader is None:
+        if not self.row.reader:
             raise ValueError(f"{self.row.name} has neither a split file nor a reader in the table")
-        splits = self.row.reader(dataset_dir, image_dir)
+        # A reader may err, and a user's copy too: both get the checks of a split file.
+        splits = function_of(self.row.reader)(dataset_dir, image_dir)
         check_labels(splits, str(image_dir))
-        check_pictures(splits, str(image_dir))
+        check_repeats(splits, str(image_dir))
         require_images(splits, dataset_dir, self.row.source)
         return splits
 
     def _own_split(self, cfg: Any, dataset_dir: Path, image_dir: Path) -> Splits:
         row = self.row
         message = f"{row.name}: no split file {dataset_dir / str(row.split_file)}"
-        if row.reader is None:
+        if not row.reader:
             raise FileNotFoundError(f"{message}. {row.source}")
         if not cfg.DATASET.ALLOW_OWN_SPLIT:
             raise FileNotFoundError(
@@ -284,6 +245,12 @@ class SplitFileDataset(CLIPDataset):
             )
 
 
+def function_of(path: str) -> Callable[[Path, Path], Any]:
+    """The function of this package that a row names, such as ``readers.oxford_pets``."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(f"datasets.{module}"), name)
+
+
 def check_config(cfg: Any) -> None:
     """Refuse values of the DATASET section that no dataset can serve, before reading anything.
 
@@ -296,9 +263,7 @@ def check_config(cfg: Any) -> None:
             f"DATASET.NUM_SHOTS is {shots}; allowed are -1 (all images) and 1, 2, 4, ...; "
             "for zero-shot evaluation leave it at -1 and choose a zero-shot trainer"
         )
-    half = cfg.DATASET.SUBSAMPLE_CLASSES
-    if half not in HALVES:
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {half!r}; allowed are {', '.join(HALVES)}")
+    check_availability(cfg.DATASET.SUBSAMPLE_CLASSES, HALVES, "DATASET.SUBSAMPLE_CLASSES")
 
 
 def data_root(cfg: Any) -> Path:

@@ -23,7 +23,7 @@ from dassl.utils.files import is_text
 from datasets.base import CLIPDataset
 from datasets.listing import LeftOut, find_below, list_folder
 from datasets.sampling import by_label, check_ratio, split_off_val, split_three_ways
-from datasets.splits import PARTS, Splits, check_pictures, read_split_file, require_images
+from datasets.splits import PARTS, Splits, check_repeats, read_split_file, require_images
 
 LAYOUTS = "expected are train/, val/ and test/ with class folders in each, or class folders"
 
@@ -40,6 +40,17 @@ OPTIONS: dict[str, Option] = {
 Classes = dict[str, list[str]]
 
 
+def extend_cfg(cfg: Any) -> None:
+    """Add the keys of the DATASET section that only these two read, in place.
+
+    Args:
+        cfg: Config, not frozen.
+    """
+    for key, default in values_of(OPTIONS).items():
+        if key not in cfg.DATASET:
+            cfg.DATASET[key] = default
+
+
 @DATASET_REGISTRY.register()
 class Folder(CLIPDataset):
     """Class folders of the user's own."""
@@ -50,7 +61,7 @@ class Folder(CLIPDataset):
         Raises:
             FileNotFoundError: The directory is missing, or an image is a link to nothing.
             ValueError: The layout is neither of the two, a class folder has no image, a class of
-                val or test is not in train, links put a picture into two places that exclude each
+                val or test is not in train, links put an image into two places that exclude each
                 other, or a split value is not allowed.
         """
         option = own_options(cfg)
@@ -63,6 +74,7 @@ class Folder(CLIPDataset):
         self.dataset_dir = self.image_dir = str(directory)
         ratio = check_ratio(cfg.DATASET.SPLIT_RATIO)
         self.left_out = LeftOut(directory)
+        # Without train/ and test/ all folders are classes, one called val included.
         parts = find_parts(directory)
         if "train" in parts or "test" in parts:
             splits = self._read_parts(directory, parts, ratio, option["SPLIT_SEED"])
@@ -71,12 +83,13 @@ class Folder(CLIPDataset):
         if self.left_out:
             self.note(f"Folder: left out of {directory}: {self.left_out}")
         _require_linked(self.links, directory)
-        check_pictures(splits, str(directory), self.links)
+        check_repeats(splits, str(directory), self.links)
         return splits
 
     def _list_classes(self, directory: Path) -> Classes:
         classes, links = list_classes(directory, self.left_out)
         real = os.path.realpath(self.dataset_dir)
+        # Links must not bring one image into train and test: what they lead to is compared.
         for path, target in links.items():
             # Below the directory as it is called, whatever links lead to it: to be compared.
             self.links[path] = os.path.join(self.dataset_dir, os.path.relpath(target, real))
@@ -99,12 +112,14 @@ class Folder(CLIPDataset):
         found = {part: self._list_classes(directory / part) for part in parts}
         for part, classes in found.items():
             _require_filled(directory / part, classes)
+        # Labels are numbered once, by the folders of this part, and hold for the others.
         defining = "train" if "train" in found else "test"
         labels = _number(found[defining])
         _require_known(found, labels, directory, defining)
         items = {part: _items(directory / part, classes, labels) for part, classes in found.items()}
         train, val = items.get("train", []), items.get("val", [])
         if train and "val" not in parts:
+            # What the ratio would give val of these two, since test/ is there already.
             share = ratio[1] / (ratio[0] + ratio[1])
             train, val = split_off_val(list(by_label(train).values()), share, seed)
             print(f"No val/ in {directory}: took {len(val)} images of train/ (seed {seed})")
@@ -112,6 +127,7 @@ class Folder(CLIPDataset):
 
     def _split_tree(self, directory: Path, ratio: tuple[float, float, float], seed: int) -> Splits:
         classes = self._list_classes(directory)
+        # An empty folder is no class here, but one with images deeper down is a mistake to be told.
         for name in [name for name, files in classes.items() if not files]:
             if not find_below(directory / name):
                 self.left_out.add("folder(s) without an image", str(directory / name))
@@ -199,6 +215,7 @@ def find_parts(directory: Path) -> list[str]:
     nested = [part for part, listing in present.items() if listing.folders]
     if not nested:
         return []
+    # train/ with folders beside test/ with images: half a layout, whose reading would be a guess.
     odd = [part for part, listing in present.items() if not listing.folders or listing.images]
     if odd:
         raise ValueError(
@@ -230,7 +247,7 @@ def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str,
     if not names:
         raise ValueError(f"{directory} holds no class folders; {LAYOUTS}")
     if all(name.isdecimal() for name in names):
-        names.sort(key=int)
+        names.sort(key=int)  # as text, 10 comes before 2
     classes, links = {}, {}
     for name in names:
         folder = directory / name
@@ -240,6 +257,7 @@ def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str,
             real = folder.resolve()
             links.update({str(folder / image): str(real / image) for image in inside.images})
         links.update(inside.links)
+        # A class folder without images of its own gets an error that says more.
         if inside.images:
             for below in inside.folders:
                 for path in find_below(folder / below, left_out):
@@ -269,6 +287,7 @@ def _number(classes: Classes) -> dict[str, int]:
     """Number the class folders in order, refusing two that would share a class name."""
     folder_of: dict[str, str] = {}
     for folder in classes:
+        # Such a name is no text that a prompt could hold.
         if not is_text(folder):
             raise ValueError(
                 f"the name of class folder {folder!r} is not UTF-8, so it is no class name; rename "

@@ -15,10 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from dassl.data.datasets import Datum
-from datasets.lists import read_lines
-from datasets.name_lists import WNID
-from datasets.readers import list_directories, list_images
+from datasets.classnames import WNID
+from datasets.readers import list_directories, list_images, read_lines
 from datasets.splits import Splits
 
 NAMES_FILE = "classnames.txt"
@@ -64,7 +66,7 @@ def names_of(dataset_dir: Path) -> ClassNames:
     for directory in (dataset_dir, dataset_dir.parent / "imagenet"):
         path = directory / NAMES_FILE
         if path.is_file():
-            return ClassNames(read_names(path), str(path))
+            return ClassNames(read_wnid_names(path), str(path))
     return ClassNames(standard_names(), STANDARD)
 
 
@@ -83,6 +85,40 @@ def imagenet_labels(
     label_of = {wnid: label for label, wnid in enumerate(names)}
     labels = [[label_of[wnid] for wnid in group if wnid in label_of] for group in wnids]
     return labels if all(labels) else None
+
+
+def logits_of_classes(logits: Tensor, imagenet_labels: Sequence[Sequence[int]]) -> Tensor:
+    """Score each class of a dataset by the best of the ImageNet classes that it stands for.
+
+    ImageNet-A and -R select 200 of the 1000 columns. A class of ObjectNet may stand for several
+    ("Alarm clock" for both analog and digital clock); the maximum makes a prediction right if any
+    of them wins over all that other classes stand for. Columns of no class are left out.
+
+    Args:
+        logits: Of a classifier over the C classes of ImageNet, (B, C).
+        imagenet_labels: For each of the K classes its columns, at least one: a dataset's
+            ``imagenet_labels``.
+
+    Returns:
+        Logits over the dataset's own classes, (B, K).
+
+    Raises:
+        ValueError: A class has no column, or one that the logits lack.
+    """
+    empty = [label for label, columns in enumerate(imagenet_labels) if not columns]
+    if empty or not imagenet_labels:
+        raise ValueError(f"every class must stand for a class of ImageNet; none for {empty}")
+    used = [column for columns in imagenet_labels for column in columns]
+    if min(used) < 0 or max(used) >= logits.shape[1]:
+        raise ValueError(
+            f"classes stand for ImageNet's {min(used)} to {max(used)}, but the classifier has "
+            f"{logits.shape[1]} outputs; it must have been built over all classes of ImageNet"
+        )
+    widest = max(map(len, imagenet_labels))
+    # The first column once more changes no maximum.
+    filled = [[*columns, *[columns[0]] * (widest - len(columns))] for columns in imagenet_labels]
+    index = torch.tensor(filled, device=logits.device)  # (K, G)
+    return logits[:, index].amax(-1)  # (B, K, G) -> (B, K)
 
 
 def misnamed(
@@ -106,6 +142,7 @@ def misnamed(
     return [
         f"class {label} is called {name!r}, but is ImageNet's {names[own[0]]!r}"
         for label, (name, own) in enumerate(zip(classnames, labels, strict=True))
+        # A name that no class of ImageNet has is the user's own, and fits.
         if not named.get(_plain(name), set(own)) & set(own)
     ]
 
@@ -124,7 +161,7 @@ def folder_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
     return [[wnid] for wnid in list_directories(image_dir)]
 
 
-def read_names(path: Path) -> dict[str, str]:
+def read_wnid_names(path: Path) -> dict[str, str]:
     """Read "n01440764 tench" lines, in any order, into the order of the sorted wnids.
 
     Raises:
@@ -213,6 +250,7 @@ def read_wnid_folders(directory: Path, names: ClassNames, *, every_class: bool) 
     Raises:
         ValueError: A folder is unknown, one is missing, or one has no image.
     """
+    # list_directories sorts, and a class is its place among the sorted wnids.
     wnids = list_directories(directory)
     unknown = [wnid for wnid in wnids if wnid not in names.by_wnid]
     if unknown:

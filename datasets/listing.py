@@ -1,4 +1,4 @@
-"""Listing pictures in folders of the user's own, and counting what is left out.
+"""Listing images in folders of the user's own, and counting what is left out.
 
 The readers of published datasets have a list of suffixes of their own, ``readers.list_images``,
 which must never grow: their splits depend on it.
@@ -15,8 +15,8 @@ from PIL import Image
 
 from datasets.readers import IMAGE_SUFFIXES
 
-# Formats that Pillow knows but does not draw itself, and scientific data beside pictures.
-_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Formats that Pillow knows but does not draw itself, and scientific data beside images.
+_NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # Folders, in lower case, that systems, disks, and image viewers put beside those of the user.
 _FOREIGN = {
     "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recycle", "@tmp", "__macosx",
@@ -26,18 +26,18 @@ _FOREIGN = {
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of pictures that this Pillow decodes, in lower case, such as ``.jfif``."""
+    """Suffixes of images that this Pillow decodes, in lower case, such as ``.jfif``."""
     Image.init()
     read = {
         suffix
         for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _NO_PICTURES
+        if name in Image.OPEN and name not in _NO_IMAGES
     }
     return frozenset(read.union(IMAGE_SUFFIXES))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name, in whatever case, is that of a picture."""
+    """Whether a file's name, in whatever case, is that of an image."""
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
@@ -63,7 +63,7 @@ class LeftOut:
         self.add("folder(s) named like those of a system or viewer", path)
 
     def add_file(self, path: str) -> None:
-        """Count a file that is no picture by its suffix."""
+        """Count a file that is no image by its suffix."""
         suffix = os.path.splitext(path)[1]
         self.add(f"file(s) ending in {suffix}" if suffix else "file(s) without a suffix", path)
 
@@ -116,6 +116,7 @@ def list_folder(directory: str | os.PathLike[str], left_out: LeftOut | None = No
                     listing.folders.append(entry.name)
             elif not is_image(entry.name):
                 others.add_file(entry.path)
+            # Before is_file, which is False of a link to nothing: it must be found to be refused.
             elif entry.is_symlink():
                 listing.images.append(entry.name)
                 listing.links[entry.path] = os.path.realpath(entry.path)
@@ -141,6 +142,7 @@ def find_below(
         Paths, sorted.
     """
     seen = set() if seen is None else seen
+    # A link to a folder above would be followed for ever.
     real = os.path.realpath(directory)
     if real in seen:
         return []

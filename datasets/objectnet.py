@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl.data.datasets import Datum
-from dassl.utils import nearest, read_json
+from dassl.names import nearest
+from dassl.utils import read_json
 from dassl.utils.files import read_text
 from datasets.imagenet import read_folder, standard_names
-from datasets.lists import require_file
-from datasets.readers import list_directories
+from datasets.readers import list_directories, require_file
 from datasets.splits import Splits
 
 FOLDERS = "folder_to_objectnet_label.json"
@@ -28,8 +28,6 @@ TARGETS = "objectnet_to_imagenet_1k.json"
 TITLES = "imagenet_to_label_2012_v2"
 NUMBERS = "pytorch_to_imagenet_2012_id.json"
 HINT = "it is in the mappings/ of objectnet-1.0.zip"
-# Pixels of the red frame that marks its pictures as not to be trained on.
-BORDER = 2
 
 
 class SharedClass(NamedTuple):
@@ -81,6 +79,7 @@ def read_mappings(directory: Path) -> dict[str, SharedClass]:
                 f"{nearest(name, folder_of)}"
             )
         wnids = []
+        # Several titles where ObjectNet's class is wider: "Alarm clock" is analog and digital.
         for title in titles.split(";"):
             found = wnids_of.get(title.strip(), [])
             if len(found) != 1:
@@ -90,7 +89,7 @@ def read_mappings(directory: Path) -> dict[str, SharedClass]:
                 )
             wnids += found
         shared[folder_of[name]] = SharedClass(name, wnids)
-    return dict(sorted(shared.items()))
+    return dict(sorted(shared.items()))  # labels follow the folders' names, as for ImageNet-A
 
 
 def _read_texts(path: Path) -> dict[str, str]:

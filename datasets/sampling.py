@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
+from dassl.names import check_availability
 from datasets.splits import Splits
 
 HALVES = ("all", "base", "new")
-MAX_VAL_SHOTS = 4
+MAX_VAL_SHOTS = 4  # CoOp's
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None
     train = engine.generate_fewshot_dataset(splits.train, num_shots=shots, rng=generator)
     if notes is not None:
         notes += engine.notes
+    # With the generator as train left it: val's draw depends on train's, as it does in CoOp.
     val_shots = min(shots, MAX_VAL_SHOTS)
     val = engine.generate_fewshot_dataset(splits.val, num_shots=val_shots, rng=generator)
     return Splits(train, val, splits.test)
@@ -77,12 +79,11 @@ def kept_labels(splits: Splits, half: str) -> list[int]:
     Raises:
         ValueError: ``half`` is none of all, base, new; or no class is left.
     """
-    if half not in HALVES:
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {half!r}; allowed are {', '.join(HALVES)}")
+    check_availability(half, HALVES, "DATASET.SUBSAMPLE_CLASSES")
     labels = sorted({item.label for item in splits.defining})
     if half == "all":
         return labels
-    middle = (len(labels) + 1) // 2
+    middle = (len(labels) + 1) // 2  # of an odd number of classes base has one more, as in CoOp
     kept = labels[:middle] if half == "base" else labels[middle:]
     if not kept:
         raise ValueError(
@@ -126,6 +127,7 @@ def part_sizes(total: int, ratio: tuple[float, float, float]) -> tuple[int, int,
     CoOp's rounding (train and val rounded, test the rest); where that would leave a part empty, one
     image moves over from the largest: to test first, then train, then val.
     """
+    # round() goes to the even neighbour at .5; another rounding would change own splits.
     sizes = [round(total * ratio[0]), round(total * ratio[1])]
     sizes.append(total - sum(sizes))
     for part in (2, 0, 1):

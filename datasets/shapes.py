@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from dassl.locks import LockedError, Owner, acquire, is_old
 from dassl.utils.files import atomic_write
 from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
+from datasets.splits import PARTS
 
 CHECKSUMS = "checksums.json"  # CRC-32 of every picture, by its path in the suite's folder
 VERSION = "1"  # of the pictures; folders written by another version are drawn anew
@@ -40,7 +42,6 @@ _PARTIAL, _OLD, _LOCK = ".shapes-", "-old", ".lock"  # beside the suite: what is
 _seen: dict[str, tuple[int, ...]] = {}  # state of the pictures that this process found right
 _SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
 _SUITE_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
-_PARTS = ("train", "val", "test")
 _SUITE_FORMS = ("circle", "square", "triangle", "star", "cross", "heart")
 
 
@@ -124,28 +125,19 @@ def _draw_count(label: int, n: int, rng: np.random.Generator) -> Objects:
 
 
 _MAIN = tuple(class_name(*parts) for parts in CLASSES)
+
+
+def _shift(folder: str, **changes: Any) -> SuiteSet:
+    """The main classes in another style, to test on only."""
+    return SuiteSet(folder, replace(SHIFTED, **changes), _MAIN, (0, 0, 15), _draw_main)
+
+
 SUITE: dict[str, SuiteSet] = {
     "Shapes": SuiteSet("main", SHIFTED, _MAIN, (24, 6, 25), _draw_main),
-    "ShapesV2": SuiteSet(
-        "v2", replace(SHIFTED, noise=(0.05, 0.10), size=(0.5, 0.8)), _MAIN, (0, 0, 15), _draw_main
-    ),
-    "ShapesSketch": SuiteSet(
-        "sketch",
-        replace(SHIFTED, outline=True, second_tone=(0.5, 1.0)),
-        _MAIN,
-        (0, 0, 15),
-        _draw_main,
-    ),
-    "ShapesR": SuiteSet(
-        "r",
-        replace(SHIFTED, levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)),
-        _MAIN,
-        (0, 0, 15),
-        _draw_main,
-    ),
-    "ShapesA": SuiteSet(
-        "a", replace(SHIFTED, clutter=4, contrast=(0.75, 0.95)), _MAIN, (0, 0, 15), _draw_main
-    ),
+    "ShapesV2": _shift("v2", noise=(0.05, 0.10), size=(0.5, 0.8)),
+    "ShapesSketch": _shift("sketch", outline=True, second_tone=(0.5, 1.0)),
+    "ShapesR": _shift("r", levels=4, block=2, size=(0.6, 0.9), noise=(0.0, 0.04)),
+    "ShapesA": _shift("a", clutter=4, contrast=(0.75, 0.95)),
     "ShapesColours": SuiteSet(
         "colours", PLAIN, tuple(f"{c} shape" for c in COLOURS), (24, 6, 40), _draw_part("colour")
     ),
@@ -197,7 +189,7 @@ def ensure_rendered(root: str | os.PathLike[str]) -> Path:
             print(f"Drawing the bundled Shapes suite into {target} (once, a few seconds)")
             for name, suite_set in SUITE.items():
                 _write_set(name, suite_set, partial)
-            sums = {p.relative_to(partial).as_posix(): _crc32(p) for p in _pictures(partial)}
+            sums = {_name_of(path, partial): _crc32(path) for path in _pictures(partial)}
             (partial / CHECKSUMS).write_text(json.dumps(sums))
             (partial / "version.txt").write_text(VERSION + "\n")
             _move_into_place(partial, target)
@@ -238,16 +230,26 @@ def _crc32(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
 
 
+def _name_of(picture: Path, folder: Path) -> str:
+    return picture.relative_to(folder).as_posix()
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of the suite's pictures by name; empty if the file is damaged."""
+    try:
+        return json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:
+        return {}
+
+
 def damaged_pictures(folder: Path) -> list[str]:
     """Return which pictures of the suite are gone or not what was drawn.
 
     Args:
         folder: The suite's.
     """
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-    except ValueError:
-        sums = {path.relative_to(folder).as_posix(): -1 for path in _pictures(folder)}
+    # Without readable checksums every picture is drawn again.
+    sums = _checksums(folder) or {_name_of(path, folder): -1 for path in _pictures(folder)}
     found = []
     for name, expected in sums.items():
         path = folder / name
@@ -294,19 +296,15 @@ def mend(folder: Path) -> None:
                 with atomic_write(path, "wb") as file:
                     Image.fromarray(pictures[number]).save(file, "png", compress_level=1)
                 sums[f"{where}/{number:04d}.png"] = _crc32(path)
-    try:
-        known = json.loads((folder / CHECKSUMS).read_text())
-    except ValueError:
-        known = {}
     with atomic_write(folder / CHECKSUMS) as file:
-        json.dump({**known, **sums}, file)
+        json.dump({**_checksums(folder), **sums}, file)
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
     """Put the drawn folder in its place, unless another job was faster: it drew the same."""
     if is_current(target):
         return
-    if target.exists() and not is_current(target):  # of another version
+    if target.exists():  # of another version
         outdated = partial.with_name(f"{partial.name}{_OLD}")
         outdated.mkdir()
         with contextlib.suppress(FileNotFoundError):  # another job has moved it
@@ -320,18 +318,18 @@ def _move_into_place(partial: Path, target: Path) -> None:
 
 
 def _count(suite_set: SuiteSet, part: str) -> int:
-    return suite_set.per_class[_PARTS.index(part)]
+    return suite_set.per_class[PARTS.index(part)]
 
 
 def _class_folders(suite_set: SuiteSet) -> Iterator[tuple[int, str, str]]:
     """Yield label, part and folder in the suite of every class, part by part."""
-    for part in _PARTS:
+    for part in PARTS:
         for label, class_text in enumerate(suite_set.classes):
             yield label, part, f"{suite_set.folder}/{part}/{class_text.replace(' ', '_')}"
 
 
 def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
-    split: dict[str, list[tuple[str, int, str]]] = {part: [] for part in _PARTS}
+    split: dict[str, list[tuple[str, int, str]]] = {part: [] for part in PARTS}
     for label, part, where in _class_folders(suite_set):
         pictures = draw_class(name, label, part, _count(suite_set, part))
         (folder / where).mkdir(parents=True, exist_ok=True)

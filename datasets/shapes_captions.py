@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects
 
-_FORM_WORDS = {
+FORM_WORDS = {
     "circle": ("a round outline without corners", "it is perfectly round"),
     "square": ("four equal sides and right angles", "it has four corners"),
     "triangle": ("three straight sides", "it has three corners"),
@@ -18,7 +18,7 @@ _FORM_WORDS = {
     "heart": ("two round lobes above a point", "it looks like a valentine"),
     "moon": ("a thin curved crescent", "it looks like a bent sickle"),
 }
-_TEXTURE_WORDS = {
+TEXTURE_WORDS = {
     "solid": ("one plain tone without a pattern", "its surface is evenly filled"),
     "striped": ("parallel stripes", "its surface is covered with straight bands"),
     "dotted": ("small round dots", "its surface is covered with spots"),
@@ -41,53 +41,12 @@ def plural(noun: str) -> str:
 
 def describe(texture: str, colour: str, form: str) -> list[str]:
     """Sentences that say what a class looks like, in words of its parts."""
-    (form_a, form_b), (texture_a, texture_b) = _FORM_WORDS[form], _TEXTURE_WORDS[texture]
+    (form_a, form_b), (texture_a, texture_b) = FORM_WORDS[form], TEXTURE_WORDS[texture]
     return [
         f"a {colour} shape with {form_a} and {texture_a}.",
         f"{form_b}, its colour is {colour} and {texture_b}.",
         f"its main colour is {colour}, it shows {texture_a} and it has {form_a}.",
         f"{texture_b}, {form_b} and it is {colour}.",
-    ]
-
-
-def describe_in_parts(texture: str, colour: str, form: str) -> list[tuple[str, dict[str, list]]]:
-    """Five sentences about a class, each with its structure as ``hpt_structures`` reads it."""
-    (outline, form_says), (pattern, texture_says) = _FORM_WORDS[form], _TEXTURE_WORDS[texture]
-
-    def parts(things: list[str], inner: list[list[str]], outer: list[list[str]]) -> dict:
-        return {
-            "entities": things,
-            "attributes": [colour, texture],
-            "entity_pairs": inner,
-            "attribute_pairs": outer,
-        }
-
-    whole = [[form, colour], [form, texture]]
-    return [
-        (
-            f"a {texture} {colour} {form} with {outline} and {pattern}.",
-            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
-        ),
-        (
-            f"a {colour} {form}: {form_says} and {texture_says}.",
-            parts([form, "surface"], [[form, "surface"]], [[form, colour], ["surface", texture]]),
-        ),
-        (
-            f"a shape in {colour} with {pattern} that is a {form}.",
-            parts(["shape", pattern], [["shape", pattern]], [["shape", colour]]),
-        ),
-        (
-            f"its surface is {texture}, its colour is {colour} and it is a {form}.",
-            parts(
-                [form, "surface", "colour"],
-                [[form, "surface"], [form, "colour"]],
-                [["surface", texture], ["colour", colour]],
-            ),
-        ),
-        (
-            f"one {form} with {outline}, its main colour is {colour} and it shows {pattern}.",
-            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
-        ),
     ]
 
 
@@ -102,6 +61,7 @@ def caption(objects: Objects, i: int, templates: Sequence[str], rng: np.random.G
     """
     texture, colour = list(TEXTURES)[objects.texture[i]], list(COLOURS)[objects.colour[i]]
     form, count = list(FORMS)[objects.form[i]], int(objects.count[i])
+    # Mostly whole names, since these are the classes; parts and descriptions teach the words alone.
     kind = rng.random()
     noun = form if count == 1 else plural(form)
     shape = "shape" if count == 1 else "shapes"

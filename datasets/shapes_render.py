@@ -17,9 +17,9 @@ Array = NDArray[np.floating]
 Range = tuple[float, float]
 
 IMAGE_SIZE = 48
-CHUNK = (
-    256  # pictures drawn at a time: the intermediate arrays of a chunk fit the CPU caches' scale
-)
+# Pictures drawn at a time, so that their arrays stay near the size of the CPU's caches. Pictures of
+# a larger set depend on it: chunks draw from the generator in turn.
+CHUNK = 256
 
 COLOURS: dict[str, float] = {  # name -> hue in degrees
     "red": 0,
@@ -136,7 +136,7 @@ class Objects:
     def __len__(self) -> int:
         return len(self.form)
 
-    def part(self, rows: slice) -> Objects:
+    def part(self, rows: slice | NDArray[np.intp]) -> Objects:
         """Some of the pictures."""
         return Objects(self.form[rows], self.colour[rows], self.texture[rows], self.count[rows])
 
@@ -163,29 +163,20 @@ def _render_chunk(
     picture = _background(n, style, rng, size)
     if style.clutter:
         picture = _strokes(picture, style.clutter, 0.08, rng)
-    centres, radii = _layout(objects.count, style, rng)
+    centres, radii = _layout(objects.count, style, rng)  # (N, C, 2), (N,)
     hue = style.hue_shift + rng.uniform(-style.hue_jitter, style.hue_jitter, n)
     hue += np.array(list(COLOURS.values()))[objects.colour]
     main = hsv_to_rgb(hue, rng.uniform(*style.saturation, n), rng.uniform(*style.brightness, n))
     tone = rng.uniform(*style.second_tone, n)[:, None].astype(np.float32)
+    # (N, 3), mostly grey, so that it shows no other colour's name.
     second = main * 0.25 + (0.05 + 0.9 * tone) * 0.75
     angle = np.deg2rad(rng.uniform(-style.rotation, style.rotation, (n, centres.shape[1])))
     for slot in range(centres.shape[1]):
         rows = np.flatnonzero(objects.count > slot)
         if len(rows):
             x, y = _object_coordinates(centres[rows, slot], radii[rows], angle[rows, slot], size)
-            picture[rows] = _paint(
-                picture[rows],
-                objects,
-                rows,
-                x,
-                y,
-                radii[rows],
-                main[rows],
-                second[rows],
-                style,
-                size,
-            )
+            shown, tones = objects.part(rows), (main[rows], second[rows])
+            picture[rows] = _paint(picture[rows], shown, x, y, radii[rows], tones, style)
     if style.clutter:
         picture = _strokes(picture, style.clutter // 3, 0.03, rng)
     return _finish(picture, style, rng)
@@ -207,6 +198,7 @@ def _background(n: int, style: Style, rng: np.random.Generator, size: int) -> Ar
         rng.uniform(0, style.background_saturation, n),
         rng.uniform(*style.background, n),
     )
+    # Smooth stains rather than pixel noise, which a small encoder would average away.
     coarse = rng.standard_normal((n, 5, 5, 3)).astype(np.float32)
     strength = rng.uniform(*style.background_texture, n).astype(np.float32)
     return base[:, None, None] + strength[:, None, None, None] * _enlarge(coarse, size)
@@ -221,13 +213,14 @@ def _enlarge(grid: Array, size: int) -> Array:
     matrix = np.zeros((size, cells + 1), np.float32)
     matrix[np.arange(size), low] = 1 - part
     matrix[np.arange(size), low + 1] += part
-    return np.einsum("sg,nghc,th->nstc", matrix, grid, matrix, optimize=True)
+    return np.einsum("sg,nghc,th->nstc", matrix, grid, matrix, optimize=True)  # (N, S, S, 3)
 
 
 def _layout(count: NDArray[np.intp], style: Style, rng: np.random.Generator) -> tuple[Array, Array]:
     """Centres (N, C, 2) and radii (N,) in half picture widths; objects never overlap."""
     n, most = len(count), int(count.max())
     radii = rng.uniform(*style.size, n) * np.where(count == 1, 1.0, 0.46)
+    # One object in the middle, several in quarters of the picture: counting needs them apart.
     cells = np.array([[-0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [0.5, -0.5]])
     order = rng.permuted(np.tile(np.arange(4), (n, 1)), axis=1)
     centres = np.where((count == 1)[:, None, None], 0.0, cells[order])[:, :most]
@@ -257,23 +250,23 @@ def _select(functions: list, which: NDArray[np.intp], x: Array, y: Array) -> Arr
 def _paint(
     picture: Array,
     objects: Objects,
-    rows: NDArray[np.intp],
     x: Array,
     y: Array,
     radius: Array,
-    main: Array,
-    second: Array,
+    tones: tuple[Array, Array],
     style: Style,
-    size: int,
 ) -> Array:
-    pixels = (radius * size / 2)[:, None, None]  # per object unit
-    distance = _select(list(FORMS.values()), objects.form[rows], x, y) * pixels
-    pattern = _select(list(TEXTURES.values()), objects.texture[rows], x, y)
+    """Draw one object into each picture (N, S, S, 3), in two ``tones`` of (N, 3)."""
+    main, second = tones
+    pixels = (radius * picture.shape[1] / 2)[:, None, None]  # (N, 1, 1), per object unit
+    distance = _select(list(FORMS.values()), objects.form, x, y) * pixels  # (N, S, S)
+    pattern = _select(list(TEXTURES.values()), objects.texture, x, y)  # (N, S, S)
+    # Edges are one pixel soft: hard ones would jump with the pixel grid.
     inside = np.clip(0.5 - distance, 0, 1)
     shade = np.clip(0.5 + pattern * pixels * (_PERIOD / 5), 0, 1)
     if style.outline:
         line = np.clip(1.6 - np.abs(distance), 0, 1)
-        solid = (objects.texture[rows] == 0)[:, None, None]
+        solid = (objects.texture == 0)[:, None, None]
         inside = np.maximum(line, inside * np.where(solid, 0.25, (1 - shade) * 0.8))
         colour = main[:, None, None]
     else:
@@ -302,6 +295,7 @@ def _finish(picture: Array, style: Style, rng: np.random.Generator) -> NDArray[n
     n, size = len(picture), picture.shape[1]
     if style.block > 1:
         cells = size // style.block
+        # (N, cells, block, cells, block, 3) -> (N, cells, cells, 3)
         blocks = picture.reshape(n, cells, style.block, cells, style.block, 3).mean((2, 4))
         picture = blocks.repeat(style.block, 1).repeat(style.block, 2)
     contrast = rng.uniform(*style.contrast, n).astype(np.float32)[:, None, None, None]

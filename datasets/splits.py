@@ -47,7 +47,7 @@ def read_split_file(path: Path, image_dir: Path) -> Splits:
 
     Raises:
         ValueError: The file is no JSON, lacks a part, or has a malformed entry; the message names
-            the file and the entry. Or it contradicts itself, see ``check_pictures``.
+            the file and the entry. Or it contradicts itself, see ``check_repeats``.
     """
     content = read_json(path)
     if not isinstance(content, dict) or any(
@@ -61,7 +61,7 @@ def read_split_file(path: Path, image_dir: Path) -> Splits:
     parts = (_read_part(content[part], f"{path}: {part}", image_dir) for part in PARTS)
     splits = Splits(*parts)
     check_labels(splits, str(path))
-    check_pictures(splits, str(path))
+    check_repeats(splits, str(path))
     return splits
 
 
@@ -87,10 +87,13 @@ def _entry_problem(entry: Any) -> str:
     relative, label, classname = entry
     if not isinstance(relative, str) or not relative:
         return "the path is not a text"
+    # Joined with the image directory, such paths would leave it unnoticed: os.path.join drops what
+    # stands before an absolute one.
     if relative.startswith(("/", "\\")) or relative[1:2] == ":":
         return "the path is absolute"
     if ".." in relative.split("/"):
         return "the path leaves the image directory"
+    # JSON's true is an int to Python, and would be label 1.
     if isinstance(label, bool) or not isinstance(label, int) or label < 0:
         return "the label is not an integer from 0 on"
     if not isinstance(classname, str) or not classname.strip():
@@ -121,6 +124,7 @@ def check_labels(splits: Splits, source: str) -> None:
             f"{source}: labels must run 0..n-1, but {len(names):,} classes have labels up to "
             f"{max(names):,}; no image has {_some(list(gaps), missing)}"
         )
+    # A model has no class for a label that training lacks, so that its images are always wrong.
     for part, items in zip(PARTS, splits, strict=True):
         unknown = sorted({item.label for item in items} - names.keys())
         if unknown:
@@ -135,25 +139,26 @@ def check_labels(splits: Splits, source: str) -> None:
 
 
 class Place(NamedTuple):
-    """Where a split lists a picture."""
+    """Where a split lists an image."""
 
     part: str
     position: int
     item: Datum
 
 
-def repeated_pictures(splits: Splits, links: Mapping[str, str] | None = None) -> list[list[Place]]:
-    """Find pictures that a split has more than once, under whatever spelling of their path.
+def repeated_images(splits: Splits, links: Mapping[str, str] | None = None) -> list[list[Place]]:
+    """Find images that a split has more than once, under whatever spelling of their path.
 
     Args:
         splits: All images.
         links: Real path by path, of those images that are known to be links.
 
     Returns:
-        All places of each such picture, in the order of the parts.
+        All places of each such image, in the order of the parts.
     """
 
     def file_of(item: Datum) -> str:
+        # normpath is slow on a million paths: only for spellings that can vary.
         path = links.get(item.impath, item.impath) if links else item.impath
         odd = "/." in path or "//" in path or os.sep != "/"
         return os.path.normpath(path) if odd else path
@@ -170,19 +175,19 @@ def repeated_pictures(splits: Splits, links: Mapping[str, str] | None = None) ->
     return [group for group in places.values() if len(group) > 1]
 
 
-def check_pictures(splits: Splits, source: str, links: Mapping[str, str] | None = None) -> None:
+def check_repeats(splits: Splits, source: str, links: Mapping[str, str] | None = None) -> None:
     """Refuse what makes every accuracy on a split wrong.
 
     Args:
         splits: All images, before any draw.
         source: What the error calls the origin: a file or a directory.
-        links: As for ``repeated_pictures``.
+        links: As for ``repeated_images``.
 
     Raises:
-        ValueError: A picture has two labels, is in train and in test, or is twice in test.
+        ValueError: An image has two labels, is in train and in test, or is twice in test.
     """
     found: dict[str, list[list[Place]]] = {}
-    for group in repeated_pictures(splits, links):
+    for group in repeated_images(splits, links):
         parts = [place.part for place in group]
         if len({place.item.label for place in group}) > 1:
             found.setdefault("more than one label", []).append(group)
@@ -199,27 +204,27 @@ def check_pictures(splits: Splits, source: str, links: Mapping[str, str] | None 
             for place in groups[0][:4]
         )
         path = groups[0][0].item.impath
-        said.append(f"{len(groups):,} picture(s) have {what}, first {path}: {where}")
+        said.append(f"{len(groups):,} image(s) have {what}, first {path}: {where}")
     raise ValueError(f"{source}: {'; '.join(said)}. Keep one entry of each")
 
 
 def split_notes(splits: Splits, links: Mapping[str, str] | None = None) -> list[str]:
-    """Say what may be meant, but a reader of results must know.
+    """Describe repeated images that may be intended, but that readers of results must know of.
 
     Args:
         splits: All images, before any draw.
-        links: As for ``repeated_pictures``.
+        links: As for ``repeated_images``.
 
     Returns:
-        A sentence on pictures that are in train or in val twice, or in val and another part.
+        A sentence on images that are in train or in val twice, or in val and another part.
     """
     found: dict[str, list[str]] = {}
-    for group in repeated_pictures(splits, links):
+    for group in repeated_images(splits, links):
         parts = [place.part for place in group]
         for what, holds in (
             ("in train twice; they count twice", parts.count("train") > 1),
             ("in val twice; they count twice", parts.count("val") > 1),
-            ("in train and val; accuracy on val is partly that of training pictures",
+            ("in train and val; accuracy on val is partly that of training images",
              {"train", "val"} <= set(parts)),
             ("in val and test; a model selected on val (TEST.FINAL_MODEL best_val) is selected on "
              "what it is tested on", {"val", "test"} <= set(parts)),
@@ -227,7 +232,7 @@ def split_notes(splits: Splits, links: Mapping[str, str] | None = None) -> list[
             if holds:
                 found.setdefault(what, []).append(group[0].item.impath)
     return [
-        f"{len(paths):,} picture(s), first {paths[0]}, are {what}" for what, paths in found.items()
+        f"{len(paths):,} image(s), first {paths[0]}, are {what}" for what, paths in found.items()
     ]
 
 
@@ -240,7 +245,7 @@ def untested_classes(splits: Splits) -> str:
         return ""
     some = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
     return (
-        f"{len(lacking):,} of {len(names):,} classes have no test image ({some}): pictures can be "
+        f"{len(lacking):,} of {len(names):,} classes have no test image ({some}): images can be "
         "mistaken for them, but never be one of them"
     )
 

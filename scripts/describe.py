@@ -4,15 +4,14 @@
 python scripts/describe.py --dataset dtd --base-url http://localhost:8000/v1 --model NAME --dry-run
 python scripts/describe.py --classnames birds.txt --output prompts/birds.json --local DIRECTORY
 
-The endpoint is any that speaks OpenAI's chat protocol; its key is read from an environment
-variable. The file is written after every class, and what it holds is kept: the same command goes on
-where it was stopped.
+The endpoint is any that speaks OpenAI's chat protocol, as vLLM, Ollama and ``transformers serve``
+do; its key is read from an environment variable. The file is written after every class and its
+sentences are kept, so that the same command continues where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -21,137 +20,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import datasets
-from clip.prompts import fill, load_descriptions, match_key
-from dassl.config import get_cfg_default, merge_file
+from clip.prompts import fill, match_key
 from dassl.config.paths import file_flag, path_flag
 from dassl.data.datasets import build_dataset
-from dassl.errors import plain_main
-from dassl.utils import nearest
-from dassl.utils.files import atomic_write
+from dassl.errors import INTERRUPTED, plain_main
+from dassl.names import nearest
 from dassl.utils.logger import escape_unprintable
-from datasets.name_lists import by_wnid, in_label_order, read_name_list
+from datasets.classnames import by_wnid, in_label_order, read_name_list
+from datasets.rows import ROWS
+from scripts.data_tools.check import read_config
+from scripts.describing.classes import DescriptionFile, describe, dry_run
 from scripts.describing.endpoint import ChatEndpoint, proxy_passwords, read_key
 from scripts.describing.local import LocalModel
-from scripts.describing.text import Model, ModelError, Task, accept, keys_of
+from scripts.describing.text import Model, ModelError, Task
 from scripts.flags import refuse_flags
+from scripts.jobs.protocols import REPO
 from scripts.scrub import say
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-FRUITLESS = 5  # classes in a row without one usable sentence after which the model is given up
-INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
 
-Descriptions = dict[str, list[str]]
-
-
-class DescriptionFile:
-    """The file being filled, which always holds whole classes.
-
-    Args:
-        path: Where it is, or will be.
-
-    Raises:
-        ValueError: There is one already that has another form.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content: Descriptions = load_descriptions(path) if path.exists() else {}
-        self._spellings: dict[str, list[str]] = {}
-        for name in self.content:
-            self._spellings.setdefault(match_key(name), []).append(name)
-
-    def sentences(self, name: str) -> list[str]:
-        """Those of a class, however the file spells its name."""
-        spellings = self._spellings.get(match_key(name), [])
-        return [s.strip() for spelling in spellings for s in self.content[spelling] if s.strip()]
-
-    def put(self, name: str, sentences: list[str]) -> None:
-        """Set a class's sentences under the name that the file has for it; write the file."""
-        first, *others = self._spellings.setdefault(match_key(name), [name])
-        self.content[first] = sentences
-        for other in others:  # whose sentences are among the first's now
-            del self.content[other]
-        del self._spellings[match_key(name)][1:]
-        with atomic_write(self.path) as file:
-            file.write(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
-
-
-def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> list[str]:
-    """Ask for what every class lacks, and write it class by class.
-
-    Args:
-        task: What is wanted.
-        file: Is filled.
-        model: Is asked.
-        attempts: Requests per class at most, where answers cannot be used.
-
-    Returns:
-        A line for every class that still lacks sentences.
-
-    Raises:
-        ModelError: The model cannot be used, or gives nothing usable for class after class.
-    """
-    todo = [name for name in task.classnames if len(file.sentences(name)) < task.count]
-    taken = keys_of(file.content.items())
-    short: list[str] = []
-    fruitless = 0
-    for number, name in enumerate(todo, 1):
-        known = file.sentences(name)
-        sentences, complaints = describe_class(task, name, known, taken, model, attempts)
-        if len(sentences) > len(known):
-            file.put(name, sentences)
-            fruitless = 0
-        else:
-            fruitless += 1
-        line = f"{name}: {len(sentences)} of {task.count} sentences"
-        say(f"[{number}/{len(todo)}] {line}")
-        if len(sentences) < task.count:
-            short.append(f"{line}; last answer: {'; '.join(complaints[:3])}")
-        if fruitless == FRUITLESS:
-            raise ModelError(
-                f"{FRUITLESS} classes in a row without one usable sentence. The last, {short[-1]}"
-            )
-    return short
-
-
-def describe_class(
-    task: Task, name: str, known: list[str], taken: set[str], model: Model, attempts: int
-) -> tuple[list[str], list[str]]:
-    """Ask for one class until it has its sentences, ``attempts`` times at most.
-
-    Returns:
-        All its sentences, the known ones first, and what was wrong with the last answer.
-    """
-    sentences, complaints = list(known), list[str]()
-    for _ in range(attempts):
-        answer = model(task.messages(name, sentences, complaints))
-        missing = task.count - len(sentences)
-        good, complaints = accept(answer, name, task.template, taken, missing)
-        sentences += good
-        if len(sentences) >= task.count:
-            break
-    return sentences, complaints
-
-
-def dry_run(task: Task, file: DescriptionFile, attempts: int, per_minute: float) -> str:
-    """What would be asked, and how often."""
-    todo = [name for name in task.classnames if len(file.sentences(name)) < task.count]
-    done = len(task.classnames) - len(todo)
-    lines = [
-        f"{file.path}: {done} of {len(task.classnames)} classes have {task.count} sentences",
-        f"{len(todo)} requests, one per class; {len(todo) * attempts} at most, if every answer "
-        f"has to be asked for again. At {per_minute:g} a minute that takes "
-        f"{math.ceil(len(todo) / per_minute)} min or more.",
-    ]
-    if todo:
-        for message in task.messages(todo[0], file.sentences(todo[0])):
-            lines += ["", f"--- {message['role']}", message["content"]]
-    return "\n".join(lines)
-
-
-def read_names(path: Path) -> list[str]:
-    """Class names from a file, as ``datasets.name_lists`` reads it; their order does not matter.
+def names_to_describe(path: Path) -> list[str]:
+    """Return class names from a file, as ``datasets.classnames`` reads it, in any order.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -170,30 +58,28 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
-    """Class names, template and a name for the file, of a dataset as its reader finds it.
+    """Return a dataset's class names, template, and title for the file of descriptions.
 
     Args:
-        word: Stem of a file in configs/datasets, a dataset's name, or a path of such a file.
+        word: Stem of a file in configs/datasets, a dataset's name, or the path of a config file.
         root: Folder of all datasets.
 
     Raises:
         FileNotFoundError: The dataset's files are not there.
         ValueError: There is no such dataset.
     """
-    configs = {path.stem: path for path in sorted((REPOSITORY / "configs/datasets").glob("*.yaml"))}
-    known = {row.name: row.config for row in datasets.table.ROWS}
+    configs = {path.stem: path for path in sorted((REPO / "configs/datasets").glob("*.yaml"))}
+    known = {row.name: row.config for row in ROWS}
     path = configs.get(known.get(word, word)) or Path(word)
     if not path.is_file():
         raise ValueError(
             f"--dataset: {word!r} is neither a file nor one of {', '.join(configs)}."
             f"{nearest(word, [*configs, *known])}"
         )
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    merge_file(cfg, path)
+    cfg = read_config(path)
     cfg.DATASET.ROOT = root
     dataset = build_dataset(cfg)
-    # Folder and Split are names of readers; their configs are called after the data
+    # Folder and Split are readers of many datasets, each of which has its own config file.
     name = cfg.DATASET.NAME if cfg.DATASET.NAME in known else path.stem
     return list(dataset.classnames), dataset.template, name
 
@@ -247,11 +133,7 @@ _ENDPOINT = ("--model", "--api-key-env", "--requests-per-minute", "--retries", "
 
 
 def check_flags(args: argparse.Namespace, argv: Sequence[str] | None) -> None:
-    """Refuse flags that do nothing beside the others.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuse flags that have no effect next to the others, with a ``ValueError``."""
     parser = build_parser()
     if args.classnames:
         refuse_flags(parser, argv, ("--root",), "beside --classnames, which is read as named")
@@ -262,11 +144,11 @@ def check_flags(args: argparse.Namespace, argv: Sequence[str] | None) -> None:
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; end with a message if it cannot be."""
+    """Parse the command line; exit with a message if it is wrong."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:
-        # Not their values, one of which may be the key.
+        # Values are not shown: one of them may be the key.
         flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
         found = ", ".join(flags) or f"{len(rest)} words that belong to no flag"
         parser.error(f"there is no {found}; a key is read from the environment (--api-key-env)")
@@ -290,19 +172,19 @@ def _rate(text: str) -> float:
 
 
 def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
-    """What is wanted, and the file for it.
+    """Return what the model is asked for, and the file to write.
 
     Raises:
-        FileNotFoundError: The class names' file or the dataset's files are not there.
+        FileNotFoundError: The file of class names or the dataset's files are not there.
         ValueError: They hold no names, or a flag is missing or wrong.
     """
     if args.classnames:
-        names, template = read_names(args.classnames), "A photo of a {},"
+        names, template = names_to_describe(args.classnames), "A photo of a {},"
         if args.output is None:
             raise ValueError("--classnames needs --output, the file to write")
     else:
         names, template, title = read_dataset(args.dataset, args.root)
-        args.output = args.output or REPOSITORY / "prompts" / f"{title}.json"
+        args.output = args.output or REPO / "prompts" / f"{title}.json"
     template = args.template or template
     fill(template, "")  # refuses one without a place for the name
     unique: dict[str, str] = {}  # two classes of ImageNet may share a name
@@ -314,10 +196,10 @@ def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
 
 
 def build_model(args: argparse.Namespace) -> Model:
-    """The model that the flags name.
+    """Return the model that the flags name.
 
     Raises:
-        ModelError: It is not there.
+        ModelError: It cannot be loaded.
         ValueError: Flags are missing or wrong.
     """
     if bool(args.base_url) == bool(args.local):
@@ -346,7 +228,7 @@ def build_model(args: argparse.Namespace) -> Model:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the flags say; return 0 if every class has its sentences, else 1."""
+    """Follow the flags; return 0 if every class has its sentences, else 1."""
     task, path = read_task(args)
     file = DescriptionFile(path)
     if args.dry_run:

@@ -32,6 +32,7 @@ from dassl.utils.logger import escape_unprintable
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
+# Views in the order of their numbers: by name, view 10 would come before view 2.
 def _place(entry: FeatureEntry) -> tuple[str, str, int]:
     key = entry.key
     return str(key["dataset"]), key["split"], key.get("view", 0)

@@ -1,4 +1,4 @@
-"""Which flags a command line gives, to refuse those that would do nothing."""
+"""Refuse flags that have no effect next to the other flags of a command line."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 def refuse_flags(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, flags: Sequence[str], where: str
 ) -> None:
-    """Refuse flags that do nothing beside the others, whatever value they are given.
+    """Refuse flags that have no effect, even if they are given their default value.
 
     Args:
-        parser: Of the program.
+        parser: The program's parser.
         argv: Its arguments; None takes the process's.
         flags: Flags, with their dashes.
-        where: Beside what they do nothing, for the message.
+        where: Says next to what they have no effect, for the message.
 
     Raises:
         ValueError: One of them was given.
     """
     unset = object()
     actions = [action for action in parser._actions if action.option_strings]
-    # A value that is there already keeps argparse from filling in a default.
+    # argparse fills in no default where the namespace has a value already.
     empty = argparse.Namespace(**dict.fromkeys((action.dest for action in actions), unset))
     found = parser.parse_args(argv, empty)
     for action in actions:

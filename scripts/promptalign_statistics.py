@@ -25,11 +25,12 @@ sys.path.insert(0, str(REPOSITORY))
 
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main
-from trainers.config import argument_parser, build_config
+from scripts.train_flags import argument_parser
+from trainers.config import build_config
 from trainers.test_time.token_statistics import (
     FILE_NAME,
     TokenStatistics,

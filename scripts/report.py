@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
+from dassl.names import check_availability
 from dassl.utils.files import atomic_write
 from scripts.jobs.protocols import (
     PROTOCOLS,
     REPO,
-    check_name,
     read_integers,
     read_shots,
     split_words,
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     by_suffix = _SUFFIX_FORMATS.get(args.save.suffix.lower(), "text") if args.save else "text"
     try:
-        form = check_name("--format", args.format or by_suffix, FORMATS)
+        form = check_availability(args.format or by_suffix, FORMATS, "--format")
         if args.plot:
             check_plot_path(args.plot)
         selection = Selection(

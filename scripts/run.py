@@ -25,10 +25,10 @@ is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts import report
-from scripts.jobs import protocols
-from scripts.jobs.plan import Job, Planner, Settings, check_options
-from scripts.jobs.pool import Device, JobPool, Outcome, last_lines, parse_devices
-from scripts.jobs.protocols import (
-    PROTOCOLS,
-    REPO,
-    Protocol,
-    check_name,
-    read_integers,
-    read_shots,
-    split_words,
-)
-
-_CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
+from scripts.jobs.job_plan import Planner
+from scripts.jobs.launchers import Device, LocalLauncher, parse_devices
+from scripts.jobs.plan import Job
+from scripts.jobs.pool import JobPool, Outcome, last_lines
+from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
+from scripts.jobs.settings import CROSSING, Settings, read_settings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
     )
     add("--datasets", help="default: every real dataset there is a config of", **several)
-    add("--source", metavar="NAME", help=f"{_CROSSING}: dataset to train on; default: imagenet")
-    add("--targets", help=f"{_CROSSING}: datasets to evaluate on; default: by source", **several)
+    add("--source", metavar="NAME", help=f"{CROSSING}: dataset to train on; default: imagenet")
+    add("--targets", help=f"{CROSSING}: datasets to evaluate on; default: by source", **several)
     add("--shots", nargs="+", metavar="K", help="images per class, or all; default: by protocol")
     add("--seeds", nargs="+", default=["1 2 3"], metavar="N", help="default: 1 2 3")
     add("--root", type=file_flag, help="data directory; default: data in the repository")
@@ -93,111 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def config_stems(directory: Path) -> list[str]:
-    """Return the names of the YAML files in a directory, the field's datasets first."""
-    return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
-
-
-def default_targets(source: str, existing: Sequence[str], protocol: Protocol) -> list[str]:
-    """Return the datasets that a source's model is evaluated on when none are named.
-
-    Raises:
-        ValueError: The source is a dataset of the user's own, whose targets only they know, or has
-            no shifted siblings.
-    """
-    candidates = protocol.targets_of(source)
-    if not candidates:
-        raise ValueError(f"--targets: name the datasets to evaluate a model of {source!r} on.")
-    return [name for name in candidates if name in existing]
-
-
-def choose_datasets(
-    args: argparse.Namespace, existing: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the datasets to train on and the targets.
-
-    Raises:
-        ValueError: A name is unknown, or flags do not fit the protocol.
-    """
-    named = split_words(args.datasets)
-    targets = split_words(args.targets)
-    protocol = PROTOCOLS[args.protocol]
-    if protocol.crosses:
-        if args.source and named and named != [args.source]:
-            raise ValueError("--datasets and --source name different sources; give one of them.")
-        if len(named) > 1:
-            raise ValueError(f"--datasets: {protocol.name} trains on one source; see --targets.")
-        datasets = [args.source] if args.source else named or ["imagenet"]
-    elif args.source or targets:
-        flag = "--source" if args.source else "--targets"
-        raise ValueError(f"{flag} is for --protocol {_CROSSING}, not {args.protocol}.")
-    else:
-        datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
-    # Without either flag the name is the default of --source.
-    flag = "--datasets" if named else "--source"
-    for name in datasets:
-        check_name(flag, name, existing, " (configs/datasets)")
-    for name in targets:
-        check_name("--targets", name, existing, " (configs/datasets)")
-    if protocol.crosses and not targets:
-        targets = default_targets(datasets[0], existing, protocol)
-    if not datasets or (protocol.crosses and not targets):
-        raise ValueError("configs/datasets has none of the default datasets; name some.")
-    return tuple(datasets), tuple(targets)
-
-
-def read_settings(
-    args: argparse.Namespace, options: list[str], repo: Path, train_command: Sequence[str] | None
-) -> Settings:
-    """Check the command line and resolve its defaults.
-
-    Raises:
-        ValueError: Anything in it is wrong; the message names flag, value and what is allowed.
-    """
-    check_name("--protocol", args.protocol, PROTOCOLS)
-    protocol = PROTOCOLS[args.protocol]
-    trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
-    cfgs = tuple(split_words(args.cfg)) or (protocol.name,)
-    configs = repo / "configs"
-    known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
-    for trainer in trainers:
-        check_name("--trainer", trainer, known, " (configs/trainers)")
-        directory = configs / "trainers" / trainer
-        for cfg in cfgs:
-            check_name("--cfg", cfg, config_stems(directory), f" for {trainer}")
-    datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
-    shots = read_shots(args.shots) if args.shots else protocol.shots
-    relative = Path.cwd() == repo
-    train = "train.py" if relative else str(repo / "train.py")
-    if not relative:
-        # Jobs run in the repository; a file named from elsewhere must still be found.
-        options = [str(Path(word).resolve()) if Path(word).is_file() else word for word in options]
-    return Settings(
-        protocol=protocol,
-        trainers=trainers,
-        cfgs=cfgs,
-        datasets=datasets,
-        targets=targets,
-        shots=shots,
-        seeds=read_integers("--seeds", args.seeds, least=0),
-        root=(args.root or repo / "data").absolute(),
-        output=(args.output or repo / "output").absolute(),
-        options=check_options(options),
-        repo=repo,
-        train_command=tuple(train_command or (sys.executable, train)),
-        relative=relative,
-    )
-
-
 def print_commands(jobs: Sequence[Job], devices: Sequence[Device]) -> None:
     """Print the command of every job that is not done, ready to be pasted into a shell."""
     to_do = [job for job in jobs if job.to_do()]
     # Which of several GPUs a job gets is decided when one becomes free.
-    device = devices[0]
-    variables = device.environment if len(devices) == 1 else {}
-    prefix = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    device = devices[0] if len(devices) == 1 else replace(devices[0], environment={})
     for job in to_do:
-        print(" ".join([*prefix, shlex.join(device.command(job))]))
+        print(device.shell_line(job))
     print(f"{len(to_do)} of {len(jobs)} jobs to run", file=sys.stderr)
 
 
@@ -256,6 +150,7 @@ def main(
         Exit status (module docstring).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # Cut here and not by argparse, which would take what follows -- for values of a flag before it.
     cut = words.index("--") if "--" in words else len(words)
     parser = build_parser()
     args = parser.parse_args(words[:cut])
@@ -272,7 +167,7 @@ def main(
     if args.dry_run:
         print_commands(jobs, devices)
         return 0
-    pool = JobPool(jobs, devices, jobs_per_device=args.jobs_per_device, cwd=repo)
+    pool = JobPool(jobs, LocalLauncher(devices, jobs_per_device=args.jobs_per_device, cwd=repo))
     outcomes = pool.run()
     print_summary(outcomes)
     if pool.signals:

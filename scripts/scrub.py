@@ -1,8 +1,8 @@
-"""What strangers say, made fit for a terminal: servers, their errors, files from their archives.
+"""Make untrusted text fit to be printed: messages of servers, names of files in archives.
 
-An escape sequence in it could move the cursor over other lines or rename the window, a line break
-could fake a line of ours, and a server may repeat the key that it was sent. So everything that
-may hold such text is printed by :func:`say`, or passes :func:`scrub` on its way into an error.
+An escape sequence could move the cursor over other lines or rename the window, a line break could
+fake a line of ours, and a server may repeat the key that it was sent. So whatever may hold such
+text is printed by :func:`say`, or passes :func:`scrub` on its way into an error.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TextIO
 
 LONGEST = 2000  # characters of a line
 MASK = "***"
-# A stretch of a secret that is hidden by itself. OpenAI shows 8 characters of a key it refuses.
+# Any part of a secret of this length is hidden. OpenAI shows 8 characters of a key it refuses.
 STRETCH = 10
-SHORT = 8  # below, a secret may be an ordinary word: only hidden whole, in its own case
-SHORTEST = 4  # below, it is none: servers that want any key get "x"
+SHORT = 8  # a shorter secret may be an ordinary word: only hidden as a whole, in its own case
+SHORTEST = 4  # anything shorter is no secret: servers that want any key get "x"
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements
@@ -28,7 +28,7 @@ _ESCAPES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-Z\\^-~]"
 )
-# One character, however a URL, JSON, Python or HTML writes it; encoded twice as well.
+# One character as a URL, JSON, Python or HTML writes it, possibly encoded twice.
 _CHARACTER = re.compile(
     r"%(?:25)*(?P<percent>[0-9a-f]{2})"
     r"|\\+(?:u(?P<u>[0-9a-f]{4})|x(?P<x>[0-9a-f]{2}))"
@@ -43,7 +43,7 @@ def say(text: str, secrets: Iterable[str] = (), *, file: TextIO | None = None) -
     """Print a line, scrubbed.
 
     Args:
-        text: May hold anything.
+        text: Untrusted text.
         secrets: See :func:`scrub`.
         file: Standard output by default.
     """
@@ -51,10 +51,10 @@ def say(text: str, secrets: Iterable[str] = (), *, file: TextIO | None = None) -
 
 
 def scrub(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> str:
-    """A text on one line, that shows as it reads, without secrets, and not endless.
+    """Return a text on one line, without invisible characters and secrets, of bounded length.
 
     Args:
-        text: May hold anything.
+        text: Untrusted text.
         secrets: Keys and passwords; see :func:`redact`.
         longest: Characters after which it is cut.
     """
@@ -63,10 +63,10 @@ def scrub(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> str
 
 
 def plain(text: str) -> str:
-    """A text on one line without what a terminal would obey and not show.
+    """Return a text on one line without anything that a terminal obeys instead of showing it.
 
-    Gone are escape sequences, control characters, marks that turn the direction of writing or have
-    no width, and halves of characters, which no file takes; line breaks and tabs become spaces.
+    Removed are escape sequences, control characters, marks that change the direction of writing
+    or have no width, and lone surrogates, which no file takes; line breaks and tabs become spaces.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -81,15 +81,15 @@ def plain(text: str) -> str:
 
 
 def redact(text: str, secrets: Iterable[str], mask: str = MASK) -> str:
-    r"""Hide secrets, and long stretches of them, however they are written.
+    r"""Hide secrets, and long parts of them, however they are written.
 
-    That is in any case, percent-encoded, as ``\u0041``, ``\x41`` or ``&#65;``, as hex digits, in
-    base64 (as HTTP's Basic has it), or with spaces in between.
+    That is in upper or lower case, percent-encoded, as ``\u0041``, ``\x41`` or ``&#65;``, as hex
+    digits, in base64 (as in HTTP's Basic authentication), or with spaces in between.
 
     Args:
-        text: May hold anything.
+        text: Untrusted text.
         secrets: Keys and passwords; those of less than 4 characters are ignored.
-        mask: What stands in place of each.
+        mask: Replaces each of them.
     """
     forms = {form for secret in secrets for form in _forms(secret)}
     if not forms:
@@ -117,7 +117,7 @@ def redact(text: str, secrets: Iterable[str], mask: str = MASK) -> str:
 
 
 def redact_address(url: str) -> str:
-    """An address that may be shown: without name and password, query, fragment, and odd port."""
+    """Mask the parts of a URL that may hold a key: user, password, query, fragment, odd port."""
     shown = re.sub(r"^([a-z][a-z\d+.-]*://)?.*@", rf"\1{MASK}@", url, flags=re.I | re.DOTALL)
     shown = re.sub(r"([?#]).+", rf"\1{MASK}", shown, flags=re.DOTALL)
     return re.sub(
@@ -126,7 +126,7 @@ def redact_address(url: str) -> str:
 
 
 def _units(text: str) -> Iterator[tuple[str, int, int]]:
-    """The characters that a text stands for, spaces and backslashes aside: (it, start, end)."""
+    """Yield (character, start, end) of each decoded character, except spaces and backslashes."""
     for match in _CHARACTER.finditer(text):
         kind, value = match.lastgroup, match[match.lastgroup or 0]
         letter = value
@@ -143,15 +143,15 @@ def _units(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as it is looked for among :func:`_units`: as it is, in hex and in base64."""
+    """Return a secret as it may occur among :func:`_units`: plain, in hex and in base64."""
     written = "".join(letter for letter, _, _ in _units(secret))
     if len(written) < SHORTEST:
         return set()
     content = secret.encode("utf-8", "surrogateescape")
     forms = {written, content.hex()}
-    for before in range(3):  # bytes of something else in front, modulo 3
+    for before in range(3):  # base64 depends on the number of bytes before the secret, modulo 3
         digits = base64.b64encode(bytes(before) + content + bytes(3)).decode()
-        # Digits that depend on the secret alone.
+        # Only the digits that do not depend on the bytes before and after.
         own = digits[-(-before * 8 // 6) : (before + len(content)) * 8 // 6]
         forms |= {own, own.replace("+", "-").replace("/", "_")}
     return forms

@@ -30,13 +30,14 @@ from dassl.config import merge_file
 from dassl.config.paths import file_flag, path_flag
 from dassl.engine import build_trainer, drop_caches, trainable_state
 from dassl.errors import plain_main
+from dassl.names import check_availability
 from dassl.results import RESULT_NAME
 from dassl.utils import set_random_seed
 from dassl.utils.files import atomic_write
-from datasets import table
+from datasets.rows import ROW_OF
 from scripts.drawing.trained_run import config_of, read_run
 from scripts.jobs import protocols
-from scripts.jobs.protocols import REPO, check_name, dataset_rank, split_words
+from scripts.jobs.protocols import REPO, dataset_rank, split_words
 from trainers.config import default_config
 from trainers.finetuning.ft import FineTuner
 from trainers.finetuning.wise_ft import interpolate
@@ -87,9 +88,11 @@ def choose_targets(source: str, named: Sequence[str]) -> list[str]:
         (p.stem for p in (REPO / "configs/datasets").glob("*.yaml")), key=dataset_rank
     )
     if named:
-        return [check_name("--targets", name, existing, " (configs/datasets)") for name in named]
-    known = {row.name: row.config for row in table.ROWS}
-    found = protocols.PROTOCOLS["fft"].targets_of(known.get(source, ""))
+        return [
+            check_availability(name, existing, "--targets", " (configs/datasets)") for name in named
+        ]
+    config = ROW_OF[source].config if source in ROW_OF else ""
+    found = protocols.PROTOCOLS["fft"].targets_of(config)
     if not found:
         raise ValueError(
             f"--targets: name data sets to test on; {source} has no shifts known here."
@@ -135,9 +138,9 @@ def both_ends(
     trainer.any_config = True  # the two runs may differ in how they were trained
     trainer.load_model(str(start or end))
     if start is not None:
-        first, classes = copied(trainer), list(trainer.row_names())
+        first, classes = copied(trainer), list(trainer.rows_by_class().classes)
         trainer.load_model(str(end))
-        if trainer.row_names() != classes:
+        if list(trainer.rows_by_class().classes) != classes:
             raise ValueError(
                 f"--start: {start} was trained on other classes than {end}, or on the same in "
                 "another order, and there is nothing between rows of different classes"

@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 GUIDE = (REPOSITORY / "DATASETS.md").read_text()
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = ("clip", "dassl", "datasets", "trainers", "configs", "prompts")
+FOLDERS = ("clip", "dassl", "datasets", "trainers", "scripts", "configs", "prompts")
 
 
 def section(title: str) -> str:

@@ -11,12 +11,12 @@ import torch
 import yaml
 
 import clip
-import datasets.table
 import trainers  # noqa: F401 - registers the methods
 from clip import adapter_parameters, adapters_disabled
 from dassl.config import config_hash, read_layers
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
+from datasets.rows import ROWS
 from tests.conftest import REPOSITORY
 from trainers.base import CLIPTrainer
 
@@ -144,7 +144,7 @@ def test_losses_that_compare_images_need_the_whole_batch(make_config, name):
 
 
 def test_every_row_has_a_file_and_every_file_a_row():
-    rows = {row.config: row.name for row in datasets.table.ROWS}
+    rows = {row.config: row.name for row in ROWS}
     files = {p.stem: yaml.safe_load(p.read_text())["DATASET"]["NAME"] for p in DATASET_FILES}
     assert files == {**rows, "folder": "Folder", "split": "Split"}
 

@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +16,9 @@ import pytest
 import torch
 
 import clip
+import dassl.engine
 import train
+from dassl.config import layers, merge
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -21,7 +26,7 @@ CONFIGS = REPOSITORY / "configs"
 
 @pytest.fixture
 def run(shapes_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "setup_logger", lambda _: None)  # it would keep sys.stdout
+    monkeypatch.setattr("dassl.utils.setup_logger", lambda _: None)  # it would keep sys.stdout
 
     def run(*words, method="LightRA/base2novel", dataset="shapes", root=shapes_root, output="run"):
         command = ["--root", str(root), "--output-dir", str(tmp_path / output), "--seed", "1"]
@@ -198,14 +203,14 @@ def test_a_set_without_training_or_test_pictures_is_told_before_training(
 ):
     message = refused(capsys, run, dataset="shapes_v2")
     assert "ShapesV2 has no training images" in message
-    build = train.build_trainer
+    build = dassl.engine.build_trainer
 
     def without_tests(cfg):
         trainer = build(cfg)
         trainer.test_loader = None
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", without_tests)
+    monkeypatch.setattr("dassl.engine.build_trainer", without_tests)
     message = refused(capsys, run)
     assert "Shapes has no images in the split 'test' (TEST.SPLIT)" in message
     assert "TEST.NO_TEST True" in message
@@ -257,7 +262,7 @@ def test_ctrl_c_is_one_line(capsys, run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "build_trainer", interrupt)
+    monkeypatch.setattr("dassl.engine.build_trainer", interrupt)
     with pytest.raises(SystemExit) as stop:
         run()
     assert stop.value.code == 130
@@ -268,7 +273,7 @@ def test_a_mistake_in_the_code_keeps_its_traceback(run, monkeypatch):
     def mistake(*_):
         raise KeyError("x")
 
-    monkeypatch.setattr(train, "build_trainer", mistake)
+    monkeypatch.setattr("dassl.engine.build_trainer", mistake)
     with pytest.raises(KeyError):
         run()
 
@@ -286,7 +291,7 @@ def test_a_feature_cache_that_cannot_be_written_is_one_line(run, tmp_path, capsy
     assert str(cache) in message
     assert "MiB" in message
     monkeypatch.undo()
-    monkeypatch.setattr(train, "setup_logger", lambda _: None)
+    monkeypatch.setattr("dassl.utils.setup_logger", lambda _: None)
     assert run(*options, str(cache), method="RAda/base2novel")["trainer"] == "RAda"
 
 
@@ -310,6 +315,56 @@ def test_a_feature_cache_that_cannot_be_written_is_one_line(run, tmp_path, capsy
 def test_options_of_a_wrong_form_are_explained(words, said):
     with pytest.raises(SystemExit, match=f"^error: {said}"):
         train.main(["--trainer", "LightRA", *words])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train.py --help", "scripts/report.py --help", "scripts/data.py --help",
+     "scripts/run.py --dry-run --protocol base2novel --datasets shapes"],
+)  # fmt: skip
+def test_what_answers_at_once_does_not_import_pytorch(command):
+    code = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "torchvision", "open_clip", "sklearn", "transformers", "matplotlib"}
+sys.exit(", ".join(heavy & {*sys.modules}) or None)
+"""
+    words = [sys.executable, "-c", code, *command.split()]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100
+
+
+def test_a_config_is_built_without_loading_the_backbone(make_config, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch, "frombuffer", None)  # what makes numbers of a file's bytes
+    for name, side in (("shapes", 48), (tiny_checkpoint, 32), ("RN50x4", 288)):
+        cfg = make_config("ZeroshotCLIP/base2novel", flags=("--backbone", name))
+        assert cfg.INPUT.SIZE == (side, side)
+
+
+def test_each_file_is_read_once_and_each_of_its_values_converted_once(make_config, monkeypatch):
+    read, converted = Counter(), Counter()
+    read_yaml, convert = layers.read_yaml, merge._convert
+
+    def counting_read(path):
+        read[path] += 1
+        return read_yaml(path)
+
+    def counting_convert(key, value, current, source):
+        converted[source, key] += 1
+        return convert(key, value, current, source)
+
+    monkeypatch.setattr(layers, "read_yaml", counting_read)
+    monkeypatch.setattr(merge, "_convert", counting_convert)
+    options = ("DATASET.NUM_SHOTS", "4", "OPTIM.LR", "0.1")
+    make_config("CoPrompt/base2novel", *options, flags=("--backbone", "shapes"))
+    assert {Path(path).name for path in read} >= {"shapes.yaml", "base2novel.yaml"}
+    assert {source for source, _ in converted} >= {*read, "command line"}
+    assert {*read.values(), *converted.values()} == {1}
 
 
 def test_a_word_of_another_flag_that_is_a_key_is_explained():

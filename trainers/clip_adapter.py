@@ -5,56 +5,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
-from clip import Adapter, freeze_except
+from clip import FeatureAdapter, freeze_except
 from clip.prompts import template_prompts
+from clip.text import at_least_single
 from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import share
 from trainers.base.templates import hand_made
-
-_RELEASED = {"fc.0.weight": "adapter.down.weight", "fc.2.weight": "adapter.up.weight"}
-
-
-class FeatureAdapter(Adapter):
-    """``v' = ratio A(v) + (1 - ratio) v`` of features v (CLIP-Adapter, arXiv:2110.04544).
-
-    A is a bottleneck without biases, with a ReLU behind each of its two layers, so that it can only
-    add to a feature's entries. Its weights start as PyTorch's default: v' is near v, not equal.
-    Disabled, v' is v.
-
-    Args:
-        embed_dim: D.
-        reduction: D over the inner width.
-        ratio: Share of the adapter in the result.
-
-    Raises:
-        ValueError: The inner width would be less than 1, or the ratio is not between 0 and 1.
-    """
-
-    def __init__(self, embed_dim: int, reduction: int = 4, ratio: float = 0.2) -> None:
-        super().__init__()
-        if not 1 <= reduction <= embed_dim:
-            raise ValueError(f"REDUCTION must be from 1 to D = {embed_dim}, got {reduction}")
-        if not 0 < ratio <= 1:
-            raise ValueError(
-                f"RATIO, the adapter's share, must be above 0 and at most 1, got {ratio}"
-            )
-        self.down = nn.Linear(embed_dim, embed_dim // reduction, bias=False)
-        self.up = nn.Linear(embed_dim // reduction, embed_dim, bias=False)
-        self.ratio = ratio
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Adapted features, not normalised: (B, D) -> (B, D)."""
-        if not self.enabled:
-            return features
-        adapted = F.relu(self.up(F.relu(self.down(features))))
-        return self.ratio * adapted + (1 - self.ratio) * features
 
 
 class AdaptedFeatureCLIP(FrozenTextCLIP):
@@ -67,10 +29,9 @@ class AdaptedFeatureCLIP(FrozenTextCLIP):
         self.adapter = adapter
 
     def raw_image_features(self, image: Tensor) -> Tensor:
-        """Adapted image features, not normalised: pictures or cached features -> (B, D)."""
-        features = super().raw_image_features(image)
+        """Adapted image features, not normalised: images or cached features -> (B, D)."""
         # The adapter is in single precision, whatever the encoder's weights are.
-        return self.adapter(features.to(torch.promote_types(features.dtype, torch.float32)))
+        return self.adapter(at_least_single(super().raw_image_features(image)))
 
 
 @TRAINER_REGISTRY.register()
@@ -81,12 +42,13 @@ class CLIPAdapter(CLIPTrainer):
     (``DATASET.PROMPT_TEMPLATE``), encoded once (the release encodes them at every step); features
     can be kept (``--feature-cache``).
 
-    Config, ``TRAINER.CLIPAdapter``: REDUCTION, D over the inner width; RATIO, the adapter's share:
-    0.2 as released, where the paper searches it per dataset; PREC, fp32 by default as released.
+    Config, ``TRAINER.CLIPAdapter``: RATIO is 0.2 as released, where the paper searches it per
+    dataset; PREC fp32 as released.
     """
 
     frozen_image_encoder = True
     model_name = "clip_adapter"  # the released checkpoints' folder
+    released_layout = released.clip_adapter
     defaults = {
         "REDUCTION": Option(4, count(1, 4096), "width of the features over the adapter's"),
         "RATIO": share(0.2, "the adapter in the feature"),
@@ -109,9 +71,3 @@ class CLIPAdapter(CLIPTrainer):
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         logits = self.model(image)
         return StepOutput(F.cross_entropy(logits, label), logits)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, the two matrices alone."""
-        return super().convert_state_dict(
-            {_RELEASED.get(name, name): tensor for name, tensor in state_dict.items()}
-        )

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from clip import Backbone, attach_context, freeze_except
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
-from trainers.base import CLIPTrainer
 from trainers.base.options import context_words, precision, text_prompts
-from trainers.coop import ContextCLIP, ContextTrainer, context_backbone, first_words
+from trainers.coop import ContextCLIP, ContextTrainer, first_words
 
 
 class ConditionalCLIP(ContextCLIP):
     """CLIP whose class weights are each image's own."""
 
-    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image features f' (B, D) and text features h' (B, K, D) given them, not normalised."""
-        f = self.raw_image_features(image)
-        tokens = self.bank.cut_tokens(torch.arange(len(self.bank)))
+        f = self.raw_image_features(image)  # (B, D)
+        tokens = self.bank.cut_tokens(torch.arange(len(self.bank)))  # (K, L)
         context: Any = self.backbone.text_prompts
         return f, context.encode_pairs(self.backbone, tokens, unit_norm(f))
 
@@ -35,15 +35,16 @@ class ConditionalCLIP(ContextCLIP):
     def forward(self, image: Tensor) -> Tensor:
         """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
         context: Any = self.backbone.text_prompts
-        if not context.enabled:
+        if not context.enabled:  # the pre-trained model's class weights, the same for all images
             return super().forward(image)
-        return self.similarity(*self.features(image))
+        return self.similarity(*self.raw_features(image))
 
 
-def cocoop_clip(trainer: CLIPTrainer, options: CfgNode) -> ConditionalCLIP:
+def cocoop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> ConditionalCLIP:
     """What the ``options`` of :class:`CoCoOp` describe."""
-    backbone = context_backbone(trainer, **first_words(options), conditional=True)
-    return ConditionalCLIP(backbone, trainer.dm.dataset.classnames)
+    attach_context(backbone, **first_words(options), conditional=True)
+    freeze_except(backbone)
+    return ConditionalCLIP(backbone, classnames)
 
 
 @TRAINER_REGISTRY.register()
@@ -54,7 +55,7 @@ class CoCoOp(ContextTrainer):
     It starts at PyTorch's random values, not at zero, so that training does not start from CLIP.
     Batches of one image are part of the recipe: larger ones mean fewer updates per epoch.
 
-    Config, ``TRAINER.CoCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; PREC.
+    Config, ``TRAINER.CoCoOp``: the words of CTX_INIT set M by their number.
     """
 
     defaults = {
@@ -65,7 +66,7 @@ class CoCoOp(ContextTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a conditional context, and the class names behind it."""
-        return cocoop_clip(self, self.options)
+        return cocoop_clip(self.load_backbone(), self.dm.dataset.classnames, self.options)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
-from yacs.config import CfgNode
-
+from dassl.config.identity import flatten
+from dassl.config.merge import full_keys
 from dassl.config.schema import Option, allowed_words
-from dassl.utils import nearest
+from dassl.names import nearest
 from trainers.config import config_options, default_config
 
 WIDTH = 100
@@ -28,7 +27,7 @@ def print_config_help(wanted: str) -> int:
         Exit status: 0, or 2 if there is no such key or section, with the nearest on stderr.
     """
     cfg = default_config()
-    defaults = _leaves(cfg)
+    defaults = flatten(cfg)
     options = config_options(cfg)
     prefix = wanted.strip().rstrip(".").upper()
     chosen = {
@@ -37,8 +36,7 @@ def print_config_help(wanted: str) -> int:
         if not prefix or key.upper() == prefix or key.upper().startswith(f"{prefix}.")
     }
     if not chosen:
-        sections = {key.rpartition(".")[0] for key in defaults} - {""}
-        hint = nearest(wanted, [*defaults, *sections])
+        hint = nearest(wanted, full_keys(cfg))
         print(f"--help-config: no config key or section {wanted!r}.{hint}", file=sys.stderr)
         return 2
     try:
@@ -48,14 +46,6 @@ def print_config_help(wanted: str) -> int:
     except BrokenPipeError:  # into head, or a pager that was left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        nested = isinstance(value, CfgNode)
-        found |= _leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
 
 
 def _described(key: str, default: Any, option: Option | None) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-import clip
-from clip import ClassContextBank, TextBank, attach_context, freeze_except
+from clip import Backbone, ClassContextBank, TextBank, attach_context, freeze_except
 from clip.adapters.coop import POSITIONS
 from clip.prompts import readable
 from dassl.config.schema import Option, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base import CLIPTrainer, PromptedCLIP, released
 from trainers.base.options import context_words, precision, text_prompts
-
-ADAPTER = "backbone.text_prompts"  # where the context is in the model
 
 
 class ContextCLIP(PromptedCLIP):
@@ -33,22 +29,15 @@ class ContextCLIP(PromptedCLIP):
         classnames: K names.
     """
 
-    def __init__(self, backbone: clip.Backbone, classnames: list[str]) -> None:
+    def __init__(self, backbone: Backbone, classnames: list[str]) -> None:
         context: Any = backbone.text_prompts
         names = [[readable(name)] for name in classnames]
         super().__init__(backbone, names, renormalize=True)
+        # The context puts itself around the names, which are all that the base class has tokenised.
         bank = ClassContextBank if context.per_class else TextBank
         self.bank = bank(names, partial(context.tokenize, backbone), backbone.end_of_text())
         self.bank.texts = [context.template.replace("{}", name) for [name] in names]
         context.check_texts(self.bank.tokens)
-
-
-def context_backbone(trainer: CLIPTrainer, **context: Any) -> clip.Backbone:
-    """The frozen backbone with a context, ``context`` as :func:`clip.attach_context` takes it."""
-    backbone = trainer.load_backbone()
-    attach_context(backbone, **context)
-    freeze_except(backbone)
-    return backbone
 
 
 def first_words(options: CfgNode) -> dict[str, Any]:
@@ -57,7 +46,7 @@ def first_words(options: CfgNode) -> dict[str, Any]:
     return {"init": init, "n_ctx": len(init.split()) or options.N_CTX}
 
 
-def coop_clip(trainer: CLIPTrainer, options: CfgNode) -> ContextCLIP:
+def coop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> ContextCLIP:
     """What the ``options`` of :class:`CoOp` describe.
 
     Raises:
@@ -68,44 +57,14 @@ def coop_clip(trainer: CLIPTrainer, options: CfgNode) -> ContextCLIP:
             f"CSC is True, but CTX_INIT {options.CTX_INIT!r} gives one context for all classes its "
             "words to start from; for a context per class, which starts at random, set CTX_INIT ''"
         )
-    backbone = context_backbone(
-        trainer,
+    attach_context(
+        backbone,
         **first_words(options),
         position=options.CLASS_TOKEN_POSITION,
-        num_classes=trainer.num_classes if options.CSC else 0,
+        num_classes=len(classnames) if options.CSC else 0,
     )
-    return ContextCLIP(backbone, trainer.dm.dataset.classnames)
-
-
-def released_context(
-    state: dict[str, Tensor], model: nn.Module, method: str, ignored: Iterable[str] = ()
-) -> dict[str, Tensor]:
-    """Translate a released prompt learner's keys: ``ctx``, and ``meta_net.*`` where there is one.
-
-    ``token_prefix`` and ``token_suffix`` belong to the class names of training and are dropped.
-
-    Args:
-        state: Of a checkpoint; returned as it is if it has no ``ctx``.
-        model: Gets the weights.
-        method: Section of the config, for the message.
-        ignored: Further keys without use.
-
-    Raises:
-        ValueError: The context has another length.
-    """
-    if "ctx" not in state:
-        return state
-    drop = {"token_prefix", "token_suffix", *ignored}
-    converted = {f"{ADAPTER}.{k}": v for k, v in state.items() if k not in {"ctx", *drop}}
-    context = state["ctx"] if state["ctx"].ndim == 3 else state["ctx"][None]
-    own = model.get_parameter(f"{ADAPTER}.vectors")
-    if context.shape[1] != own.shape[1]:
-        raise ValueError(
-            f"The checkpoint's context has {context.shape[1]} vectors, the model's {own.shape[1]}: "
-            f"set TRAINER.{method}.N_CTX {context.shape[1]} and TRAINER.{method}.CTX_INIT '', or a "
-            "phrase of as many words"
-        )
-    return {**converted, f"{ADAPTER}.vectors": context}
+    freeze_except(backbone)
+    return ContextCLIP(backbone, classnames)
 
 
 class ContextTrainer(CLIPTrainer):
@@ -114,25 +73,22 @@ class ContextTrainer(CLIPTrainer):
     model_name = "prompt_learner"  # the released checkpoints' folder
     frozen_image_encoder = True
     released_in_half = True
+    released_layout = released.coop
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        logits = self.model.similarity(*self.model.features(image))
+        logits = self.model.similarity(*self.model.raw_features(image))  # (B, K)
         ce = F.cross_entropy(logits, label)
         return StepOutput(ce, logits, {"ce": ce})
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, see :func:`released_context`."""
-        return released_context(state_dict, self.model, type(self).__name__)
 
 
 @TRAINER_REGISTRY.register()
 class CoOp(ContextTrainer):
     """CoOp: cross entropy on CLIP's logits s f h^T, h_k of the text ``[context] name_k.``, learned.
 
-    Config, ``TRAINER.CoOp``: N_CTX, M; CTX_INIT, words to start from, which set M by their number
-    and leave their surplus tokens frozen, '' for N(0, 0.02); CLASS_TOKEN_POSITION, end, middle
-    (behind half of the context) or front; CSC, a context per class, for random starts only; PREC.
+    Config, ``TRAINER.CoOp``: the words of CTX_INIT set M by their number and leave their surplus
+    tokens frozen; '' starts from N(0, 0.02). CLASS_TOKEN_POSITION middle is behind half of the
+    context. CSC is for random starts only.
     The released weights for ImageNet were trained with older transforms than the release has now: a
     flip, a random translation and a crop of the centre.
     """
@@ -147,4 +103,4 @@ class CoOp(ContextTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the class names behind it."""
-        return coop_clip(self, self.options)
+        return coop_clip(self.load_backbone(), self.dm.dataset.classnames, self.options)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-import clip
 from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, PromptedCLIP
-from trainers.base.dept_files import Convert, from_release, released_maple
+from trainers.base import CLIPTrainer, PromptedCLIP, released
 from trainers.base.options import precision
+from trainers.base.templates import DEFAULT, KGCOOP
 from trainers.cocoop import cocoop_clip
-from trainers.coop import coop_clip, released_context
-from trainers.heads.probe import Probe
-from trainers.kgcoop import kgcoop_clip, knowledge_distance, released_kgcoop
+from trainers.coop import coop_clip
+from trainers.heads.probe import DecoupledCLIP
+from trainers.kgcoop import kgcoop_clip, knowledge_distance
 from trainers.maple import maple_clip
 
 
@@ -32,60 +31,22 @@ class Host(NamedTuple):
     """A method that DePT can be added to.
 
     Attributes:
-        build: (trainer, the host's options) -> its model.
-        convert: What reads its release's prompt learner.
+        build: (backbone, class names, the host's options) -> its model.
         penalty: (model, text features h', its options) -> what its loss adds to the cross entropy.
-        frozen_image: Whether it leaves the image encoder alone.
+        teacher: Templates of a frozen teacher by dataset, one of which ``build`` takes too.
     """
 
-    build: Callable[[CLIPTrainer, CfgNode], PromptedCLIP]
-    convert: Convert
+    build: Callable[..., PromptedCLIP]
     penalty: Callable[[Any, Tensor, CfgNode], Tensor] | None = None
-    frozen_image: bool = True
+    teacher: Mapping[str, str] | None = None
 
 
 HOSTS = {
-    "CoOp": Host(coop_clip, released_context),
-    "CoCoOp": Host(cocoop_clip, released_context),
-    "MaPLe": Host(maple_clip, released_maple, frozen_image=False),
-    "KgCoOp": Host(
-        kgcoop_clip,
-        released_kgcoop,
-        lambda model, h, options: options.W * knowledge_distance(model, h),
-    ),
+    "CoOp": Host(coop_clip),
+    "CoCoOp": Host(cocoop_clip),
+    "MaPLe": Host(maple_clip),
+    "KgCoOp": Host(kgcoop_clip, lambda model, h, o: o.W * knowledge_distance(model, h), KGCOOP),
 }
-
-
-class DecoupledCLIP(nn.Module):
-    """A host's model and the probe.
-
-    Args:
-        host: With one prompt per class.
-        classnames: K names.
-        weight: t.
-        mixes: Whether the probe counts in evaluation, on the classes it was trained for.
-    """
-
-    def __init__(
-        self, host: PromptedCLIP, classnames: Sequence[str], weight: float, mixes: bool = True
-    ) -> None:
-        super().__init__()
-        self.host = host
-        self.probe = Probe(classnames, host.backbone.embed_dim)
-        self.weight, self.mixes = weight, mixes
-
-    @property
-    def backbone(self) -> clip.Backbone:
-        """The host's."""
-        return self.host.backbone
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
-        f = self.host.raw_image_features(image)
-        logits = self.host(f)
-        if not (self.mixes and self.probe.enabled and self.probe.knows_classes()):
-            return logits
-        return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)
 
 
 @TRAINER_REGISTRY.register()
@@ -96,13 +57,10 @@ class DePT(CLIPTrainer):
     Evaluation on the classes that were trained may mix both logits; on any others the host's count
     alone.
 
-    Config, ``TRAINER.DePT``: HOST, a name of ``HOSTS``, with its options in its own section; WEIGHT
-    t; LR_FACTOR, learning rate of the probe as a multiple of the host's; PREC. PROBE, where the
-    probe's logits count: ``released``, for base classes, and for all classes of ImageNet and its
-    variants, so that few-shot runs on other datasets are tested with the host alone; ``trained``,
-    on whatever classes it was trained for.
-    A released checkpoint may be in DePT's folder or the host's ("prompt_learner"; MaPLe's,
-    "MultiModalPromptLearner"); which classes its probe serves, see :mod:`trainers.base.dept_files`.
+    Config, ``TRAINER.DePT``: the host's options stand in its own section. PROBE ``released`` lets
+    the probe count for base classes, and for all classes of ImageNet and its variants, so that
+    few-shot runs on other datasets are tested with the host alone; ``trained``, on whatever classes
+    it was trained for. A released checkpoint may be in DePT's folder or the host's.
     """
 
     released_in_half = True
@@ -121,19 +79,23 @@ class DePT(CLIPTrainer):
 
     def keeps_features(self, cfg: CfgNode) -> bool:
         """Whether the host leaves the image encoder alone."""
-        return HOSTS[cfg.TRAINER.DePT.HOST].frozen_image
+        return TRAINER_REGISTRY.get(cfg.TRAINER.DePT.HOST).frozen_image_encoder
 
     def build_model(self) -> nn.Module:
         """The host's model with a probe."""
         options, dataset = self.options, self.dm.dataset
-        host = HOSTS[options.HOST].build(self, self.host_options)
-        return DecoupledCLIP(host, dataset.classnames, options.WEIGHT, self.probe_counts())
+        host, extra = HOSTS[options.HOST], {}
+        backbone = self.load_backbone()
+        if host.teacher is not None:
+            extra["template"] = self.template(host.teacher.get(self.cfg.DATASET.NAME, DEFAULT))
+        model = host.build(backbone, dataset.classnames, self.host_options, **extra)
+        return DecoupledCLIP(model, dataset.classnames, options.WEIGHT, self.probe_counts())
 
     def probe_counts(self) -> bool:
         """Whether PROBE lets the probe count for this run's classes, if it was trained for them."""
         classes, name = self.cfg.DATASET.SUBSAMPLE_CLASSES, self.cfg.DATASET.NAME
-        released = classes == "base" or (classes == "all" and "ImageNet" in name)
-        return released or self.options.PROBE == "trained"
+        as_released = classes == "base" or (classes == "all" and "ImageNet" in name)
+        return as_released or self.options.PROBE == "trained"
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
@@ -155,12 +117,11 @@ class DePT(CLIPTrainer):
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         host, probe, t = self.model.host, self.model.probe, self.options.WEIGHT
-        f, h = host.features(image)
-        logits = host.similarity(f, h)
+        f, h = host.raw_features(image)  # f' (B, D), h' (K, D); CoCoOp's h' (B, K, D)
+        logits = host.similarity(f, h)  # (B, K)
         own = h[label] if h.ndim == 2 else h[torch.arange(len(label), device=h.device), label]
-        ce = F.cross_entropy(logits, label)
         rows = torch.cat([probe.of_text(own), probe.of_image(f)])  # (2B, K)
-        probe_ce = F.cross_entropy(rows, label.repeat(2))
+        ce, probe_ce = F.cross_entropy(logits, label), F.cross_entropy(rows, label.repeat(2))
         loss, parts = (1 - t) * ce + t * probe_ce, {"ce": ce, "probe_ce": probe_ce}
         penalty = HOSTS[self.options.HOST].penalty
         if penalty is not None:
@@ -177,10 +138,12 @@ class DePT(CLIPTrainer):
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take the probe's rows of the run's classes; where one has none, it will stay unused.
 
-        The released layout is accepted, see :func:`trainers.base.dept_files.from_release`.
+        The released layout is accepted, see :func:`trainers.base.released.dept`.
         """
-        host = self.options.HOST
-        state_dict = from_release(state_dict, self, host, HOSTS[host].convert)
-        if "probe.classes" not in state_dict:
-            return state_dict
-        return self.model.probe.fitted(state_dict, "probe.", self.dm.dataset)
+        host, dataset = self.options.HOST, self.dm.dataset
+        convert = TRAINER_REGISTRY.get(host).released_layout
+        novel = self.cfg.DATASET.SUBSAMPLE_CLASSES == "new"
+        state = released.dept(state_dict, self.model, host, convert, dataset, novel)
+        if "probe.classes" not in state:
+            return state
+        return self.model.probe.fitted(state, "probe.", dataset)

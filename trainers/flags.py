@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import read_result
 from dassl.engine.checkpoint import trainable_state
-from dassl.engine.run_result import RunResult
+from dassl.engine.trainer import SimpleTrainer
 from trainers.zeroshot import ZeroshotCLIP
 
 __all__ = ["check_effect", "check_flags"]
@@ -29,7 +29,7 @@ class _Use(NamedTuple):
 
 
 _USES = {
-    "eval_only": _Use(("eval-only",), "--eval-only tests on a data set; give only one of the two"),
+    "eval_only": _Use(("eval-only",), "--eval-only tests on a dataset; give only one of the two"),
     "no_train": _Use(
         ("no-train",), "--no-train only builds what training needs; give only one of the two"
     ),
@@ -50,7 +50,7 @@ _USES = {
         "pictures are normalised",
     ),
     "classnames": _Use(
-        ("predict",), "--classnames is for --predict; a data set has its own class names"
+        ("predict",), "--classnames is for --predict; a dataset has its own class names"
     ),
     "top_k": _Use(("predict",), "--top-k is for --predict"),
     "predict_output": _Use(("predict",), "--predict-output is for --predict; see --output-dir"),
@@ -98,7 +98,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def check_effect(args: argparse.Namespace, trainer: Any) -> None:
-    """Refuse flags that do nothing for a method or a data set, and untrained weights as a result.
+    """Refuse flags that do nothing for a method or a dataset, and untrained weights as a result.
 
     Args:
         args: Of the command line.
@@ -140,7 +140,7 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             "has to be trained, and what it is before that is no result. Train it (leave "
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
-    reads = unwrap(type(trainer).load_model) is not unwrap(RunResult.load_model)
+    reads = unwrap(type(trainer).load_model) is not unwrap(SimpleTrainer.load_model)
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
     if not Path(args.model_dir).is_dir():

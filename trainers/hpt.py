@@ -6,28 +6,20 @@ AAAI 2024, arXiv:2312.06323.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
-from clip import TextBank, attach_vision_prompts, freeze_except
+from clip import attach_vision_prompts, freeze_except
 from clip.adapters.hpt import StructuredBank, attach_hierarchical_prompts, end_states
 from clip.prompts import readable
 from dassl.config.schema import PATH, Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.hpt_files import class_descriptions, class_structures
 from trainers.base.options import MANY, precision, text_prompts, vision_prompts
 from trainers.heads import cosine_logits
-
-_TOP = {"p_input": "input", "p_ins_projector.weight": "projector.weight",
-        "p_ins_projector.bias": "projector.bias"}  # fmt: skip
-_SCALES = {"e2e_scal": "entity_scale", "e2a_scal": "attribute_scale"}
-_NEW = re.compile(r"(?:^|\.)(prompt_learner|vision_prompt_learner|topo_prompt_learner)\.(.+)$")
 
 
 class HPTCLIP(FrozenTextCLIP):
@@ -55,16 +47,14 @@ class HPTCLIP(FrozenTextCLIP):
     def both_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """The image tower's logits s f h0^T and the text tower's s f0 h^T, (B, K) each.
 
-        Args:
-            image: (B, 3, S, S).
-            text: h, unit norm, (K, D).
+        ``text`` is h, unit norm, (K, D).
         """
         by_image = cosine_logits(self.image_features(image), self.class_weights(), self.scale)
-        return by_image, cosine_logits(self.frozen_image(image), text, self.scale)
+        return by_image, cosine_logits(self.frozen_image_features(image), text, self.scale)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for evaluation, their mean, with all texts of each class: -> (B, K)."""
-        text = F.normalize(self.structured.class_features(self.backbone), dim=-1)
+        text = F.normalize(self.structured.class_features(self.backbone), dim=-1)  # (K, D)
         by_image, by_text = self.both_logits(image, text)
         return (by_image + by_text) / 2
 
@@ -79,12 +69,10 @@ class HPT(CLIPTrainer):
     CE(logits) + CE(logits_i) + CE(logits_t); f and h never meet. Each step draws one text per
     class, evaluation encodes all of them once (the release for every batch).
 
-    Config, ``TRAINER.HPT``: N_SET descriptions and texts per class; N_TPRO general prompts in the
-    text tower; N_VPRO prompts in all layers of the vision tower; PREC. DESCRIPTIONS and STRUCTURES,
-    files per dataset, ``{}`` being its name: ``{class: [sentence, ...]}`` and what
-    :mod:`clip.adapters.hpt_structures` describes. ImageNet's serve its variants. A class with
-    another number
-    than N_SET repeats its own or leaves some out.
+    Config, ``TRAINER.HPT``: DESCRIPTIONS and STRUCTURES are files per dataset, ``{}`` being its
+    name: ``{class: [sentence, ...]}`` and what :mod:`clip.adapters.hpt_structures` describes.
+    ImageNet's serve
+    its variants. A class with another number than N_SET repeats its own or leaves some out.
 
     Not in the release: without a file of descriptions the dataset's own prompts are described with
     (``DATASET.PROMPT_SOURCE``); without structures a text is the class name and a description, and
@@ -95,12 +83,13 @@ class HPT(CLIPTrainer):
     released_in_half = True
     protocols = ("base2novel", "cross_dataset")
     model_name = "Model"  # the released checkpoints' folder
+    released_layout = released.hpt
     defaults = {
         "N_SET": Option(5, count(1, MANY), "descriptions and texts per class"),
         "N_TPRO": text_prompts(2),
         "N_VPRO": vision_prompts(2),
         "DESCRIPTIONS": Option(
-            "prompts/hpt/descriptions/{}.json", PATH, "descriptions of the data set {}"
+            "prompts/hpt/descriptions/{}.json", PATH, "descriptions of the dataset {}"
         ),
         "STRUCTURES": Option(
             "prompts/hpt/structures/{}.json", PATH, "their structures; '' ties nothing"
@@ -120,7 +109,8 @@ class HPT(CLIPTrainer):
         attach_vision_prompts(backbone, n_ctx=options.N_VPRO, depth=blocks)
         freeze_except(backbone)
         names = self.dm.dataset.classnames
-        bank = TextBank(descriptions, backbone.tokenize, backbone.end_of_text())
+        bank = backbone.text_bank(descriptions)
+        # z of the K classes' S descriptions behind each block but the last, (K, S, J-1, W).
         states = end_states(backbone, bank).unflatten(0, (len(names), prompts.descriptions))
         texts = [
             [one.text(name) for one in structures[k]]
@@ -133,36 +123,10 @@ class HPT(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        by_image, by_text = self.model.both_logits(image, self.model.drawn_text())
+        by_image, by_text = self.model.both_logits(image, self.model.drawn_text())  # (B, K)
         logits = (by_image + by_text) / 2
         both, image_term, text_term = (
             F.cross_entropy(one, label) for one in (logits, by_image, by_text)
         )
         parts = {"ce": both, "image": image_term, "text": text_term}
         return StepOutput(both + image_term + text_term, logits, parts)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: the prompts, among several whole CLIPs."""
-        new = {m.groups(): t for name, t in state_dict.items() if (m := _NEW.search(name))}
-        text = {key: t for (part, key), t in new.items() if part == "prompt_learner"}
-        vision = {key: t for (part, key), t in new.items() if part == "vision_prompt_learner"}
-        if "p_input" not in text or "p_input" not in vision:
-            return super().convert_state_dict(state_dict)
-        own = "backbone.hierarchical_prompts."
-        converted = {own + ours: text[key] for key, ours in _TOP.items() if key in text}
-        converted[own + "general"] = _stacked(text, "p_uni")
-        for (part, key), tensor in new.items():
-            if part == "topo_prompt_learner" and key in _SCALES:
-                converted[own + _SCALES[key]] = tensor.flatten()
-        converted["backbone.vision_prompts.vectors"] = torch.cat(
-            [vision["p_input"][None], _stacked(vision, "p_visual")]
-        )
-        return converted
-
-
-def _stacked(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """``name.0``, ``name.1``, ... as one tensor with them along the first dimension."""
-    keys = sorted(
-        (k for k in state if k.startswith(f"{name}.")), key=lambda k: int(k.split(".")[1])
-    )
-    return torch.stack([state[key] for key in keys]) if keys else torch.empty(0)

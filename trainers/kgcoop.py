@@ -13,23 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from clip import Backbone, TextBank, adapters_disabled
+from clip import Backbone, adapters_disabled, attach_context, freeze_except
 from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer
+from trainers.base import released
 from trainers.base.options import context_words, precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, KGCOOP
-from trainers.coop import (
-    ContextCLIP,
-    ContextTrainer,
-    context_backbone,
-    first_words,
-    released_context,
-)
+from trainers.coop import ContextCLIP, ContextTrainer, first_words
 from trainers.losses import cosine_distance
-
-_UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
 
 
 class TaughtCLIP(ContextCLIP):
@@ -38,7 +30,7 @@ class TaughtCLIP(ContextCLIP):
     Args:
         backbone: With a context attached.
         classnames: K names.
-        template: With ``{}`` for the name.
+        template: The teacher's, with ``{}`` for the name.
     """
 
     _teacher: Tensor | None = None
@@ -46,7 +38,7 @@ class TaughtCLIP(ContextCLIP):
     def __init__(self, backbone: Backbone, classnames: list[str], template: str) -> None:
         super().__init__(backbone, classnames)
         prompts = template_prompts(classnames, template)
-        self.teacher_bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        self.teacher_bank = backbone.text_bank(prompts)
 
     @torch.no_grad()
     def teacher_weights(self) -> Tensor:
@@ -57,32 +49,25 @@ class TaughtCLIP(ContextCLIP):
         return self._teacher
 
 
-def taught_clip(trainer: CLIPTrainer, template: str, **context: Any) -> TaughtCLIP:
-    """A backbone with a context, and its teacher.
-
-    Args:
-        trainer: Knows backbone, dataset and classes.
-        template: The teacher's, with ``{}`` for the name.
-        context: Arguments of :func:`clip.attach_context`.
-    """
-    backbone = context_backbone(trainer, **context)
-    return TaughtCLIP(backbone, trainer.dm.dataset.classnames, template)
+def taught_clip(
+    backbone: Backbone, classnames: list[str], template: str, **context: Any
+) -> TaughtCLIP:
+    """The same, with ``context`` as :func:`clip.attach_context` takes it."""
+    attach_context(backbone, **context)
+    freeze_except(backbone)
+    return TaughtCLIP(backbone, classnames, template)
 
 
-def kgcoop_clip(trainer: CLIPTrainer, options: CfgNode) -> TaughtCLIP:
-    """What the ``options`` of :class:`KgCoOp` describe."""
-    template = trainer.template(KGCOOP.get(trainer.cfg.DATASET.NAME, DEFAULT))
-    return taught_clip(trainer, template, **first_words(options))
+def kgcoop_clip(
+    backbone: Backbone, classnames: list[str], options: CfgNode, template: str
+) -> TaughtCLIP:
+    """What the ``options`` of :class:`KgCoOp` describe, with the teacher's template."""
+    return taught_clip(backbone, classnames, template, **first_words(options))
 
 
 def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
     """1 - mean cos(h, h0) of a step's text features h' (K, D)."""
     return cosine_distance(unit_norm(text), model.teacher_weights())
-
-
-def released_kgcoop(state: dict[str, Tensor], model: nn.Module, method: str) -> dict[str, Tensor]:
-    """:func:`trainers.coop.released_context` for its release, with weights that nothing used."""
-    return released_context(state, model, method, ignored=_UNUSED)
 
 
 @TRAINER_REGISTRY.register()
@@ -92,12 +77,13 @@ class KgCoOp(ContextTrainer):
     Only the describable textures have another template, "a photo of a {}, a type of texture.". A
     template that the user chose for the dataset (``DATASET.PROMPT_TEMPLATE``) is the reference's.
 
-    Config, ``TRAINER.KgCoOp``: N_CTX, M; CTX_INIT, words to start from, which set M; W (8 in the
-    released scripts, 1 in the code); PREC. Until August 2023 the release stepped two schedulers on
-    one optimiser, which squares the cosine; the schedule here is its present one. There the
-    reference features always come from a CLIP in fp16, here from one of the run's precision.
+    Config, ``TRAINER.KgCoOp``: CTX_INIT sets M by the number of its words; W is 8 in the released
+    scripts, 1 in the code. Until August 2023 the release stepped two schedulers on one optimiser,
+    which squares the cosine; the schedule here is its present one. There the reference features
+    always come from a CLIP in fp16, here from one of the run's precision.
     """
 
+    released_layout = released.kgcoop
     defaults = {
         "N_CTX": text_prompts(4),
         "CTX_INIT": context_words("a photo of a"),
@@ -107,7 +93,9 @@ class KgCoOp(ContextTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the reference."""
-        return kgcoop_clip(self, self.options)
+        backbone = self.load_backbone()
+        template = self.template(KGCOOP.get(self.cfg.DATASET.NAME, DEFAULT))
+        return kgcoop_clip(backbone, self.dm.dataset.classnames, self.options, template)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
@@ -118,12 +106,8 @@ class KgCoOp(ContextTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        f, h = self.model.features(image)
+        f, h = self.model.raw_features(image)  # (B, D), (K, D)
         logits = self.model.similarity(f, h)
         ce = F.cross_entropy(logits, label)
         distance = knowledge_distance(self.model, h)
         return StepOutput(ce + self.options.W * distance, logits, {"ce": ce, "knowledge": distance})
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, see :func:`released_kgcoop`."""
-        return released_kgcoop(state_dict, self.model, type(self).__name__)

@@ -34,14 +34,18 @@ class LightRAda(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """LightRA's model, with the mask for a head."""
-        return lightra_clip(
-            self, lambda width: rational_head(self.cfg, self.cfg.TRAINER.RADA, width)
-        )
+        self.prompt_generator = self.register_generator("prompts")
+        model = lightra_clip(self.load_backbone(), self.prompts(), self.options)
+        model.head = rational_head(self.cfg, self.cfg.TRAINER.RADA, model.backbone.embed_dim)
+        return model
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
-        f, h, f0, h0 = model.student_and_teacher(image)
+        index = model.bank.sample(self.prompt_generator)  # one prompt per class, (K,)
+        f0, f = model.frozen_image_features(image), model.image_features(image)  # (B, D)
+        h = model.bank.encode(model.backbone, index)  # (K, D)
+        h0 = model.frozen_text_features()[index]  # (K, D)
         residual = lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dassl.engine import StepOutput
+from trainers.heads import HeadOutput
+
+
+def classification_loss(output: HeadOutput, label: Tensor) -> StepOutput:
+    """CE(logits, y) of logits (B, K) and labels (B,), the whole loss of VPT, IVLP and MaPLe."""
+    ce = F.cross_entropy(output.logits, label)
+    return StepOutput(ce, output.logits, {"ce": ce})
+
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - mean cosine similarity of matching rows: (N, D), (N, D) -> scalar, in [0, 2]."""
@@ -36,10 +45,10 @@ class _WithGradient(torch.autograd.Function):
 
 
 def with_gradient(value: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar with a gradient of one's own making, which its backward pass hands to a parameter.
+    """Return a scalar; its backward pass adds ``gradient`` to ``parameter``.
 
     Args:
-        value: Scalar; what it was computed from gets no gradient.
+        value: The scalar; what it was computed from gets no gradient.
         parameter: Gets ``gradient``, times the gradient of the result.
         gradient: Of the parameter's shape.
     """

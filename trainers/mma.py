@@ -41,15 +41,12 @@ class MMA(CLIPTrainer):
 
     The loss is CE(s f h^T, y); both features are the adapted towers'.
 
-    Config, ``TRAINER.MMA``: ADAPTER_START, the first adapted block, counted from 1 in towers of 12
-    (5: the last 8); towers are paired from the end, and one with fewer blocks has all of them
-    adapted. ADAPTER_DIM, inner width; ADAPTER_SCALE a; CTX_INIT, words before the class name,
-    frozen; PREC. RESCALE_GRADIENT leaves the factor a out of the gradient of the adapters' own
-    parameters, as the released code does and the paper does not say: without it they hardly move.
-    The release can adapt the embeddings too (its index 0), which no released config does.
-
-    The defaults are the released configs' values; the released code's own (start 4, scale 0.1) made
-    no published number.
+    Config, ``TRAINER.MMA``: ADAPTER_START counts in towers of 12 (5: the last 8); towers are paired
+    from the end, and one with fewer blocks has all of them adapted. RESCALE_GRADIENT leaves the
+    factor a out of the gradient of the adapters' own parameters, as the released code does and the
+    paper does not say: without it they hardly move. The release can adapt the embeddings too (its
+    index 0), which no released config does. The defaults are the released configs' values; the
+    released code's own (start 4, scale 0.1) made no published number.
     """
 
     needs_transformers = True
@@ -66,17 +63,13 @@ class MMA(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with adapters in both towers."""
-        options = self.options
-        start, scale, rescale = (
-            options.ADAPTER_START, options.ADAPTER_SCALE, options.RESCALE_GRADIENT,
-        )  # fmt: skip
-        backbone = self.load_backbone()
+        options, backbone = self.options, self.load_backbone()
         attach_multimodal_adapters(
             backbone,
-            layers=BLOCKS + 1 - start,
+            layers=BLOCKS + 1 - options.ADAPTER_START,
             bottleneck=options.ADAPTER_DIM,
-            scale=scale,
-            rescale_gradient=rescale,
+            scale=options.ADAPTER_SCALE,
+            rescale_gradient=options.RESCALE_GRADIENT,
         )
         freeze_except(backbone)
         return PromptedCLIP(backbone, self.prompts(options.CTX_INIT), renormalize=True)
@@ -87,7 +80,7 @@ class MMA(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        logits = self.model.training_output(image).logits
+        logits = self.model.output(image).logits
         return StepOutput(F.cross_entropy(logits, label), logits)
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -95,6 +88,7 @@ class MMA(CLIPTrainer):
         found = {name: match for name in state_dict if (match := _RELEASED.search(name))}
         if not found:
             return super().convert_state_dict(state_dict)
+        # The release counts blocks from 1, and its towers have 12; ours are counted from its first.
         first = min(int(match[2]) for match in found.values())
         count = max(int(match[2]) for match in found.values()) - first + 1
         own = len(self.model.backbone.multimodal_adapters)

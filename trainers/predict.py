@@ -1,14 +1,15 @@
 """``train.py --predict``: classify pictures with a trained run, or with the pre-trained model.
 
-A trainer is built as for any run, around a data set that consists of class names and the pictures
-alone; the data it was trained on need not be there.
+A trainer is built as for any run, on a dataset that consists of class names and the pictures alone;
+the data it was trained on need not be there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,13 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.config import user_path
-from dassl.data import build_data_loader
-from dassl.data.datasets import Datum, build_dataset
-from dassl.data.transforms import build_transform
-from dassl.engine import TRAINER_REGISTRY, read_result
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl.engine import build_trainer, read_result
 from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
-from dassl.utils.registry import check_availability
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from trainers.base.templates import hand_made
+from trainers.base.templates import own_template
 from trainers.config import build_config
 from trainers.predict_files import (
     SUFFIXES,
@@ -56,7 +54,7 @@ def run_predict(args: argparse.Namespace) -> int:
         FileNotFoundError: A pattern matches no image, or a file or directory is missing.
         ValueError: A flag or a key has a value that cannot be used.
     """
-    check_flags(args)
+    _check_values(args)
     cfg = prediction_config(args)
     names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
     left_out = LeftOut()
@@ -77,8 +75,8 @@ def run_predict(args: argparse.Namespace) -> int:
     return int(bool(found.unreadable))
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags before anything is loaded.
+def _check_values(args: argparse.Namespace) -> None:
+    """Refuse values of flags before anything is loaded.
 
     Raises:
         ValueError: --top-k below 1, or --predict-output with a suffix that stands for no format.
@@ -125,6 +123,7 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
     cfg.TEST.ZERO_SHOT_CHECK = "none"
     cfg.TEST.FINAL_MODEL = "last_step"  # nothing is trained, and there are no images to choose on
     cfg.FEATURE_CACHE.ENABLED = False
+    cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"  # rows in the order of the pictures
     if args.seed is None:
         cfg.SEED = max(cfg.SEED, 0)  # random views are the same each time
     cfg.freeze()
@@ -145,10 +144,10 @@ def saved_meta(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
-    """Names from ``--classnames``, else of the run in ``--model-dir``, else of the data set.
+    """Names from ``--classnames``, else of the run in ``--model-dir``, else of the dataset.
 
     Raises:
-        FileNotFoundError: The file or the data set is missing.
+        FileNotFoundError: The file or the dataset is missing.
         ValueError: The file holds no names, or there is nowhere to take them from.
     """
     if args.classnames:
@@ -164,69 +163,39 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
     if not args.dataset_config_file and result is None:
         raise ValueError(
             "--predict needs class names: give --classnames FILE (one a line), --model-dir of a "
-            "run, or --dataset-config-file of a data set that is on this machine"
+            "run, or --dataset-config-file of a dataset that is on this machine"
         )
     return list(build_dataset(cfg).classnames)
 
 
-class PictureSet:
-    """What a trainer asks of a data set: class names, and pictures to test on, all of label 0."""
+class Pictures(DatasetBase):
+    """A dataset of class names, and of pictures to test on whose classes nobody knows."""
 
-    train_x = train_u = val = None
-    border = 0
+    # What else a method may ask a dataset, see datasets.base.CLIPDataset.
     shifted = False
     imagenet_names = ()
     imagenet_labels = None
 
     def __init__(self, classnames: list[str], paths: Sequence[str], template: str) -> None:
-        self.classnames, self.template = classnames, template
-        self.num_classes = len(classnames)
-        self.lab2cname = dict(enumerate(classnames))
-        self.test = [Datum(path, 0, 0, classnames[0]) for path in paths]
-        self.notes: list[str] = []
+        super().__init__(test=[Datum(path, 0, 0, classnames[0]) for path in paths])
+        self.template = template
+        # Not read off the labels, which say nothing here.
+        self._classnames, self._num_classes = classnames, len(classnames)
+        self._lab2cname = dict(enumerate(classnames))
 
 
-class PictureManager:
-    """What a trainer asks of :class:`dassl.data.DataManager`, around a :class:`PictureSet`."""
+@contextmanager
+def standing_for(name: str, dataset: DatasetBase) -> Iterator[None]:
+    """Let a dataset be built where a config names another one, inside a block.
 
-    train_loader_x = train_loader_u = val_loader = None
-    num_source_domains = 0
-
-    def __init__(self, cfg: CfgNode, dataset: PictureSet) -> None:
-        self.dataset = dataset
-        self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
-        self.tfm_train, self.tfm_test = None, build_transform(cfg, is_train=False)
-        self.test_loader = build_data_loader(
-            cfg,
-            data_source=dataset.test,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=self.tfm_test,
-            is_train=False,
-        )
-
-    def bad_images(self) -> dict[str, str]:
-        """Reason by path of every image skipped so far."""
-        return dict(self.test_loader.bad_images)
-
-
-def build_predictor(cfg: CfgNode, dataset: PictureSet) -> Any:
-    """The trainer that ``cfg`` names, around pictures instead of its data set."""
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
-    kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    trainer = kind.__new__(kind)
-
-    def build_data_loader_around_pictures() -> None:
-        manager = PictureManager(cfg, dataset)
-        trainer.dm = manager
-        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
-            setattr(trainer, name, getattr(manager, name))
-        for name in ("num_classes", "num_source_domains", "lab2cname"):
-            setattr(trainer, name, getattr(manager, name))
-
-    # On the object: a subclass would have another name, and with it other config keys and files.
-    trainer.build_data_loader = build_data_loader_around_pictures
-    trainer.__init__(cfg)
-    return trainer
+    The config keeps its name: methods choose texts and files by it.
+    """
+    kind = DATASET_REGISTRY.get(name)
+    DATASET_REGISTRY.register(name, lambda cfg: dataset, force=True)
+    try:
+        yield
+    finally:
+        DATASET_REGISTRY.register(name, kind, force=True)
 
 
 @torch.no_grad()
@@ -255,9 +224,10 @@ def predict(
         FileNotFoundError: The run has no weights.
         ValueError: They do not fit the config or the classes.
     """
-    template = cfg.DATASET.PROMPT_TEMPLATE or hand_made(cfg.DATASET.NAME)
+    template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     set_random_seed(cfg.SEED)
-    trainer = build_predictor(cfg, PictureSet(classnames, paths, template))
+    with standing_for(cfg.DATASET.NAME, Pictures(classnames, paths, template)):
+        trainer = build_trainer(cfg)
     if model_dir:
         trainer.load_model(model_dir, epoch=epoch)
     trainer.set_model_mode("eval")

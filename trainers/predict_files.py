@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from dassl.config import user_path
 from dassl.utils.files import atomic_write
+from datasets.classnames import by_wnid, in_label_order, read_name_list
 from datasets.listing import LeftOut, find_below, is_foreign, is_image
-from datasets.name_lists import by_wnid, in_label_order, read_name_list
 
 SUFFIXES = (".csv", ".json")
 
@@ -92,7 +92,7 @@ def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a file in label order, as ``datasets.name_lists`` reads them.
+    """Class names of a file in label order, as ``datasets.classnames`` reads them.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine.base import Names
 from dassl.engine.distributed import gather_features
-from dassl.engine.models import Names
 from trainers.base.options import precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, HINT_FIRST
 from trainers.coop import ContextTrainer
@@ -51,9 +51,8 @@ class ProGrad(ContextTrainer):
     what the classes are in front: "a type of pet, a photo of a {}."; or what the user chose
     (``DATASET.PROMPT_TEMPLATE``).
 
-    Config, ``TRAINER.ProGrad``: N_CTX, M; CTX_INIT, whether the context starts from the template's
-    words, right-aligned, with zero vectors left of them, or else from random vectors; LAMBDA; T;
-    PREC.
+    Config, ``TRAINER.ProGrad``: with CTX_INIT the context starts from the template's words,
+    right-aligned, with zero vectors left of them, or else from random vectors.
     """
 
     defaults = {
@@ -68,9 +67,11 @@ class ProGrad(ContextTrainer):
         """The frozen backbone with a context, and the teacher."""
         self._aside: Tensor | None = None  # its gradient is L_g's of the batch
         self._conflict = 0.0
+        backbone = self.load_backbone()
         template = self.template(HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT))
         init = template.partition("{}")[0].strip() if self.options.CTX_INIT else ""
-        return taught_clip(self, template, n_ctx=self.options.N_CTX, init=init)
+        names, n_ctx = self.dm.dataset.classnames, self.options.N_CTX
+        return taught_clip(backbone, names, template, n_ctx=n_ctx, init=init)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
@@ -86,8 +87,8 @@ class ProGrad(ContextTrainer):
         known.
         """
         model = self.model
-        f, h = model.features(image)
-        z = model.similarity(f, h)
+        f, h = model.raw_features(image)  # (B, D), (K, D)
+        z = model.similarity(f, h)  # (B, K)
         task = F.cross_entropy(z, label)
         z0 = model.similarity(f, model.teacher_weights())
         teacher = soft_cross_entropy(z, z0, self.options.T)

@@ -13,75 +13,46 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip import TextBank, adapters_disabled
+from clip import adapters_disabled
 from clip.prompts import readable
 from clip.text import unit_norm
 from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
-from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base import CLIPTrainer, PromptedCLIP, released
 from trainers.base.averages import GaussianAverage
 from trainers.base.options import weight
 from trainers.heads import cosine_logits
-from trainers.ivlp import PROMPT_DEFAULTS, both_towers, released_sets
+from trainers.ivlp import PROMPT_DEFAULTS, both_towers
 
 # The release's list is this one with "a photo of a {}." in front; only their mean matters.
 TEACHER_TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
 
 
-def promptsrc_loss(
-    f: Tensor, h: Tensor, f0: Tensor, h0: Tensor, label: Tensor, scale: Tensor,
-    *, text_weight: float, image_weight: float, kl_mean: str = "entries",
-) -> StepOutput:  # fmt: skip
-    """Cross entropy and the distances of features and predictions to the frozen model's.
-
-    CE(s f h^T, y) + text_weight mean|h - h0| + image_weight mean|f - f0| + KL(p0 || p)
-
-    Args:
-        f: Image features, unit norm, (B, D).
-        h: Text features, unit norm, (K, D).
-        f0: Image features of the frozen model; p0 is the softmax of s f0 h0^T.
-        h0: Text features of the frozen model.
-        label: (B,).
-        scale: s.
-        text_weight: TEXT_LOSS_WEIGHT.
-        image_weight: IMAGE_LOSS_WEIGHT.
-        kl_mean: ``entries`` divides the sum of the divergence by B K, ``batch`` by B.
-    """
-    logits, logits0 = cosine_logits(f, h, scale), cosine_logits(f0, h0, scale)
-    log_p, log_p0 = logits.log_softmax(-1), logits0.log_softmax(-1)
-    divergence = F.kl_div(log_p, log_p0, reduction="sum", log_target=True)
-    parts = {
-        "ce": F.cross_entropy(logits, label),
-        "text": text_weight * F.l1_loss(h, h0),
-        "image": image_weight * F.l1_loss(f, f0),
-        "kl": divergence / (logits.numel() if kl_mean == "entries" else len(logits)),
-    }
-    return StepOutput(torch.stack(list(parts.values())).sum(), logits, parts)
-
-
 @TRAINER_REGISTRY.register()
 class PromptSRC(CLIPTrainer):
-    """IVLP's prompts with three regularisers (:func:`promptsrc_loss`) and a Gaussian average.
+    """IVLP's prompts with three regularisers and a Gaussian average.
 
-    The teacher is the same CLIP without prompts: f0 are its features of the same augmented images,
-    h0 the mean of its features of 60 templates, normalised after the mean only. After the last
-    epoch the prompts become the sum of those at the end of all epochs, in the weights of
-    :func:`trainers.base.averages.gaussian_weights`. The release averages the frozen weights too,
-    in half
-    precision, which only adds rounding noise to them; here the prompts alone are averaged, and a
-    resumed run goes on with its sum, which the release loses.
+    CE(s f h^T, y) + TEXT_LOSS_WEIGHT mean|h - h0| + IMAGE_LOSS_WEIGHT mean|f - f0| + KL(p0 || p)
 
-    Config, ``TRAINER.PromptSRC``, released keys: those of :class:`trainers.ivlp.IVLP`;
-    TEXT_LOSS_WEIGHT, IMAGE_LOSS_WEIGHT; GPA_MEAN, GPA_STD, mu and sigma of the average, in epochs.
-    Ours: KL_MEAN ``entries`` (release: the sum of the divergence over B K) or ``batch`` (over B,
-    the usual mean, K times as much).
+    p is the softmax of s f h^T, p0 that of s f0 h0^T. The teacher is the same CLIP without prompts:
+    f0 are its features of the same augmented images, h0 the mean of its features of 60 templates,
+    normalised after the mean only. After the last epoch the prompts become the sum of those at the
+    end of all epochs, in the weights of :func:`trainers.base.averages.gaussian_weights`. The
+    release
+    averages the frozen weights too, in half precision, which only adds rounding noise to them; here
+    the prompts alone are averaged, and a resumed run goes on with its sum, which the release loses.
+
+    Config, ``TRAINER.PromptSRC``: those of :class:`trainers.ivlp.IVLP` and, as released,
+    TEXT_LOSS_WEIGHT, IMAGE_LOSS_WEIGHT, GPA_MEAN and GPA_STD, the average's mu and sigma. Ours:
+    KL_MEAN ``entries`` (release: the divergence's sum over B K) or ``batch`` (over B, the usual).
     """
 
     needs_transformers = True
     released_in_half = True
     model_name = "VLPromptLearner"  # the released checkpoints' folder
+    released_layout = released.ivlp
     defaults = {
         **PROMPT_DEFAULTS,
         "TEXT_LOSS_WEIGHT": weight(25.0, "the distance to the frozen text features"),
@@ -96,7 +67,7 @@ class PromptSRC(CLIPTrainer):
         options = self.options
         self.average = GaussianAverage(self.max_epoch, options.GPA_MEAN, options.GPA_STD)
         self._teacher_text: Tensor | None = None
-        return both_towers(self)
+        return both_towers(self.load_backbone(), self.prompts, options)
 
     def choices(self) -> list[str]:
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
@@ -114,25 +85,26 @@ class PromptSRC(CLIPTrainer):
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
-        h0, f0 = self.teacher_text, model.frozen_image(image)
-        f, h = model.image_features(image), model.training_weights()
-        return promptsrc_loss(
-            f, h, f0, h0, label, model.scale,
-            text_weight=options.TEXT_LOSS_WEIGHT, image_weight=options.IMAGE_LOSS_WEIGHT,
-            kl_mean=options.KL_MEAN,
-        )  # fmt: skip
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, see :func:`trainers.ivlp.released_sets`."""
-        converted = released_sets(state_dict, self.model, type(self).__name__)
-        return super().convert_state_dict(converted)
+        h0, f0 = self.teacher_text, model.frozen_image_features(image)  # (K, D), (B, D)
+        f, h = model.image_features(image), model.training_weights()  # (B, D), (K, D)
+        logits, logits0 = cosine_logits(f, h, model.scale), cosine_logits(f0, h0, model.scale)
+        log_p, log_p0 = logits.log_softmax(-1), logits0.log_softmax(-1)  # (B, K)
+        divergence = F.kl_div(log_p, log_p0, reduction="sum", log_target=True)
+        count = logits.numel() if options.KL_MEAN == "entries" else len(logits)
+        parts = {
+            "ce": F.cross_entropy(logits, label),
+            "text": options.TEXT_LOSS_WEIGHT * F.l1_loss(h, h0),
+            "image": options.IMAGE_LOSS_WEIGHT * F.l1_loss(f, f0),
+            "kl": divergence / count,
+        }
+        return StepOutput(torch.stack(list(parts.values())).sum(), logits, parts)
 
     def after_epoch(self) -> None:
         """Add the prompts to the average; after the last epoch put it in their place."""
         average = self.average
         if not average.values and self.epoch > 0:  # resumed from a checkpoint, which has none
             average.start = self.epoch
-            self.add_note(f"prompts are averaged from epoch {self.epoch + 1} on")
+            self.notes.add(f"prompts are averaged from epoch {self.epoch + 1} on")
         average.add(self.epoch, trainable_state(self.model))
         if self.epoch + 1 == self.max_epoch:
             print(f"PromptSRC: prompts averaged over {self.max_epoch} epochs")
@@ -142,24 +114,18 @@ class PromptSRC(CLIPTrainer):
 
     def extra_state(self) -> dict[str, Any]:
         """The average so far, for a resumed run."""
-        state = {"average": self.average.values, "average_start": self.average.start}
-        return {**super().extra_state(), **state}
+        return {**super().extra_state(), **self.average.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` returned."""
         super().load_extra_state(state)
-        self.average.values, self.average.start = state["average"], state["average_start"]
+        self.average.load_state_dict(state)
 
 
 def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:
-    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D).
-
-    Args:
-        model: Its adapters are switched off for this.
-        classnames: K names.
-    """
+    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D)."""
     backbone = model.backbone
     prompts = [[template(readable(name)) for template in TEACHER_TEMPLATES] for name in classnames]
-    bank = TextBank(prompts, backbone.tokenize, backbone.end_of_text()).to(model.bank.tokens.device)
+    bank = backbone.text_bank(prompts).to(model.bank.tokens.device)
     with adapters_disabled(model):
         return unit_norm(bank.class_means(bank.encode_all(backbone, unit=False)))

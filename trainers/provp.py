@@ -16,12 +16,9 @@ from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import depth, precision, vision_prompts, weight
-from trainers.base.prompted_towers import check_sets
 from trainers.base.templates import DEFAULT, HINT_FIRST
-
-_RELEASED = "prompt_embeddings"
 
 
 @TRAINER_REGISTRY.register()
@@ -33,17 +30,15 @@ class ProVP(CLIPTrainer):
     and in one direction. h are frozen features of one template per dataset, or of the one
     that the user chose (``DATASET.PROMPT_TEMPLATE``).
 
-    Config, ``TRAINER.ProVP``: N_CTX prompts; PROMPT_DEPTH blocks with prompts of their own; ALPHA,
-    the share of the previous ones; REF_WEIGHT; PREC. The release changes nothing but patches with
-    4 prompts or fewer, by an error; here any number works.
-
-    The release tests after every epoch and reports the best, so that its published numbers are
-    chosen on the test set. Here the last epoch counts, as everywhere.
+    The release changes nothing but patches with 4 prompts or fewer, by an error; here any N_CTX
+    works. It tests after every epoch and reports the best, so that its published numbers are chosen
+    on the test set. Here the last epoch counts, as everywhere.
     """
 
     needs_transformers = True
     compares_images = True
     model_name = "Prompt_learner"  # the released checkpoints' folder
+    released_layout = released.provp
     protocols = ("base2novel", "few_shot")
     defaults = {
         "N_CTX": vision_prompts(16),
@@ -75,19 +70,12 @@ class ProVP(CLIPTrainer):
         Of several processes each contrasts its own images with the frozen features of all.
         """
         model = self.model
-        f, f0 = model.image_features(image), model.frozen_image(image)
+        f, f0 = model.image_features(image), model.frozen_image_features(image)  # (B, D)
         output = model.head(f, model.training_weights(), model.scale)
+        # Image i of this process is row first_row + i among those of all processes.
         same = first_row(len(f)) + torch.arange(len(f), device=f.device)
         parts = {
             "ce": F.cross_entropy(output.logits, label),
             "ref": self.options.REF_WEIGHT * F.cross_entropy(f @ gather_features(f0).T, same),
         }
         return StepOutput(parts["ce"] + parts["ref"], output.logits, parts)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout, one tensor (J, n, W)."""
-        if _RELEASED not in state_dict:
-            return super().convert_state_dict(state_dict)
-        sets, own = state_dict[_RELEASED], self.model.backbone.vision_prompts.vectors
-        check_sets("vision", sets, own, "TRAINER.ProVP.PROMPT_DEPTH and N_CTX")
-        return {"backbone.vision_prompts.vectors": sets}

@@ -6,7 +6,6 @@ fine-tuning.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from yacs.config import CfgNode
 from clip import freeze_except
 from dassl.config.schema import Option, count, each, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from dassl.names import check_availability
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import LAYERS, MANY, context_words
-from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead, choose
+from trainers.heads import QUERIES, REGULARIZERS, SOFTMAX, HeadOutput, RationalHead
 from trainers.heads.mask_ablations import FeatureAttentionHead, MLPMaskHead
 
 # Keys of every trainer with a mask, in its own section.
@@ -30,14 +30,6 @@ MASK_DEFAULTS: dict[str, Any] = {
     "PROJ_LAYERS": Option(1, count(1, LAYERS), "attention layers of the mask"),
 }
 HEADS = ("rational", "mlp", "text", "image", "both")
-_RELEASED = {
-    "q_proj1": "query.image",
-    "q_proj2": "query.text",
-    "q_proj3": "query.rational",
-    "k_proj": "key",
-    "v_proj": "value",
-    "out_proj": "out",
-}
 
 
 def rational_head(cfg: CfgNode, options: CfgNode, embed_dim: int) -> RationalHead:
@@ -54,13 +46,7 @@ def rational_head(cfg: CfgNode, options: CfgNode, embed_dim: int) -> RationalHea
 
 
 def mask_loss(output: HeadOutput, label: Tensor, alpha: float) -> StepOutput:
-    """CE(logits, y) + alpha * regulariser (arXiv:2507.15480, section 3).
-
-    Args:
-        output: Of the head.
-        label: (B,).
-        alpha: Weight of the mask's distance from all ones.
-    """
+    """CE(logits, y) + alpha * regulariser (arXiv:2507.15480, section 3), for labels (B,)."""
     ce = F.cross_entropy(output.logits, label)
     parts = {"ce": ce, "mask": output.penalty}
     return StepOutput(ce + alpha * output.penalty, output.logits, parts)
@@ -71,18 +57,16 @@ class RAda(CLIPTrainer):
     """RAda, efficient fine-tuning: both encoders and the text features are frozen.
 
     Config, released keys: top level ALPHA, weight of the regulariser (paper: 1.5, robust from 0.5
-    to 2.5), and TEMP, temperature of the mask's attention; ``TRAINER.RADA``: CTX_INIT, words before
-    the class name, for all datasets ("" for each dataset's own prompts); PROJ_LAYERS, attention
-    layers; PREC; N_CTX and PROMPT_DEPTH, which have no effect, in the released code as here.
-
-    Ours, also in ``TRAINER.RADA``: SOFTMAX ``joint`` (released code: one softmax over all K * K
-    scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
-    ``linf`` (what the released ``rada.py`` runs); QUERIES, any of image, text, rational; HEADS;
-    HEAD, what stands in for the mask's attention in Table 4: ``mlp``, or attention on the features
-    instead of the rational matrix, ``text``, ``image`` or ``both``.
+    to 2.5), and TEMP, temperature of the mask's attention; in ``TRAINER.RADA``, CTX_INIT "" stands
+    for each dataset's own prompts. Ours: SOFTMAX ``joint`` (released code: one softmax over all
+    K * K scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
+    ``linf`` (what the released ``rada.py`` runs); HEAD, what stands in for the mask's attention in
+    Table 4: ``mlp``, or attention on the features instead of the rational matrix, ``text``,
+    ``image`` or ``both``.
     """
 
     config_section = "RADA"
+    released_layout = released.rada
     frozen_image_encoder = True
     defaults = {
         **MASK_DEFAULTS,
@@ -95,6 +79,7 @@ class RAda(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone, the frozen class weights, and the mask."""
         backbone = self.load_backbone()
+        # Nothing of the backbone trains, so that its features may come from the cache.
         head = self.build_head(backbone.embed_dim)
         freeze_except(backbone)
         prompts = self.prompts(self.options.CTX_INIT)
@@ -103,7 +88,7 @@ class RAda(CLIPTrainer):
     def build_head(self, embed_dim: int) -> nn.Module:
         """The head that ``HEAD`` names."""
         options = self.options
-        kind = choose("TRAINER.RADA.HEAD", options.HEAD, HEADS)
+        kind = check_availability(options.HEAD, HEADS, "TRAINER.RADA.HEAD")
         if kind == "rational":
             return rational_head(self.cfg, options, embed_dim)
         if kind == "mlp":
@@ -112,15 +97,4 @@ class RAda(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        model = self.model
-        output = model.head(model.image_features(image), model.class_weights(), model.scale)
-        return mask_loss(output, label, self.cfg.ALPHA)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: the mask as ``mha.*``, among a whole CLIP's weights."""
-        released: dict[str, Tensor] = {}
-        for name, tensor in state_dict.items():
-            match = re.search(r"(?:^|\.)mha\.(\w+)\.(weight|bias)$", name)
-            if match and match[1] in _RELEASED:
-                released[f"head.layers.0.{_RELEASED[match[1]]}.{match[2]}"] = tensor
-        return super().convert_state_dict(released or state_dict)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

@@ -25,10 +25,7 @@ class RAdaAdapter(CLIPTrainer):
     unlike MMA's it starts at zero, as the mask does, so that training starts from CLIP. The loss
     is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
 
-    Config, ``TRAINER.RAdaAdapter``: LAYERS adapted in each tower, counted from the last;
-    BOTTLENECK, their inner width; SCALE, what their output is multiplied by; RESCALE_GRADIENT,
-    whether it is left out of their gradients, as in MMA's release; CTX_INIT, words before the class
-    name; and the mask's keys, see :class:`trainers.rada.RAda`.
+    Config, ``TRAINER.RAdaAdapter``: the mask's keys are :class:`trainers.rada.RAda`'s.
     """
 
     needs_transformers = True
@@ -43,8 +40,7 @@ class RAdaAdapter(CLIPTrainer):
 
     def build_model(self) -> nn.Module:
         """The frozen backbone with adapters in both towers, and the mask."""
-        options = self.options
-        backbone = self.load_backbone()
+        options, backbone = self.options, self.load_backbone()
         attach_multimodal_adapters(
             backbone,
             layers=options.LAYERS,
@@ -66,4 +62,4 @@ class RAdaAdapter(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

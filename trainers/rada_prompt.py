@@ -20,10 +20,8 @@ class RAdaPrompt(CLIPTrainer):
 
     The loss is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
 
-    Config, ``TRAINER.RAdaPrompt``: N_CTX learned tokens in each tower; PROMPT_DEPTH layers that
-    have tokens of their own (IVLP's count: 1 is the input alone); CTX_INIT, words before the class
-    name, the first N_CTX of which the text tokens start from ("" for random ones); and the mask's
-    keys, see :class:`trainers.rada.RAda`.
+    Config, ``TRAINER.RAdaPrompt``: PROMPT_DEPTH counts as IVLP's, 1 is the input alone; CTX_INIT ""
+    starts the text prompts at random; the mask's keys are :class:`trainers.rada.RAda`'s.
     """
 
     needs_transformers = True
@@ -37,15 +35,13 @@ class RAdaPrompt(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and the mask."""
         options = self.options
-        prompts = (options.N_CTX, options.PROMPT_DEPTH)
-        return ivlp_clip(
-            self,
-            text=prompts,
-            vision=prompts,
-            words=options.CTX_INIT,
-            head=lambda width: rational_head(self.cfg, options, width),
+        sets = (options.N_CTX, options.PROMPT_DEPTH)
+        model = ivlp_clip(
+            self.load_backbone(), self.prompts, text=sets, vision=sets, words=options.CTX_INIT
         )
+        model.head = rational_head(self.cfg, options, model.backbone.embed_dim)
+        return model
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        return mask_loss(self.model.training_output(image), label, self.cfg.ALPHA)
+        return mask_loss(self.model.output(image), label, self.cfg.ALPHA)

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from clip import attach_vision_prompts, freeze_except
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import CLIPTrainer, FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP, released
 from trainers.base.options import context_words, depth, precision, vision_prompts
-from trainers.base.prompted_towers import check_sets, classification_loss, stacked_sets
+from trainers.losses import classification_loss
 
 
 @TRAINER_REGISTRY.register()
 class VPT(CLIPTrainer):
     """Deep vision prompts; the loss is the cross entropy of s f h^T with the frozen text features.
 
-    Config, ``TRAINER.VPT``, released keys: N_CTX_VISION prompts (8, though the released file's
-    name says 4); PROMPT_DEPTH_VISION layers with prompts of their own (1 is the input alone);
-    CTX_INIT, the words before the class name, which the released code does not read but has
-    written into it; PREC, fp32 by default as the release computes whatever its config says.
+    Config, ``TRAINER.VPT``, released keys: N_CTX_VISION is 8, though the released file's name says
+    4; PROMPT_DEPTH_VISION 1 is the input alone; CTX_INIT is written into the released code, which
+    does not read the key; PREC is fp32, as the release computes whatever its config says.
     """
 
     needs_transformers = True
     model_name = "prompt_learner"  # the released checkpoints' folder
+    released_layout = released.vpt
     protocols = ("base2novel",)
     defaults = {
         "N_CTX_VISION": vision_prompts(8),
@@ -52,14 +52,4 @@ class VPT(CLIPTrainer):
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
-        return classification_loss(self.model.training_output(image), label)
-
-    def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the released layout: prompts by layer, among a whole CLIP's weights."""
-        deeper = "image_encoder.transformer.resblocks.{}.VPT_shallow"
-        sets = stacked_sets(state_dict, "image_encoder.VPT", deeper)
-        if sets is None:
-            return super().convert_state_dict(state_dict)
-        own = self.model.backbone.vision_prompts.vectors
-        check_sets("vision", sets, own, "TRAINER.VPT.PROMPT_DEPTH_VISION and N_CTX_VISION")
-        return {"backbone.vision_prompts.vectors": sets}
+        return classification_loss(self.model.output(image), label)

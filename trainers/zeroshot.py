@@ -21,7 +21,7 @@ class ZeroshotCLIP(CLIPTrainer):
     the hand-made one, not of TEMPLATE.
     """
 
-    defaults = {"TEMPLATE": Option("", TEXT, "replaces the data set's own template")}
+    defaults = {"TEMPLATE": Option("", TEXT, "replaces the dataset's own template")}
     frozen_image_encoder = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

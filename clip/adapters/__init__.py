@@ -5,8 +5,10 @@ from clip.adapters.base import (
     adapter_parameters,
     adapter_switches,
     adapters_disabled,
+    checked_depth,
     freeze_except,
     load_adapters,
+    refuse_second,
 )
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "adapter_parameters",
     "adapter_switches",
     "adapters_disabled",
+    "checked_depth",
     "freeze_except",
     "load_adapters",
+    "refuse_second",
 ]

@@ -1,9 +1,10 @@
-"""What every adapter of a frozen CLIP has in common: a switch, freezing, small state dicts."""
+"""What every adapter of a frozen CLIP has in common: a switch, a place, freezing, loading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     Re-entrant, restores every switch to what it was even after an exception, and leaves
     ``requires_grad`` alone.
     """
+    # Every switch by itself: inside another ``with`` some are off already and must stay so.
     before = [(adapter, adapter.enabled) for _, adapter in adapters(model)]
     try:
         for adapter, _ in before:
@@ -43,6 +45,35 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
+
+
+def checked_depth(backbone: Any, tower: str, depth: int, what: str, unit: str) -> int:
+    """How many blocks of a tower, text or vision, get an adapter: ``depth``, or all it has.
+
+    With depth 0 the tower may have any form. ``what`` names the adapter in messages, and ``unit``
+    what ``depth`` counts.
+
+    Raises:
+        ValueError: The depth is negative, or the tower has no such blocks.
+    """
+    if depth < 0:
+        raise ValueError(f"The {tower} depth must be 0 or more {unit}, got {depth}")
+    if depth == 0:
+        return 0
+    transformer = getattr(backbone, f"{tower}_transformer")
+    if transformer is None:
+        raise ValueError(
+            f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, timm "
+            f"and Hugging Face towers are not), so {what} cannot be attached. ViT-B/16, ViT-B/32, "
+            "ViT-L/14 or another OpenAI-style ViT works."
+        )
+    return min(depth, len(transformer.resblocks))
+
+
+def refuse_second(backbone: nn.Module, attribute: str, what: str) -> None:
+    """Raise a ValueError if the backbone has such an adapter already, as its ``attribute``."""
+    if hasattr(backbone, attribute):
+        raise ValueError(f"This backbone has {what} already, as its {attribute!r}")
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -64,11 +95,7 @@ def freeze_except(model: nn.Module, heads: Iterable[nn.Module] = ()) -> None:
 
 
 def load_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy adapter weights into ``model``; the names must match exactly.
-
-    Args:
-        model: A model with adapters attached.
-        state: Qualified name -> tensor, as :func:`adapter_parameters` names them.
+    """Copy adapter weights, named as by :func:`adapter_parameters`, into ``model``.
 
     Raises:
         ValueError: A name is missing or unknown, or a shape differs.
@@ -81,6 +108,7 @@ def load_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"unknown {unknown[:5]} ({len(unknown)} in all). "
             "Attach the same adapters (method, depth, backbone) the weights were trained with."
         )
+    # All shapes are compared before the first weight is copied, so that an error changes nothing.
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 Notation: N texts, K classes, L tokens, W transformer width, D embedding width, n context vectors.
 A text is ``[start][context][name][.][end]``, or has the name in the middle or in front of the
-context; the full stop stays at its end, but for the part that is one token with the name's own last
-sign (see :meth:`ContextPrompts.tokenize`). Only the context is learned (CoOp, arXiv:2109.01134).
+context. The full stop stays at the end, unless the tokenizer merges it with the name's last
+character (see :meth:`ContextPrompts.tokenize`). Only the context is learned (CoOp,
+arXiv:2109.01134).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clip.adapters.prompts import TextPrompts, random_vectors, refuse_second, words_and_end
+from clip.adapters import refuse_second
+from clip.adapters.prompts import Phrase, TextPrompts, phrase_of, random_vectors
 from clip.backbones import Backbone
-from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower
+from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower, unit_norm
 
 POSITIONS = ("end", "middle", "front")  # of the class name
 PLACEHOLDER = "X"
@@ -34,9 +36,7 @@ class ContextPrompts(TextPrompts):
         per_class: Whether every class has a context of its own.
 
     Args:
-        words: Token numbers of the texts' words in the context's places.
-        init: The words they came from, for messages.
-        end: Number of the end-of-text token.
+        phrase: The words in the context's places in all texts.
         table: The frozen token embeddings, (vocabulary, W).
         n_ctx: n.
         before: How many of the n stand before the class name.
@@ -45,13 +45,11 @@ class ContextPrompts(TextPrompts):
             from the words.
     """
 
-    phrase: Tensor  # numbers of the words, (n,)
+    places: Tensor  # numbers of the words, (n,)
 
     def __init__(
         self,
-        words: list[int],
-        init: str,
-        end: int,
+        phrase: Phrase,
         table: Tensor,
         *,
         n_ctx: int,
@@ -59,13 +57,12 @@ class ContextPrompts(TextPrompts):
         template: str,
         random: int = 0,
     ) -> None:
-        super().__init__(words, init, end, table, n_ctx=n_ctx, depth=1)
+        super().__init__(phrase, table, n_ctx=n_ctx, depth=1)
         self.before, self.template, self.per_class = before, template, random > 1
         if random:
             self.vectors = random_vectors(random, n_ctx, table)
-        self.register_buffer(
-            "phrase", torch.tensor(self.words, device=table.device), persistent=False
-        )
+        places = torch.tensor(self.words, device=table.device)
+        self.register_buffer("places", places, persistent=False)
 
     def tokenize(self, backbone: Backbone, names: list[str]) -> Tensor:
         """Texts around class names: N names -> (N, T) token numbers.
@@ -73,20 +70,17 @@ class ContextPrompts(TextPrompts):
         As in CoOp's release the name is the first tokens of "name.", as many as it has alone. If it
         ends in a letter these are its own, and the full stop is left for the end. The last one of
         "kite (bird of prey)." is ").", and nothing is left.
-
-        Args:
-            backbone: What this is attached to.
-            names: As they stand in a text.
         """
         tokens = backbone.tokenize([f"{self.init} {name}." for name in names])
         if self.before == self.n_ctx:
             return tokens
-        alone, end = (
+        alone, end = (  # end tokens of the bare names and of the whole texts, (N, 1)
             (numbers == self.end).int().argmax(-1, keepdim=True)
             for numbers in (backbone.tokenize(names), tokens)
         )
-        length = torch.minimum(alone - 1, end - 1 - self.n_ctx)  # (N, 1), of the name
-        place = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        length = torch.minimum(alone - 1, end - 1 - self.n_ctx)  # of the name, (N, 1)
+        place = torch.arange(tokens.shape[1]).expand(len(tokens), -1)  # (N, T)
+        # The name moves forward to behind the first words, and the other words to behind it.
         after = place - self.before - 1 - length  # how far behind the name
         source = torch.where(after < 0, place + self.n_ctx - self.before, place - length)
         moved = (place > self.before) & (place <= self.n_ctx + length)
@@ -98,20 +92,18 @@ class ContextPrompts(TextPrompts):
         Behind a name they are those of the words: what else stands there is not always a full stop.
         """
         number = torch.arange(self.n_ctx, device=tokens.device)
-        behind = self.phrase[self.before :]
+        behind = self.places[self.before :]
         if not len(behind):
             return (1 + number).expand(len(tokens), -1)
-        found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # by first word
+        found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # (N, places of a first word)
+        # The last place counts: a name may contain the same words.
         last = found.shape[1] - 1 - found.flip(1).int().argmax(-1, keepdim=True)  # (N, 1)
         return torch.where(number < self.before, 1 + number, last - self.before + number)
 
     def placed(self, embeddings: Tensor, tokens: Tensor, vectors: Tensor) -> Tensor:
-        """Put context vectors in their places.
+        """Put context vectors, (n, W) for all texts or (N, n, W), in their places.
 
-        Args:
-            embeddings: Of the texts' tokens, (N, L, W).
-            tokens: (N, L).
-            vectors: (n, W) for all texts, or (N, n, W).
+        The embeddings (N, L, W) are of the tokens (N, L).
 
         Raises:
             ValueError: The texts are too short to hold the context.
@@ -155,21 +147,12 @@ class ConditionalPrompts(ContextPrompts):
     A text without an image gets the context itself.
 
     Args:
-        words, init, end, table, options: See :class:`ContextPrompts`.
+        phrase, table, options: See :class:`ContextPrompts`.
         image_width: D, of which the network's hidden layer has a sixteenth.
     """
 
-    def __init__(
-        self,
-        words: list[int],
-        init: str,
-        end: int,
-        table: Tensor,
-        *,
-        image_width: int,
-        **options: Any,
-    ) -> None:
-        super().__init__(words, init, end, table, **options)
+    def __init__(self, phrase: Phrase, table: Tensor, *, image_width: int, **options: Any) -> None:
+        super().__init__(phrase, table, **options)
         hidden = image_width // 16
         self.meta_net = nn.Sequential()
         self.meta_net.add_module("linear1", nn.Linear(image_width, hidden))
@@ -182,18 +165,14 @@ class ConditionalPrompts(ContextPrompts):
         return self.vectors + self.meta_net(image)[:, None]
 
     def encode_pairs(self, backbone: Backbone, tokens: Tensor, image: Tensor) -> Tensor:
-        """Features of every text with every image's context, not normalised: (B, K, D).
+        """Features of every text (K, L) with every image's context, not normalised: (B, K, D).
 
         B x K passes, in chunks. Without gradients a chunk's activations are let go of; with them
-        they are kept while they are few, and else computed again in the backward pass.
-
-        Args:
-            backbone: What this is attached to.
-            tokens: (K, L).
-            image: Unit-norm features, (B, D).
+        they are kept while they are few, and else computed again in the backward pass. ``image``
+        are unit-norm features, (B, D).
         """
-        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)
-        contexts = self.contexts(image)
+        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)  # (B * K,)
+        contexts = self.contexts(image)  # (B, n, W)
 
         def encode(pair: Tensor) -> Tensor:
             return self.encode(backbone, tokens[pair % len(tokens)], contexts[pair // len(tokens)])
@@ -201,7 +180,7 @@ class ConditionalPrompts(ContextPrompts):
         limit = KEPT_TOKENS if torch.is_grad_enabled() else BATCH_TOKENS
         chunks = pairs.split(max(1, limit // tokens.shape[1]))
         again = torch.is_grad_enabled() and len(chunks) > 1
-        encoded = [
+        encoded = [  # (pairs of a chunk, D) each
             checkpoint(encode, c, use_reentrant=False) if again else encode(c) for c in chunks
         ]
         return torch.cat(encoded).unflatten(0, (len(image), len(tokens)))
@@ -210,13 +189,15 @@ class ConditionalPrompts(ContextPrompts):
 class ClassContextBank(TextBank):
     """A bank whose texts are encoded with the context of their class."""
 
-    def raw_features(self, backbone: Any, index: Tensor) -> Tensor:
-        """See :meth:`clip.text.TextBank.raw_features`."""
-        prompts = backbone.text_prompts
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
+        """See :meth:`clip.text.TextBank.encode`."""
+        prompts = encoder.text_prompts
         if not prompts.enabled:
-            return super().raw_features(backbone, index)
+            return super().encode(encoder, index, unit)
         index = index.to(self.owner.device)
-        return prompts.encode(backbone, self.cut_tokens(index), prompts.vectors[self.owner[index]])
+        contexts = prompts.vectors[self.owner[index]]  # (N, n, W)
+        features = prompts.encode(encoder, self.cut_tokens(index), contexts)
+        return unit_norm(features) if unit else features
 
 
 def attach_context(
@@ -230,10 +211,10 @@ def attach_context(
 ) -> ContextPrompts:
     """Learn a context around class names, as ``text_prompts`` of the backbone.
 
-    The i-th context vector starts from the i-th token of ``init``. As in CoOp, n counts *words*:
-    a phrase with a comma or a rare word has more tokens, and those left over stay frozen between
-    context and name. With fewer words than n the free places on the left start from zero vectors
-    (ProGrad, arXiv:2205.14865).
+    Its ``template`` is what texts must look like. The i-th context vector starts from the i-th
+    token of ``init``. As in CoOp, n counts *words*: a phrase with a comma or a rare word has more
+    tokens, and those left over stay frozen between context and name. With fewer words than n the
+    free places on the left start from zero vectors (ProGrad, arXiv:2205.14865).
 
     Args:
         backbone: With a text tower of CLIP's form.
@@ -241,52 +222,48 @@ def attach_context(
         init: Words to start from; '' for N(0, 0.02).
         position: Where the name stands: end, middle (behind the first n // 2) or front.
         num_classes: K for a context per class, 0 for one; with ``init`` there is one.
-        conditional: Let a small network shift the context for each image, see
-            :class:`ConditionalPrompts`.
-
-    Returns:
-        The adapter; its ``template`` is what texts must look like.
+        conditional: Whether each image shifts the context, see :class:`ConditionalPrompts`.
 
     Raises:
-        ValueError: An unknown position, n less than 1 or less than the words of ``init`` or more
-            than a text has room for, words left over with another position than end, a text tower
-            of another form, or prompts are attached already.
+        ValueError: An option that cannot be used, words left over with another position than end, a
+            text tower of another form, or prompts are attached already.
     """
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
-    refuse_second(backbone, "text_prompts")
-    phrase = init.split()
-    room = backbone.context_length - 3  # a start, a full stop, an end; names take the rest
-    if not max(1, len(phrase)) <= n_ctx <= room:
+    refuse_second(backbone, "text_prompts", "learned prompts")
+    _check_room(n_ctx, init, room=backbone.context_length - 3)  # without start, full stop and end
+    free = n_ctx - len(init.split())
+    words = [PLACEHOLDER] * free + init.split()
+    phrase = phrase_of(backbone, " ".join(words))
+    if len(phrase.words) > n_ctx and position != "end":
         raise ValueError(
-            f"n_ctx must be from {max(1, len(phrase))} ("
-            + (f"the words of {init!r}" if phrase else "one vector")
-            + f") to {room} (the room of a text), got {n_ctx}"
+            f"{init!r} has {len(phrase.words) - free} tokens for {n_ctx - free} words, and only "
+            "behind the context is there a place for those left over: use position 'end', or other "
+            "words"
         )
-    free = n_ctx - len(phrase)
-    phrase = [PLACEHOLDER] * free + phrase
-    words, end = words_and_end(backbone, " ".join(phrase))
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    if len(words) > n_ctx and position != "end":
-        raise ValueError(
-            f"{init!r} has {len(words) - free} tokens for {n_ctx - free} words, and only behind "
-            "the context is there a place for those left over: use position 'end', or other words"
-        )
     embedding = text_tower(backbone.model).token_embedding
-    width = {"image_width": backbone.embed_dim} if conditional else {}
-    prompts = (ConditionalPrompts if conditional else ContextPrompts)(
-        words,
-        " ".join(phrase),
-        end,
-        embedding.weight,
-        n_ctx=n_ctx,
-        before=before,
-        template=" ".join([*phrase[:before], "{}", *phrase[before:]]) + ".",
-        random=0 if init else max(1, num_classes),
-        **width,
-    )
+    form: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "before": before,
+        "template": " ".join([*words[:before], "{}", *words[before:]]) + ".",
+        "random": 0 if init else max(1, num_classes),
+    }
+    if conditional:
+        form["image_width"] = backbone.embed_dim
+    kind = ConditionalPrompts if conditional else ContextPrompts
+    prompts = kind(phrase, embedding.weight, **form)
     if init:
         prompts.vectors.data[:, :free] = 0
     embedding.register_forward_hook(prompts._embed)
     backbone.text_prompts = prompts
     return prompts
+
+
+def _check_room(n_ctx: int, init: str, room: int) -> None:
+    least = max(1, len(init.split()))
+    if not least <= n_ctx <= room:
+        of = f"the words of {init!r}" if init.split() else "one vector"
+        raise ValueError(
+            f"n_ctx must be from {least} ({of}) to {room} (the room of a text), got {n_ctx}"
+        )

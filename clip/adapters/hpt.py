@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from clip.adapters import Adapter, adapters_disabled
+from clip.adapters import Adapter, adapters_disabled, refuse_second
 from clip.adapters.hpt_structures import Structure, related_positions
 from clip.adapters.prompts import INIT_STD
 from clip.backbones import Backbone
-from clip.text import BATCH_TOKENS, TextBank, text_tower
+from clip.text import TextBank, text_tower
 
 PLACEHOLDER = "X"  # stands in texts where prompts go
 
@@ -35,10 +34,10 @@ class Ties(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What is known of texts, and the causal mask (L, L) that it takes the place of.
+    """What is known of the texts being encoded; blocks get it in place of the causal mask (L, L).
 
-    Blocks get it as their argument, not from the module: those that are computed again in the
-    backward pass get the same arguments, but the module has moved on.
+    They get it as an argument, not from the module, because gradient checkpointing computes blocks
+    again with the same arguments in the backward pass, when the module serves other texts.
     """
 
     high: Tensor
@@ -135,11 +134,11 @@ class HierarchicalPrompts(Adapter):
         x = args[0]
         if index > 0:
             x = x if batch_first else x.transpose(0, 1)  # (N, L, W)
-            general = self.general[index - 1].expand(len(x), -1, -1)
+            general = self.general[index - 1].expand(len(x), -1, -1)  # (N, g, W)
             x = self._placed(x, torch.cat([general, high[:, index - 1]], 1))
             x = x if batch_first else x.transpose(0, 1)
         if ties is not None:
-            scores = self.entity_scale[index] * ties.entities
+            scores = self.entity_scale[index] * ties.entities  # (N, L, L)
             scores = scores + self.attribute_scale[index] * ties.attributes
             mask = mask + scores.to(x)  # (N, L, L)
             # PyTorch takes a mask of its own for each text and head only in this form.
@@ -156,11 +155,6 @@ def attach_hierarchical_prompts(
 ) -> HierarchicalPrompts:
     """Give the text tower hierarchical prompts, as ``hierarchical_prompts`` of the backbone.
 
-    Args:
-        backbone: With a text tower of CLIP's form.
-        general: g.
-        descriptions: S.
-
     Raises:
         ValueError: A text tower of another form, prompts are attached already, or a number is
             less than 1.
@@ -172,8 +166,7 @@ def attach_hierarchical_prompts(
             "so hierarchical prompts cannot be attached to it. OpenAI's models work, and most of "
             "OpenCLIP's."
         )
-    if hasattr(backbone, "hierarchical_prompts"):
-        raise ValueError("This backbone has hierarchical prompts already")
+    refuse_second(backbone, "hierarchical_prompts", "hierarchical prompts")
     prompts = HierarchicalPrompts(
         transformer.width, len(transformer.resblocks), general=general, descriptions=descriptions
     ).to(backbone.logit_scale.device)
@@ -184,41 +177,35 @@ def attach_hierarchical_prompts(
 
 @torch.no_grad()
 def end_states(backbone: Backbone, bank: TextBank) -> Tensor:
-    """Unit-norm states of texts at their end token behind the frozen blocks 0 .. J-2.
+    """Unit-norm states of P texts at their end token behind frozen blocks 0 .. J-2, (P, J-1, W)."""
+    with adapters_disabled(backbone):
+        return bank.encode_all(_EndStates(backbone))
 
-    Args:
-        backbone: Its adapters stay out of it.
-        bank: P texts.
 
-    Returns:
-        (P, J-1, W), in single precision at least.
-    """
-    transformer = backbone.text_transformer
-    order = sorted(range(len(bank)), key=bank.lengths.__getitem__)
-    size = max(1, BATCH_TOKENS // backbone.context_length)
-    found: dict[int, Tensor] = {}
-    collected: list[Tensor] = []
-    end = torch.zeros(0, dtype=torch.long)
+class _EndStates:
+    """A text encoder whose features are the states at the end token behind all blocks but one."""
 
-    def collect(block: nn.Module, args: tuple[Any, ...], x: Tensor) -> None:
-        x = x if transformer.batch_first else x.transpose(0, 1)
-        state = x[torch.arange(len(x)), end]
-        state = state.to(torch.promote_types(state.dtype, torch.float32))
-        collected.append(F.normalize(state, dim=-1))
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
 
-    hooks = [block.register_forward_hook(collect) for block in transformer.resblocks[:-1]]
-    try:
-        with adapters_disabled(backbone):
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                end = torch.tensor([bank.lengths[i] - 1 for i in rows])
-                collected.clear()
-                backbone.encode_text(bank.tokens[rows], length=int(end.max()) + 1)
-                found.update(zip(rows, torch.stack(collected, 1), strict=True))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([found[i] for i in range(len(order))])
+    def encode_text(self, tokens: Tensor, length: int) -> Tensor:
+        """Texts (n, L) -> (n, J-1, W)."""
+        transformer, find_end = self.backbone.text_transformer, self.backbone.end_of_text()
+        assert find_end is not None  # see attach_hierarchical_prompts
+        end = find_end(tokens)  # (n,)
+        states: list[Tensor] = []
+
+        def collect(block: nn.Module, args: tuple[Any, ...], x: Tensor) -> None:
+            x = x if transformer.batch_first else x.transpose(0, 1)  # (n, L, W)
+            states.append(x[torch.arange(len(x), device=end.device), end])  # (n, W)
+
+        hooks = [block.register_forward_hook(collect) for block in transformer.resblocks[:-1]]
+        try:
+            self.backbone.encode_text(tokens, length)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(states, 1)
 
 
 class StructuredBank(TextBank):
@@ -250,11 +237,11 @@ class StructuredBank(TextBank):
             flat = [structure for of_class in structures for structure in of_class]
             self._ties = _tied_positions(backbone, self.tokens, self.lengths, flat)
 
-    def encode(self, backbone: Any, index: Tensor) -> Tensor:
+    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
         """See :meth:`clip.text.TextBank.encode`."""
-        states = self.states[self.owner[index.to(self.owner.device)]]
-        with backbone.hierarchical_prompts.serving(states, self.ties(index)):
-            return super().encode(backbone, index)
+        states = self.states[self.owner[index.to(self.owner.device)]]  # (n, J-1, S, W)
+        with encoder.hierarchical_prompts.serving(states, self.ties(index)):
+            return super().encode(encoder, index, unit)
 
     def ties(self, index: Tensor) -> Ties | None:
         """Of the texts numbered ``index`` (n,): (n, L, L), L the longest one's length."""

@@ -1,4 +1,4 @@
-"""Descriptions taken apart: entities, attributes and what is related, for HPT's text attention.
+"""Structure of class descriptions for HPT's text attention: entities, attributes, their relations.
 
 A file is ``{class name: [structure, ...]}``, one per description, in the same order::
 
@@ -12,14 +12,13 @@ The spelling that HPT (arXiv:2312.06323) asks its language model for is read too
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip.prompts import match_key, readable, unique_keys
+from clip.prompts import match_key, read_class_lists, readable
 
 Pair = tuple[str, str]
 _KEYS = {
@@ -58,28 +57,22 @@ class Structure:
 def read_structures(path: str | Path) -> dict[str, list[Structure]]:
     """A file of structures, by :func:`clip.prompts.match_key`.
 
-    What a language model has got wrong inside of a structure, such as a pair with one end, is left
-    out.
+    Malformed parts of a structure, such as a pair with one end, are left out: language models write
+    such things now and then.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is no such JSON.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No structures of class descriptions at {path.resolve()}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    good = isinstance(content, dict) and all(
-        isinstance(v, list) and all(isinstance(s, dict) for s in v) for v in content.values()
+    content = read_class_lists(
+        path,
+        dict,
+        absent="No structures of class descriptions at {}, a JSON file",
+        form=(
+            '{"class name": [{"entities": [...], "attributes": [...], '
+            '"entity_pairs": [[..., ...]], "attribute_pairs": [[..., ...]]}, ...]}'
+        ),
     )
-    if not good:
-        raise ValueError(
-            f'{path} must have the form {{"class name": [{{"entities": [...], "attributes": [...], '
-            '"entity_pairs": [[..., ...]], "attribute_pairs": [[..., ...]]}}, ...]}}'
-        )
     return {match_key(name): [_structure(one) for one in ones] for name, ones in content.items()}
 
 
@@ -114,14 +107,12 @@ def related_positions(
     """Positions in a text that its related phrases tie together, in both directions.
 
     A phrase stands where it is found first; a pair with an end that is not found counts nothing. A
-    position pair is listed once for every pair of phrases that ties it.
-
-    Args:
-        text: Its token numbers.
-        pairs: Token numbers of both phrases.
+    position pair is listed once for every pair of phrases that ties it. Text and phrases are token
+    numbers.
     """
     found: list[tuple[int, int]] = []
     for first, second in pairs:
+        # Symmetric: each token of one phrase attends to each of the other, and back.
         a, b = _first_match(text, first), _first_match(text, second)
         found += [pair for i in a for j in b for pair in ((i, j), (j, i))]
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip.adapters import Adapter
+from clip.adapters import Adapter, checked_depth
 
 
 class ResidualAttention(Adapter):
@@ -56,20 +56,19 @@ class ResidualAttention(Adapter):
             What to add to the host's output, (B, L, W).
         """
         num_heads, n_ctx, head_dim = self.key.shape
-        scaled = self.key * head_dim**-0.5
-        wq = query_weight.view(num_heads, head_dim, -1)
-        to_scores = torch.matmul(scaled, wq.to(scaled.dtype)).flatten(0, 1)  # (H * N, W)
+        keys = self.key * head_dim**-0.5
+        wq = query_weight.view(num_heads, head_dim, -1)  # (H, Dh, W)
+        to_scores = (keys @ wq.to(keys.dtype)).flatten(0, 1)  # (H * N, W)
         bias = None
         if query_bias is not None:
-            bq = query_bias.view(num_heads, head_dim, 1).to(scaled.dtype)
-            bias = torch.matmul(scaled, bq).flatten()  # (H * N,)
+            bq = query_bias.view(num_heads, head_dim, 1)  # (H, Dh, 1)
+            bias = (keys @ bq.to(keys.dtype)).flatten().to(x.dtype)  # (H * N,)
+        scores = nn.functional.linear(x, to_scores.to(x.dtype), bias)  # (B, L, H * N)
+        # One softmax per head, over its N keys; amp computes it in single precision.
+        weights = scores.unflatten(-1, (num_heads, n_ctx)).softmax(-1).flatten(-2)
         wo = out_weight.view(-1, num_heads, head_dim).permute(1, 2, 0)  # (H, Dh, W)
-        from_scores = torch.matmul(self.value, wo.to(self.value.dtype)).flatten(0, 1)  # (H * N, W)
-        scores = nn.functional.linear(
-            x, to_scores.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        )
-        weights = scores.unflatten(-1, (num_heads, n_ctx)).softmax(-1).flatten(-2)  # (B, L, H * N)
-        return weights.to(x.dtype) @ from_scores.to(x.dtype)
+        to_output = (self.value @ wo.to(self.value.dtype)).flatten(0, 1)  # (H * N, W)
+        return weights.to(x.dtype) @ to_output.to(x.dtype)  # (B, L, W)
 
 
 class AdaptedAttention(nn.MultiheadAttention):
@@ -105,16 +104,11 @@ class AdaptedAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As the host's forward, plus the residual while it is enabled. ``query`` is (B, L, W)."""
         out, weights = super().forward(query, *args, **kwargs)  # type: ignore[arg-type]
-        residual = self.residual
-        if residual is not None and residual.enabled:
-            width = self.embed_dim
-            bias = self.in_proj_bias
-            out = out + residual(
-                query,
-                self.in_proj_weight[:width],
-                None if bias is None else bias[:width],
-                self.out_proj.weight,
-            )
+        if self.residual is not None and self.residual.enabled:
+            width, bias = self.embed_dim, self.in_proj_bias
+            # The in-projection stacks queries, keys and values, W rows each.
+            wq, bq = self.in_proj_weight[:width], None if bias is None else bias[:width]
+            out = out + self.residual(query, wq, bq, self.out_proj.weight)
         return out, weights
 
 
@@ -139,8 +133,8 @@ def attach_residual_attention(
     The wrapped layers keep their parameters and state-dict keys.
 
     Args:
-        backbone: A :class:`clip.backbones.Backbone` with transformer towers.
-        n_ctx_vision: Learned keys per head in the vision tower.
+        backbone: A :class:`clip.Backbone` with transformer towers.
+        n_ctx_vision: Learned keys per head in the vision tower, N.
         n_ctx_text: The same in the text tower.
         vision_depth: Adapted layers of the vision tower; more than it has means all, 0 none.
         text_depth: The same for the text tower.
@@ -152,21 +146,15 @@ def attach_residual_attention(
         ValueError: A depth is negative, a tower has no such layers (ResNets, timm models), or
             they have been adapted before.
     """
-    towers = (
-        ("vision", backbone.vision_transformer, n_ctx_vision, vision_depth),
-        ("text", backbone.text_transformer, n_ctx_text, text_depth),
-    )
     hosts: list[tuple[AdaptedAttention, int]] = []
-    for tower, transformer, n_ctx, depth in towers:
-        if depth < 0:
-            raise ValueError(f"The {tower} depth must be 0 or more adapted layers, got {depth}")
-        if depth and transformer is None:
-            raise ValueError(
-                f"The {tower} tower of this backbone is no transformer of multi-head attention "
-                "blocks, so residual attention cannot be attached. ViT-B/16, ViT-B/32, ViT-L/14 "
-                "or another OpenAI-style ViT works."
-            )
+    for tower, n_ctx, depth in (
+        ("vision", n_ctx_vision, vision_depth),
+        ("text", n_ctx_text, text_depth),
+    ):
+        depth = checked_depth(backbone, tower, depth, "residual attention", "adapted layers")
+        transformer = getattr(backbone, f"{tower}_transformer")
         hosts += [(block.attn, n_ctx) for block in transformer.resblocks[:depth]] if depth else []
+    # All are checked before the first is changed, so that an error leaves the backbone as it was.
     for attention, _ in hosts:
         if not isinstance(attention, AdaptedAttention):
             raise ValueError(

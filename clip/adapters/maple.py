@@ -1,4 +1,4 @@
-"""Couplings between the prompts of both towers.
+"""MaPLe's coupling between the prompts of both towers.
 
 Notation: L tokens, W transformer width, n prompts, J sets of them, as in
 :mod:`clip.adapters.prompts`.
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from clip.adapters.prompts import (
     AppendedPrompts,
     TextPrompts,
-    _checked_depth,
     attach_text_prompts,
     install_vision_prompts,
+    prompt_depth,
 )
 from clip.backbones import Backbone
 
@@ -35,13 +35,13 @@ class CoupledPrompts(AppendedPrompts):
     def __init__(self, text: TextPrompts, width: int) -> None:
         super().__init__(text.n_ctx, text.depth)
         self._text = (text,)  # in a tuple, or its vectors would be in the state dict twice
-        like = text.vectors
+        like = text.vectors  # (J, n, W of the text tower)
         first, deeper = (nn.Linear(like.shape[-1], width, dtype=like.dtype) for _ in range(2))
         maps = [first, *(copy.deepcopy(deeper) for _ in range(text.depth - 1))]
         self.maps = nn.ModuleList(maps).to(like.device)
 
     def vectors_of(self, index: int) -> Tensor:
-        """See :class:`clip.adapters.prompts.LearnedPrompts`."""
+        """Set ``index`` of the vision tower: (n, W)."""
         return self.maps[index](self._text[0].vectors_of(index))
 
 
@@ -53,12 +53,8 @@ def attach_coupled_prompts(
     Args:
         backbone: It gets the attributes ``text_prompts`` and ``vision_prompts``.
         n_ctx: Learned tokens in each tower, n.
-        depth: Sets, J: the input and the blocks 1 .. J-1; more than the shallower tower has blocks
-            means all of them.
+        depth: Sets, J, at least 1; more than the shallower tower has blocks means all of them.
         init: See :func:`clip.attach_text_prompts`.
-
-    Returns:
-        The adapters of the text and of the vision tower.
 
     Raises:
         ValueError: ``depth`` is less than 1, or as :func:`clip.attach_text_prompts` and
@@ -66,11 +62,10 @@ def attach_coupled_prompts(
     """
     if depth < 1:
         raise ValueError(f"Coupled prompts need a depth of 1 (the input) or more, got {depth}")
-    vision = backbone.vision_transformer
-    for tower, transformer in (("vision", vision), ("text", backbone.text_transformer)):
-        depth = _checked_depth(tower, depth, transformer)
+    for tower in ("vision", "text"):
+        depth = prompt_depth(backbone, tower, depth)
     # None only at depth 0
     text = cast(TextPrompts, attach_text_prompts(backbone, n_ctx=n_ctx, depth=depth, init=init))
-    coupled = CoupledPrompts(text, vision.width)
+    coupled = CoupledPrompts(text, backbone.vision_transformer.width)
     install_vision_prompts(backbone, coupled)
     return text, coupled

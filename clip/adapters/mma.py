@@ -6,13 +6,14 @@ Notation: B samples, L tokens, W transformer width, r bottleneck width, a scale.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip.adapters import Adapter
+from clip.adapters import Adapter, checked_depth, refuse_second
 from clip.backbones import Backbone
 
 
@@ -68,9 +69,8 @@ class MultiModalAdapter(Adapter):
         self.shared = nn.Linear(bottleneck, bottleneck)
         self.up_text = nn.Linear(bottleneck, text_width)
         self.up_vision = nn.Linear(bottleneck, vision_width)
-        for linear in (
-            self.down_text, self.down_vision, self.shared, self.up_text, self.up_vision,
-        ):  # fmt: skip
+        linears: list[Any] = list(self.children())
+        for linear in linears:
             nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(linear.bias)
         if zero_init:
@@ -78,12 +78,9 @@ class MultiModalAdapter(Adapter):
             nn.init.zeros_(self.up_vision.weight)
 
     def forward(self, x: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
-        """What to add to a block's output: a * A(x).
+        """What to add to a block's output, a * A(x), for its normalised input x (..., W).
 
-        Args:
-            x: The block's input, normalised, (..., W) in any layout.
-            down: The tower's ``down_text`` or ``down_vision``.
-            up: The tower's ``up_text`` or ``up_vision``.
+        ``down`` and ``up`` are those of the block's tower.
         """
         # Leaving a out of the gradient at the output and putting it back at the input multiplies
         # the parameters' gradients by 1 / a, without tiny numbers that half precision would lose.
@@ -93,19 +90,15 @@ class MultiModalAdapter(Adapter):
         y = _linear(up, _linear(self.shared, y).relu())
         return ScaleSeparately.apply(y, self.scale, 1.0 if self.rescale_gradient else self.scale)
 
-    def _beside_text(self, block: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return self._beside(block, args[0], output, self.down_text, self.up_text)
-
-    def _beside_vision(self, block: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return self._beside(block, args[0], output, self.down_vision, self.up_vision)
-
     def _beside(
-        self, block: Any, x: Tensor, output: Tensor, down: nn.Linear, up: nn.Linear
+        self, tower: str, block: Any, args: tuple[Any, ...], output: Tensor
     ) -> Tensor | None:
+        """Hook behind a block of a tower, text or vision."""
         if not self.enabled:
             return None
+        down, up = getattr(self, f"down_{tower}"), getattr(self, f"up_{tower}")
         # The second pass through ln_1 is cheap, and spares a state between two hooks.
-        return output + self(block.ln_1(x), down, up)
+        return output + self(block.ln_1(args[0]), down, up)
 
 
 class ScaleSeparately(torch.autograd.Function):
@@ -124,13 +117,7 @@ class ScaleSeparately(torch.autograd.Function):
 
 
 def attach_multimodal_adapters(
-    backbone: Backbone,
-    *,
-    layers: int,
-    bottleneck: int = 32,
-    scale: float = 0.001,
-    zero_init: bool = False,
-    rescale_gradient: bool = True,
+    backbone: Backbone, *, layers: int, **options: Any
 ) -> list[MultiModalAdapter]:
     """Give the last ``layers`` blocks of both towers multi-modal adapters.
 
@@ -140,44 +127,31 @@ def attach_multimodal_adapters(
         backbone: With transformers in both towers; it gets the attribute
             ``multimodal_adapters``, a module list in the order of the blocks.
         layers: Adapted pairs; more than the shallower tower has means all of them, 0 none.
-        bottleneck: r.
-        scale: a.
-        zero_init: See :class:`MultiModalAdapter`.
-        rescale_gradient: See :class:`MultiModalAdapter`.
+        options: Of :class:`MultiModalAdapter`.
 
     Returns:
         The adapters in the order of the blocks.
 
     Raises:
-        ValueError: ``layers`` is negative, ``bottleneck`` or ``scale`` not positive, a tower has no
-            such blocks (ResNets, timm models), or they have been adapted before.
+        ValueError: ``layers`` is negative, an option cannot be used, a tower has no such blocks
+            (ResNets, timm models), or they have been adapted before.
     """
     if layers < 0:
         raise ValueError(f"layers must be 0 or more adapted pairs of blocks, got {layers}")
     if layers == 0:
         return []
+    for tower in ("vision", "text"):
+        layers = checked_depth(backbone, tower, layers, "multi-modal adapters", "adapted layers")
+    refuse_second(backbone, "multimodal_adapters", "multi-modal adapters")
     text, vision = backbone.text_transformer, backbone.vision_transformer
-    for tower, transformer in (("vision", vision), ("text", text)):
-        if transformer is None:
-            raise ValueError(
-                f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, "
-                "timm and Hugging Face towers are not), so multi-modal adapters cannot be "
-                "attached. ViT-B/16, ViT-B/32, ViT-L/14 or another OpenAI-style ViT works."
-            )
-    if hasattr(backbone, "multimodal_adapters"):
-        raise ValueError("This backbone has multi-modal adapters already")
-    layers = min(layers, len(text.resblocks), len(vision.resblocks))
-    widths = text.width, vision.width
     adapters: list[MultiModalAdapter] = []
     for text_block, vision_block in zip(
         text.resblocks[-layers:], vision.resblocks[-layers:], strict=True
     ):
-        adapter = MultiModalAdapter(
-            *widths, bottleneck=bottleneck, scale=scale, zero_init=zero_init,
-            rescale_gradient=rescale_gradient,
-        ).to(backbone.logit_scale.device)  # fmt: skip
-        text_block.register_forward_hook(adapter._beside_text)
-        vision_block.register_forward_hook(adapter._beside_vision)
+        adapter = MultiModalAdapter(text.width, vision.width, **options)
+        adapter.to(backbone.logit_scale.device)
+        text_block.register_forward_hook(partial(adapter._beside, "text"))
+        vision_block.register_forward_hook(partial(adapter._beside, "vision"))
         adapters.append(adapter)
     backbone.multimodal_adapters = nn.ModuleList(adapters)
     return adapters

@@ -12,12 +12,12 @@ block J on, the slots flow through like any token.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from clip.adapters import Adapter
+from clip.adapters import Adapter, checked_depth, refuse_second
 from clip.backbones import Backbone
 from clip.text import text_tower
 
@@ -27,8 +27,8 @@ INIT_STD = 0.02  # of random prompts, in all of the methods
 class LearnedPrompts(Adapter):
     """What learned prompts of any origin share: where they go, and the hooks that put them there.
 
-    A subclass says in :meth:`vectors_of` which vectors a set consists of: its own parameters, or a
-    function of the other tower's (as MaPLe's vision prompts are).
+    A subclass has the ``vectors`` of all sets (J, n, W), or says in :meth:`vectors_of` what they
+    are a function of, as MaPLe's vision prompts are of the text tower's.
 
     Hooks are methods, not closures: a deep copy of the model gets hooks of its own copy.
 
@@ -41,6 +41,8 @@ class LearnedPrompts(Adapter):
         ValueError: ``n_ctx`` is less than 1.
     """
 
+    vectors: nn.Parameter
+
     def __init__(self, n_ctx: int, depth: int, first_slot: int) -> None:
         super().__init__()
         if n_ctx < 1:
@@ -52,7 +54,7 @@ class LearnedPrompts(Adapter):
 
     def vectors_of(self, index: int) -> Tensor:
         """The vectors of set ``index`` in 0 .. J-1: (n, W)."""
-        raise NotImplementedError
+        return self.vectors[index]
 
     def hook_blocks(self, transformer: Any) -> None:
         """Let sets 1 .. J-1 overwrite their slots at the inputs of blocks 1 .. J-1."""
@@ -79,15 +81,27 @@ class LearnedPrompts(Adapter):
                 f"{self.n_ctx} prompts from position {start} on do not fit in {length} tokens: "
                 "texts need the prompts' words (or as many placeholders) in front"
             )
-        prompts = self._expanded(x, index, dim)
-        return torch.cat(
-            [x.narrow(dim, 0, start), prompts, x.narrow(dim, behind, length - behind)], dim
-        )
+        before, after = x.narrow(dim, 0, start), x.narrow(dim, behind, length - behind)
+        return torch.cat([before, self._expanded(x, index, dim), after], dim)
 
     def _expanded(self, x: Tensor, index: int, dim: int) -> Tensor:
         """Set ``index`` for every sequence of ``x``, in its type and on its device."""
-        prompts = self.vectors_of(index).to(x).unsqueeze(1 - dim)
-        return prompts.expand(*(-1 if d != 1 - dim else x.shape[d] for d in range(3)))
+        prompts = self.vectors_of(index).to(x).unsqueeze(1 - dim)  # (1, n, W) or (n, 1, W)
+        return prompts.expand(-1, x.shape[1], -1) if dim == 0 else prompts.expand(len(x), -1, -1)
+
+
+class Phrase(NamedTuple):
+    """Words that learned prompts take the place of and may start from.
+
+    Attributes:
+        text: For messages.
+        words: Token numbers, without start and end.
+        end: Number of the end-of-text token.
+    """
+
+    text: str
+    words: list[int]
+    end: int
 
 
 class TextPrompts(LearnedPrompts):
@@ -100,26 +114,19 @@ class TextPrompts(LearnedPrompts):
         vectors: The learned sets, (J, n, W).
 
     Args:
-        words: Token numbers whose embeddings set 0 starts from, at least n; empty for random ones.
-        init: The text they came from, for messages.
-        end: Number of the end-of-text token.
+        phrase: Set 0 starts from the embeddings of its first n words; without words, from random
+            vectors as the other sets do.
         table: The frozen token embeddings, (vocabulary, W).
         n_ctx: n.
         depth: J.
     """
 
-    def __init__(
-        self, words: list[int], init: str, end: int, table: Tensor, *, n_ctx: int, depth: int
-    ) -> None:
+    def __init__(self, phrase: Phrase, table: Tensor, *, n_ctx: int, depth: int) -> None:
         super().__init__(n_ctx, depth, first_slot=1)
-        self.words, self.init, self.end = words[:n_ctx], init, end
+        self.init, self.words, self.end = phrase.text, phrase.words[:n_ctx], phrase.end
         self.vectors = random_vectors(depth, n_ctx, table)
         if self.words:
-            self.vectors.data[0] = table.detach()[self.words]
-
-    def vectors_of(self, index: int) -> Tensor:
-        """See :class:`LearnedPrompts`."""
-        return self.vectors[index]
+            self.vectors.data[0] = table.detach()[self.words]  # (n, W)
 
     def slots(self, tokens: Tensor) -> Tensor:
         """Positions of the prompts in each text: (N, T) -> (N, n)."""
@@ -127,19 +134,16 @@ class TextPrompts(LearnedPrompts):
         return first.expand(len(tokens), -1)
 
     def check_texts(self, tokens: Tensor) -> None:
-        """Refuse texts in which the prompts would take the place of anything but their words.
+        """Refuse texts (B, T) in which prompts would take the place of anything but their words.
 
         Nothing else would notice: a class name would be overwritten, and accuracy merely low. Not
         done at every encoding, since comparing would make the host wait for the device.
-
-        Args:
-            tokens: (B, T) token numbers, as the backbone's ``tokenize`` returns them.
 
         Raises:
             ValueError: A text does not start with the words of ``init``; or, without ``init``,
                 texts do not all start with the same n tokens (placeholders).
         """
-        slots = tokens.gather(1, self.slots(tokens)).cpu()
+        slots = tokens.gather(1, self.slots(tokens)).cpu()  # (B, n)
         expected = torch.tensor(self.words) if self.words else slots[0]
         wrong = (slots != expected).any(1) | (slots == self.end).any(1)
         if wrong.any():
@@ -196,10 +200,6 @@ class VisionPrompts(AppendedPrompts):
         super().__init__(n_ctx, depth)
         self.vectors = random_vectors(depth, n_ctx, like)
 
-    def vectors_of(self, index: int) -> Tensor:
-        """See :class:`LearnedPrompts`."""
-        return self.vectors[index]
-
 
 def attach_text_prompts(
     backbone: Backbone, *, n_ctx: int, depth: int, init: str = "a photo of a"
@@ -213,32 +213,26 @@ def attach_text_prompts(
         backbone: With a text tower of CLIP's form; it gets the attribute ``text_prompts``.
         n_ctx: Learned tokens, n.
         depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
-            them, 0 no prompts at all.
+            them, 0 no prompts at all, for which None is returned.
         init: Text whose first n token embeddings set 0 starts from; '' for N(0, 0.02), as the
             deeper sets always do.
-
-    Returns:
-        The adapter, or None for depth 0.
 
     Raises:
         ValueError: A negative depth, ``n_ctx`` less than 1 or more than ``init`` or the context has
             tokens, a text tower of another form, or prompts are attached already.
     """
-    depth = _checked_depth("text", depth, backbone.text_transformer)
+    depth = prompt_depth(backbone, "text", depth)
     if depth == 0:
         return None
-    refuse_second(backbone, "text_prompts")
-    words, end = words_and_end(backbone, init)
-    room = backbone.context_length - 2
-    if n_ctx > (len(words) if init else room):
-        raise ValueError(
-            f"n_ctx is {n_ctx}, but "
-            + (f"{init!r} has {len(words)} tokens" if init else f"texts have room for {room}")
-            + ": use fewer prompts"
-            + (", a longer init, or '' for random vectors" if init else "")
-        )
+    refuse_second(backbone, "text_prompts", "learned prompts")
+    phrase = phrase_of(backbone, init)
+    room = backbone.context_length - 2  # without start and end
+    if n_ctx > (len(phrase.words) if init else room):
+        has = f"{init!r} has {len(phrase.words)} tokens" if init else f"texts have room for {room}"
+        remedy = ", a longer init, or '' for random vectors" if init else ""
+        raise ValueError(f"n_ctx is {n_ctx}, but {has}: use fewer prompts{remedy}")
     embedding = text_tower(backbone.model).token_embedding
-    prompts = TextPrompts(words, init, end, embedding.weight, n_ctx=n_ctx, depth=depth)
+    prompts = TextPrompts(phrase, embedding.weight, n_ctx=n_ctx, depth=depth)
     embedding.register_forward_hook(prompts._embed)
     prompts.hook_blocks(backbone.text_transformer)
     backbone.text_prompts = prompts
@@ -252,17 +246,13 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
         backbone: With a vision transformer that pools its class token; it gets the attribute
             ``vision_prompts``.
         n_ctx: Learned tokens, n.
-        depth: Sets, J: the input and the blocks 1 .. J-1. More than it has blocks means all of
-            them, 0 no prompts at all.
-
-    Returns:
-        The adapter, or None for depth 0.
+        depth: J, as for :func:`attach_text_prompts`.
 
     Raises:
         ValueError: A negative depth, ``n_ctx`` less than 1, a vision tower of another form, or
             prompts are attached already.
     """
-    depth = _checked_depth("vision", depth, backbone.vision_transformer)
+    depth = prompt_depth(backbone, "vision", depth)
     if depth == 0:
         return None
     prompts = VisionPrompts(n_ctx, depth, backbone.model.visual.class_embedding)
@@ -271,16 +261,12 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
 
 
 def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None:
-    """Attach vision prompts of one's own making, such as functions of the text prompts.
-
-    Args:
-        backbone: As for :func:`attach_vision_prompts`.
-        prompts: What to attach; sets beyond the tower's blocks stay unused.
+    """Attach vision prompts of any class; sets beyond the tower's blocks stay unused.
 
     Raises:
         ValueError: A vision tower of another form, or prompts are attached already.
     """
-    _checked_depth("vision", prompts.depth, backbone.vision_transformer)
+    prompt_depth(backbone, "vision", prompts.depth)
     visual = backbone.model.visual
     if visual.pool_type != "tok" or visual.attn_pool is not None:
         pooling = "attention" if visual.attn_pool is not None else repr(visual.pool_type)
@@ -289,10 +275,15 @@ def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None
             "prompts for parts of the image. Only towers that pool their class token can carry "
             "them: ViT-B/16, ViT-B/32, ViT-L/14 or another OpenAI-style ViT."
         )
-    refuse_second(backbone, "vision_prompts")
+    refuse_second(backbone, "vision_prompts", "learned prompts")
     prompts.hook_input(visual)
     prompts.hook_blocks(visual.transformer)
     backbone.vision_prompts = prompts
+
+
+def prompt_depth(backbone: Backbone, tower: str, depth: int) -> int:
+    """:func:`clip.adapters.checked_depth` of sets of learned prompts."""
+    return checked_depth(backbone, tower, depth, "learned prompts", "sets of learned prompts")
 
 
 def random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
@@ -303,34 +294,14 @@ def random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
     return nn.Parameter(vectors.to(like.device))
 
 
-def _checked_depth(tower: str, depth: int, transformer: Any) -> int:
-    if depth < 0:
-        raise ValueError(
-            f"The {tower} depth must be 0 or more sets of learned prompts, got {depth}"
-        )
-    if depth and transformer is None:
-        raise ValueError(
-            f"The {tower} tower of this backbone is no transformer of CLIP's form (ResNets, timm "
-            "and Hugging Face towers are not), so learned prompts cannot be attached. ViT-B/16, "
-            "ViT-B/32, ViT-L/14 or another OpenAI-style ViT works."
-        )
-    return min(depth, len(transformer.resblocks)) if depth else 0
-
-
-def refuse_second(backbone: Backbone, attribute: str) -> None:
-    """Raise a ValueError if there are prompts already."""
-    if hasattr(backbone, attribute):
-        raise ValueError(f"This backbone has learned prompts already, as its {attribute!r}")
-
-
-def words_and_end(backbone: Backbone, text: str) -> tuple[list[int], int]:
-    """The text's token numbers without start and end, and the number of the end token.
+def phrase_of(backbone: Backbone, text: str) -> Phrase:
+    """A text as the backbone's tokenizer makes it.
 
     Raises:
         ValueError: The text tower is not of CLIP's form.
     """
     find_end = backbone.end_of_text()
-    tokens = backbone.tokenize(["", text])
+    tokens = backbone.tokenize(["", text])  # (2, T)
     ends = find_end(tokens).tolist() if find_end else [0, 0]
     if ends[0] != 1:  # the empty text is start and end
         raise ValueError(
@@ -338,4 +309,22 @@ def words_and_end(backbone: Backbone, text: str) -> tuple[list[int], int]:
             "that is pooled, causal attention), so learned prompts cannot be attached to it. "
             "OpenAI's models and most of OpenCLIP's are; SigLIP and CoCa are not."
         )
-    return tokens[1, 1 : ends[1]].tolist(), int(tokens[0, 1])
+    return Phrase(text, tokens[1, 1 : ends[1]].tolist(), int(tokens[0, 1]))
+
+
+def text_context(backbone: Backbone, n_ctx: int, words: str) -> tuple[str, str]:
+    """What learned text prompts start from, and the words (CTX_INIT) that class names stand behind.
+
+    The released code of MaPLe and all that builds on it: the first ``n_ctx`` of the words are
+    learned and the others stay; more prompts than words, or no words, mean random prompts in the
+    place of as many "X". The first result is the ``init`` of :func:`attach_text_prompts`.
+    """
+    words = words.replace("_", " ")
+    find_end = backbone.end_of_text()
+    # Towers that are not read at an end token are refused when prompts are attached.
+    room = int(find_end(backbone.tokenize(words))) - 1 if find_end else n_ctx
+    if n_ctx <= room:
+        return words, words
+    if words:
+        print(f"{words!r} has {room} tokens, fewer than the {n_ctx} prompts: they start at random")
+    return "", " ".join(["X"] * n_ctx)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip.adapters.prompts import VisionPrompts, _checked_depth, install_vision_prompts
+from clip.adapters.prompts import VisionPrompts, install_vision_prompts, prompt_depth
 from clip.backbones import Backbone
 
 # As in the release, whatever the tower's patches are: 0.0665 for ViT-B/16 instead of 0.0625.
@@ -22,8 +22,9 @@ class ProgressivePrompts(VisionPrompts):
     """Vision prompts that carry over a share of the previous block's output in their slots.
 
     ProVP (arXiv:2304.08386): set 0 enters behind ``ln_pre``; at block l the slots become
-    ``(1 - alpha) P_l + alpha * slots``. They stand at the end rather than behind the class token,
-    which without positions and mask is the same. Sets start uniform in +-sqrt(6 / (3 * 14^2 + W)).
+    ``(1 - alpha) P_l + alpha * slots``. They stand at the end, not behind the class token as in the
+    release, which makes no difference without positions and mask. Sets start uniform in
+    +-sqrt(6 / (3 * 14^2 + W)).
 
     Args:
         n_ctx: n.
@@ -59,7 +60,7 @@ class ProgressivePrompts(VisionPrompts):
         prompts = super()._expanded(x, index, dim)
         if index == 0:
             return prompts
-        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)
+        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)  # what block l-1 made of them
         return (1 - self.alpha) * prompts + self.alpha * slots
 
 
@@ -70,12 +71,9 @@ def attach_progressive_prompts(
 
     Args:
         backbone: As for :func:`clip.attach_vision_prompts`.
-        n_ctx: Learned tokens, n.
-        depth: Sets, J, at least 1; more than the tower has blocks means all of them.
+        n_ctx: n.
+        depth: J, at least 1; more than the tower has blocks means all of them.
         alpha: See :class:`ProgressivePrompts`.
-
-    Returns:
-        The adapter.
 
     Raises:
         ValueError: As :func:`clip.attach_vision_prompts` and :class:`ProgressivePrompts`, or
@@ -83,7 +81,7 @@ def attach_progressive_prompts(
     """
     if depth < 1:
         raise ValueError(f"Progressive prompts need a depth of 1 or more blocks, got {depth}")
-    depth = _checked_depth("vision", depth, backbone.vision_transformer)
+    depth = prompt_depth(backbone, "vision", depth)
     like = backbone.model.visual.class_embedding
     prompts = ProgressivePrompts(n_ctx, depth, like, alpha)
     install_vision_prompts(backbone, prompts)

@@ -46,7 +46,7 @@ OPTIONS: dict[str, Option] = {
     "SEED": Option(-1, count(-1, 2**32 - 1), "-1 draws one and records it"),
     "USE_CUDA": Option(True, None, "take a GPU if there is one"),
     "DEVICE": Option("auto", _DEVICE, "what it runs on; ours"),
-    "VERBOSE": Option(True, None, "print transforms, data set summary and the like"),
+    "VERBOSE": Option(True, None, "print transforms, dataset summary and the like"),
     "INPUT.SIZE": Option((224, 224), each(count(1, 4096), 2), "height, width in pixels"),
     "INPUT.INTERPOLATION": Option(
         "bilinear",
@@ -85,8 +85,8 @@ OPTIONS: dict[str, Option] = {
     "INPUT.ON_BAD_IMAGE": Option(
         "error", one_of("error", "skip"), "of a picture that cannot be read; skip counts; ours"
     ),
-    "DATASET.ROOT": Option("", PATH, "folder of all data sets"),
-    "DATASET.NAME": Option("", names_of("dassl.data.datasets:DATASET_REGISTRY"), "of the data set"),
+    "DATASET.ROOT": Option("", PATH, "folder of all datasets"),
+    "DATASET.NAME": Option("", names_of("dassl.data.datasets:DATASET_REGISTRY"), "of the dataset"),
     "DATASET.SOURCE_DOMAINS": Option((), each(TEXT), "domains to train on"),
     "DATASET.TARGET_DOMAINS": Option((), each(TEXT), "domains to test on"),
     "DATASET.NUM_LABELED": Option(
@@ -102,7 +102,7 @@ OPTIONS: dict[str, Option] = {
         "all", one_of("all", "base", "new"), "half of the classes; CoOp's train.py adds it"
     ),
     "DATASET.PROMPT_PATH": Option("", PATH, "JSON file {class name: [sentence, ...]}; ours"),
-    "DATASET.PROMPT_TEMPLATE": Option("", TEXT, "replaces the data set's own template; ours"),
+    "DATASET.PROMPT_TEMPLATE": Option("", TEXT, "replaces the dataset's own; ours"),
     "DATASET.PROMPT_SOURCE": Option(
         "auto", one_of("auto", "json", "template", "ensemble"), "where prompts come from; ours"
     ),
@@ -215,7 +215,7 @@ OPTIONS: dict[str, Option] = {
     "TEST.ZERO_SHOT_CHECK": Option(
         "shifts",
         one_of("shifts", "all", "none"),
-        "data sets on which zero-shot accuracy is checked first, on 500 images; ours",
+        "datasets on which zero-shot accuracy is checked first, on 500 images; ours",
     ),
     "TRAINER.NAME": Option("", names_of("dassl.engine:TRAINER_REGISTRY"), "of the method"),
 }

@@ -12,14 +12,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 __all__ = [
     "CANNOT_MATTER",
     "FILE_MARK",
     "IDENTITY_NAME",
-    "REPOSITORY",
     "config_changes",
     "digest_of",
     "file_hash",
@@ -36,8 +34,6 @@ __all__ = [
     "split_record",
     "texts",
 ]
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Where things lie and are computed, how much is logged, how often is saved. What lies there is
 # compared by content instead, see `files_named` and `dassl.config.inputs`. Devices differ in the

@@ -1,7 +1,7 @@
 """The files that a run was made from: noted while they are read, looked at again later.
 
 `recording` notes what is opened and which folders are listed while data and model are built, by
-whichever reader: data sets of the user's own and methods need not know. From hashes of what was
+whichever reader: datasets of the user's own and methods need not know. From hashes of what was
 found, anybody can tell later, without PyTorch, whether the run would read the same again.
 
 Folders move: a path is kept relative to the place it was found in, as
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dassl.config.identity import REPOSITORY, digest_of, file_hash
+from dassl.config.identity import digest_of, file_hash
+from dassl.config.paths import REPOSITORY
 
 __all__ = [
     "DATA",
@@ -220,12 +221,12 @@ def image_record(
 
 
 def listed_images(read: Recording) -> list[str]:
-    """Return the images in the folders that a data set of a moderate size has listed.
+    """Return the images in the folders that a dataset of a moderate size has listed.
 
     A draw leaves some of them out, this time. Of a large set only those count that are used.
 
     Args:
-        read: What was read while the data set was built.
+        read: What was read while the dataset was built.
     """
     found = [os.path.join(f, name) for f in sorted(read.folders) for name in _images_in(f) or ()]
     return found if len(found) <= _FEW else []

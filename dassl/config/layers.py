@@ -93,7 +93,7 @@ def _read_layer(source: str) -> Layer:
         raise ValueError(f"{source} must hold KEY: value pairs, got {type(content).__name__}")
     per_dataset = content.pop(PER_DATASET, None) or {}
     if not isinstance(per_dataset, dict):
-        raise ValueError(f"{source}: {PER_DATASET} must map data set names to sections")
+        raise ValueError(f"{source}: {PER_DATASET} must map dataset names to sections")
     base = ""
     if BASE in content:
         base = content.pop(BASE)

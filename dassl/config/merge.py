@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl.config.identity import digest_of, relevant
 from dassl.config.layers import PER_DATASET, PER_SHOTS, Layer, read_layers
+from dassl.names import nearest
 
-__all__ = ["clean_cfg", "config_hash", "merge_file", "merge_options", "to_plain"]
+__all__ = [
+    "clean_cfg",
+    "config_hash",
+    "full_keys",
+    "merge_file",
+    "merge_options",
+    "shortened",
+    "to_plain",
+]
 
 # What YAML 1.1 and people write for them.
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _DIGITS = re.compile(r"[-+]?[0-9]{1,300}$")
 _LARGEST = 1e300
+
+Place = tuple[str, ...]  # ("OPTIM", "LR")
+Values = dict[Place, Any]
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
@@ -25,8 +40,7 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
 
     Args:
         cfg: Configuration.
-        trainer: Name of the trainer in use. Its section may be spelt in capitals, as in CoOp's
-            repository (``CoOp``'s section is ``COOP``).
+        trainer: Its section may be spelt in capitals, as in CoOp's repository (``COOP``).
     """
     for key in list(cfg.TRAINER.keys()):
         if key != "NAME" and key.upper() != trainer.upper():
@@ -34,14 +48,7 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
 
 
 def to_plain(node: Any) -> Any:
-    """Turn a configuration into dicts, lists and scalars that JSON can hold.
-
-    Args:
-        node: Configuration, or a value in it.
-
-    Returns:
-        The same content in plain types.
-    """
+    """Turn a configuration, or a value in it, into dicts, lists and scalars that JSON can hold."""
     if isinstance(node, Mapping):
         return {str(key): to_plain(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
@@ -50,14 +57,7 @@ def to_plain(node: Any) -> Any:
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """Hash everything in a configuration that can change a result.
-
-    Args:
-        cfg: Configuration.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Hash what can change a result, see `CANNOT_MATTER`, to 16 hexadecimal digits."""
     return digest_of(relevant(to_plain(cfg)))[:16]
 
 
@@ -67,16 +67,16 @@ def merge_file(
     dataset: str | None = None,
     shots: int | None = None,
     known_datasets: Iterable[str] | None = None,
-) -> None:
+) -> set[str]:
     """Merge a YAML file and the files it builds on into a configuration, in place.
 
     ``_BASE_: other.yaml`` names a file, relative to this one, that is merged before it. A section
-    ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current data set is
+    ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current dataset is
     merged after the rest of the file that it stands in. In a file or in such an entry, a section
     ``PER_SHOTS: {<DATASET.NUM_SHOTS>: {...}}`` is merged after the keys beside it. So the more
-    specific file wins over its base in everything: base, the base's entry for the data set, file,
+    specific file wins over its base in everything: base, the base's entry for the dataset, file,
     the file's own entry. All entries are checked, so that a typing error shows at once and not on
-    the day the data set is used.
+    the day the dataset is used.
 
     Args:
         cfg: Configuration, not frozen.
@@ -86,35 +86,40 @@ def merge_file(
         shots: Likewise for ``PER_SHOTS``, by default ``DATASET.NUM_SHOTS``.
         known_datasets: Names that an entry of ``PER_DATASET`` may have; None allows every name.
 
+    Returns:
+        Full keys that were set.
+
     Raises:
         FileNotFoundError: The file or a base does not exist.
         ValueError: Not a YAML mapping, an unknown key, a value of the wrong type, an entry for an
-            unknown data set or for no number of shots, or a file that builds on itself; the
+            unknown dataset or for no number of shots, or a file that builds on itself; the
             message names the file.
     """
-    layers = read_layers(path)
-    merged = cfg.clone()
     names = None if known_datasets is None else list(known_datasets)
-    for layer in layers:
-        _merge_entries(merged, layer.content, layer.source, shots)
-        for name, section in layer.per_dataset.items():
-            if names is not None and name not in names:
-                raise ValueError(_no_dataset(layer, name, names))
-            _merge_entries(merged.clone(), section, f"{layer.source}, {PER_DATASET}.{name}", shots)
+    # Into a copy first: an error leaves the caller's configuration as it was, and which entries
+    # count is known only when all files have been read.
+    merged = cfg.clone()
+    read = [_read_layer(merged, layer, names, shots) for layer in read_layers(path)]
     chosen = dataset if dataset is not None else merged.DATASET.NAME
     shots = merged.DATASET.NUM_SHOTS if shots is None else shots
-    _merge_layers(cfg.clone(), layers, chosen, shots)
-    # Only now touch the caller's configuration: an error leaves it as it was.
-    _merge_layers(cfg, layers, chosen, shots)
+    found: set[str] = set()
+    for own, entries in read:
+        found |= own.merge_into(cfg, shots)
+        if chosen in entries:
+            found |= entries[chosen].merge_into(cfg, shots)
+    return found
 
 
-def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
+def merge_options(cfg: CfgNode, options: Sequence[Any]) -> set[str]:
     """Merge ``[KEY, value, KEY, value, ...]`` into a configuration, in place.
 
     Args:
         cfg: Configuration, not frozen.
         options: Full keys such as ``OPTIM.LR``, each followed by its value; strings are read as
             Python literals where they are some.
+
+    Returns:
+        Full keys that were set.
 
     Raises:
         ValueError: An odd number of items, an unknown key, or a value of the wrong type.
@@ -124,23 +129,47 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
             "options must be KEY VALUE pairs, got an odd number of items: "
             + " ".join(map(str, options))
         )
+    found: set[str] = set()
     for key, value in zip(options[::2], options[1::2], strict=True):
         nested: Any = value
         for part in reversed(str(key).split(".")):
             nested = {part: nested}
-        _merge(cfg, nested, "command line")
+        found |= _assign(cfg, _converted(cfg, nested, "command line"))
+    return found
 
 
-def _merge_layers(cfg: CfgNode, layers: Sequence[Layer], dataset: str, shots: int) -> None:
-    for layer in layers:
-        _merge_entries(cfg, layer.content, layer.source, shots)
-        _merge_entries(cfg, layer.per_dataset.get(dataset, {}), layer.source, shots)
+@dataclass(frozen=True)
+class _Section:
+    """A section of a file, converted: what it sets, and what its entries for shots set."""
+
+    values: Values
+    per_shots: dict[int, Values]
+
+    def merge_into(self, cfg: CfgNode, shots: int | None) -> set[str]:
+        entry = {} if shots is None else self.per_shots.get(shots, {})
+        return _assign(cfg, self.values) | _assign(cfg, entry)
 
 
-def _merge_entries(cfg: CfgNode, section: Any, source: str, shots: int | None) -> None:
-    """Merge a section and then its own entry for ``shots``; all its entries are checked."""
+def _read_layer(
+    merged: CfgNode, layer: Layer, known: Sequence[str] | None, shots: int | None
+) -> tuple[_Section, dict[str, _Section]]:
+    """Convert a file and its entries for datasets; merge what does not depend on the dataset.
+
+    Entries of all datasets are converted, whichever is used: a typing error shows at once.
+    """
+    own = _read_section(merged, layer.content, layer.source)
+    own.merge_into(merged, shots)
+    entries = {}
+    for name, section in layer.per_dataset.items():
+        if known is not None and name not in known:
+            raise ValueError(_no_dataset(layer, name, known))
+        entries[name] = _read_section(merged, section, f"{layer.source}, {PER_DATASET}.{name}")
+    return own, entries
+
+
+def _read_section(cfg: CfgNode, section: Any, source: str) -> _Section:
     if not isinstance(section, Mapping) or PER_SHOTS not in section:
-        return _merge(cfg, section, source)
+        return _Section(_converted(cfg, section, source), {})
     entries = section[PER_SHOTS]
     if not isinstance(entries, Mapping):
         raise ValueError(f"{source}: {PER_SHOTS} must map numbers of shots to sections")
@@ -150,56 +179,60 @@ def _merge_entries(cfg: CfgNode, section: Any, source: str, shots: int | None) -
                 f"{source}: {PER_SHOTS} must map numbers of shots to sections, got an entry for "
                 f"{number!r}; allowed: images per class, 1 or more, or -1 for all"
             )
-    _merge(cfg, {key: value for key, value in section.items() if key != PER_SHOTS}, source)
-    for number, entry in entries.items():
-        _merge(cfg.clone(), entry, f"{source}, {PER_SHOTS}.{number}")
-    return _merge(cfg, entries.get(shots, {}), source)
+    values = {key: value for key, value in section.items() if key != PER_SHOTS}
+    return _Section(
+        _converted(cfg, values, source),
+        {n: _converted(cfg, v, f"{source}, {PER_SHOTS}.{n}") for n, v in entries.items()},
+    )
 
 
 def _no_dataset(layer: Layer, name: object, known: Sequence[str]) -> str:
-    from dassl.utils.registry import nearest  # see _merge_section
-
     return (
-        f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no data set's name "
+        f"{layer.source}: {PER_DATASET} has an entry for {name!r}, which is no dataset's name "
         f"(DATASET.NAME).{nearest(str(name), known)} Known: {', '.join(sorted(known))}"
     )
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Yield the full key of every section and value."""
+def full_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yield the full key of every section and value, such as ``OPTIM`` and ``OPTIM.LR``."""
     for key, value in node.items():
-        yield prefix + key
+        yield f"{prefix}{key}"
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from full_keys(value, f"{prefix}{key}.")
 
 
-def _merge(cfg: CfgNode, content: Any, source: str) -> None:
-    """Merge nested dicts into a configuration, naming the source in errors."""
+def _converted(cfg: CfgNode, content: Any, source: str) -> Values:
+    """Convert what nested dicts set to the types of a configuration; errors name the source."""
     if cfg.is_frozen():
         raise ValueError("the configuration is frozen; merge before cfg.freeze()")
-    _merge_section(cfg, cfg, content, "", source)
+    return dict(_walk(cfg, (), content, source))
 
 
-def _merge_section(root: CfgNode, node: CfgNode, content: Any, prefix: str, source: str) -> None:
+def _walk(root: CfgNode, place: Place, content: Any, source: str) -> Iterator[tuple[Place, Any]]:
+    node = reduce(getitem, place, root)
     if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{source}: {prefix.rstrip('.') or 'the file'} is a section of keys, got {content!r}"
-        )
+        name = ".".join(place) or "the file"
+        raise ValueError(f"{source}: {name} is a section of keys, got {content!r}")
     for key, value in content.items():
-        full = f"{prefix}{key}"
-        if key not in node:
-            if node.is_new_allowed():
-                node[key] = CfgNode(value) if isinstance(value, dict) else _decode(value)
-                continue
-            # Imported here: it brings PyTorch, which a reader of config files can do without.
-            from dassl.utils.registry import nearest
-
-            hint = nearest(full, _leaves(root))
-            raise ValueError(f"{source}: unknown config key {full!r}.{hint}")
-        if isinstance(node[key], CfgNode):
-            _merge_section(root, node[key], value, f"{full}.", source)
+        here = (*place, key)
+        if key in node and isinstance(node[key], CfgNode):
+            yield from _walk(root, here, value, source)
+        elif key in node:
+            yield here, _convert(".".join(here), value, node[key], source)
+        elif node.is_new_allowed():
+            yield here, value if isinstance(value, dict) else _decode(value)
         else:
-            node[key] = _convert(full, value, node[key], source)
+            full = ".".join(map(str, here))
+            hint = nearest(full, full_keys(root))
+            raise ValueError(f"{source}: unknown config key {full!r}.{hint}")
+
+
+def _assign(cfg: CfgNode, values: Values) -> set[str]:
+    """Set converted values, in place; return their full keys."""
+    for (*sections, last), value in values.items():
+        node = reduce(getitem, sections, cfg)
+        node[last] = CfgNode(value) if isinstance(value, dict) else value
+    return {".".join(map(str, place)) for place in values}
 
 
 def _decode(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The paths that a user gives."""
+"""The paths that a user gives, and where they are looked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-__all__ = ["file_flag", "path_flag", "user_path"]
+__all__ = ["REPOSITORY", "file_flag", "path_flag", "resolve", "user_path"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def user_path(text: str | os.PathLike[str]) -> str:
@@ -31,6 +33,17 @@ def user_path(text: str | os.PathLike[str]) -> str:
             f"directory, and what is really called {user!r} is written ./{user}"
         )
     return path
+
+
+def resolve(path: str) -> Path:
+    """Find a file that a config names: as given, else relative to the repository.
+
+    Args:
+        path: Value of a key. Configs name files of the repository so, ``prompts/DTD.json``,
+            whatever folder a run is started in.
+    """
+    given = Path(user_path(path))
+    return given if given.exists() or given.is_absolute() else REPOSITORY / given
 
 
 def path_flag(text: str) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config.merge import shortened
 from dassl.config.paths import user_path
+from dassl.names import nearest
 
 __all__ = [
     "FLAG", "PATH", "TEXT", "Option", "Rule", "add_options", "allowed_words", "check_config",
@@ -272,8 +274,6 @@ def check_config(
 
 def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = True) -> list[str]:
     """What is wrong with single values, a line each; see :func:`check_config`."""
-    from dassl.config.merge import shortened
-
     found = []
     for key, option in options.items():
         node, last = _find(cfg, key)
@@ -301,8 +301,6 @@ def _find(cfg: CfgNode, key: str) -> tuple[CfgNode | None, str]:
 def _nearest(value: Any, rule: Rule) -> str:
     if rule.names is None:
         return ""
-    from dassl.utils.registry import nearest  # it brings PyTorch
-
     known = [name for name in rule.names() if isinstance(name, str)]
     values = value if isinstance(value, list | tuple) else [value]
     odd = [str(one) for one in values if one not in known]

@@ -1,4 +1,4 @@
-"""From the configuration to data set, transforms and loaders."""
+"""From the configuration to dataset, transforms and loaders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
-from dassl.data.samplers import EpochSampler, ShardedSampler, build_sampler, mix_seed
+from dassl.data.epoch_samplers import EpochSampler, mix_seed
+from dassl.data.samplers import build_sampler
+from dassl.data.sharded_sampler import ShardedSampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
+from dassl.names import check_availability
 from dassl.utils.distributed import local_size, rank, world_size
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "INTERPOLATION_MODES",
@@ -39,8 +41,7 @@ def build_data_loader(
 ) -> ImageLoader:
     """Build a loader whose batches do not depend on the number of workers.
 
-    Of several processes, each gets its part: of every batch in training, see `ShardedSampler`, of
-    the batches for evaluation.
+    Each of several processes gets its share of the images, see `ShardedSampler`.
 
     Args:
         cfg: Configuration.
@@ -61,31 +62,23 @@ def build_data_loader(
     """
     if not data_source:
         raise ValueError("build_data_loader needs at least one image, data_source is empty")
-    wrapper = dataset_wrapper or DatasetWrapper
-    workers = cfg.DATALOADER.NUM_WORKERS
-    if batch_size < 1 or workers < 0:
-        raise ValueError(
-            f"DATALOADER: BATCH_SIZE must be at least 1 (got {batch_size}) "
-            f"and NUM_WORKERS at least 0 (got {workers})"
-        )
+    workers = _workers(cfg, batch_size)
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
-    # More processes than cores only wait for each other; what they load does not depend on it.
-    workers = min(workers, max(1, _cores() // local_size()))
-    if workers > 0:
-        _allow_open_files(workers)
     # A generator of its own: otherwise starting workers would draw from the global one.
     generator = torch.Generator()
     generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    wrapper = dataset_wrapper or DatasetWrapper
     loader = ImageLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=_share(batch_size) if is_train else batch_size,
         sampler=_shard(sampler, batch_size, is_train),
         num_workers=workers,
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
+        # With fewer images than a batch has, the short batch is the only one: it must train.
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA and cfg.DEVICE != "cpu",
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0,  # starting them again costs seconds in every epoch
         generator=generator,
     )
     if len(sampler) == 0 or (loader.drop_last and len(sampler) < batch_size):
@@ -95,23 +88,39 @@ def build_data_loader(
     return loader
 
 
+def _workers(cfg: CfgNode, batch_size: int) -> int:
+    """Return the number of worker processes, which may open the files they need."""
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"DATALOADER: BATCH_SIZE must be at least 1 (got {batch_size}) "
+            f"and NUM_WORKERS at least 0 (got {workers})"
+        )
+    # More processes than cores only wait for each other; what they load does not depend on it.
+    workers = min(workers, max(1, _cores() // local_size()))
+    if workers > 0:
+        _allow_open_files(workers)
+    return workers
+
+
 def _share(batch_size: int) -> int:
-    """Return one process's images of a training batch; training checks that they divide it."""
+    """Return the number of images of a training batch that one process loads."""
+    # Rounded down: `dassl.engine.distributed.check_world` refuses a remainder before training.
     return max(1, batch_size // world_size())
 
 
 def _shard(sampler: EpochSampler, batch_size: int, is_train: bool) -> Any:
-    """Return this process's part of a sampler; for one process, the sampler."""
+    """Return this process's share of a sampler."""
     if world_size() == 1:
         return sampler
     return ShardedSampler(sampler, batch_size, rank(), world_size(), divide=is_train)
 
 
 def _allow_open_files(workers: int) -> None:
-    """Raise this process's limit on open files to what workers need, where that is allowed.
+    """Raise this process's limit on open files to what the workers need, if that is allowed.
 
-    Every tensor on its way from a worker is an open file. A worker that meets the limit loses its
-    batch, for which the run would wait for ever.
+    Every tensor that a worker hands over is an open file. A worker that reaches the limit loses its
+    batch, and the run would wait for that batch for ever.
     """
     try:
         import resource
@@ -137,11 +146,11 @@ def _cores() -> int:
 
 
 class DataManager:
-    """Data set and loaders of a run.
+    """Dataset and loaders of a run.
 
     Attributes:
-        dataset: The data set.
-        train_loader_x: Loader of labelled training images, or None if there are none (a data set
+        dataset: The dataset.
+        train_loader_x: Loader of labelled training images, or None if there are none (a dataset
             that is only tested on).
         train_loader_u: Loader of unlabelled training images, or None.
         val_loader: Loader of validation images, or None.
@@ -177,6 +186,7 @@ class DataManager:
         else:
             print("* Using custom transform for testing")
             self.tfm_test = custom_tfm_test
+        # ObjectNet's images have a red frame, which a model must not see.
         border = getattr(self.dataset, "border", 0)
         if border:
             print(f"* {border} pixels are cut off each side of every picture first")
@@ -194,6 +204,7 @@ class DataManager:
     def _build_loaders(self, cfg: CfgNode) -> None:
         section_x = cfg.DATALOADER.TRAIN_X
         section_u = section_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
+        # An empty split gives None in place of a loader, which trainers of Dassl's kind test for.
         data = self.dataset
         self.train_loader_x = self._loader(cfg, data.train_x, section_x, self.tfm_train, True)
         self.train_loader_u = self._loader(cfg, data.train_u, section_u, self.tfm_train, True)
@@ -245,7 +256,7 @@ class DataManager:
         return found
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Print the sizes of the data set.
+        """Print the sizes of the dataset.
 
         Args:
             cfg: Configuration.

@@ -1,9 +1,8 @@
 """Features on disk, found again by what they were made from.
 
-An entry is a directory ``<dataset>-<split>-<hash16>`` with ``features.npy`` and ``key.json``, the
-readable key that the hash is of. It is written under another name, then renamed: an entry that can
-be seen is whole. What a killed job left is removed by the next one. Of concurrent jobs one makes
-an entry and the others wait for it.
+Each set of features is an entry (`feature_entry`), named by a hash of its key. An entry is written
+under a temporary name, then renamed, so that one that can be seen is whole. Of concurrent jobs one
+makes an entry and the others wait for it; what a killed job left, the next one removes.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_DIR = "./feature_cache"
+# Part of every key: raised when the same key would give other features than before.
 FORMAT = 2  # 1: photos as the camera was held, deep greys clipped
 _LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
 
@@ -92,48 +92,42 @@ class FeatureCache:
             with _locked(path) as alone:
                 found = _find(path, key)  # another job may have made it meanwhile
                 if found is None:
-                    with explained(self.directory):
-                        self._make_room(path, alone)
-                    self._make(path, key, rows, make)
-                    entry = FeatureEntry.read(path)
-                    self._report(entry)
-                    return entry, entry.features()
+                    return self._make(path, alone, key, rows, make)
         print(f'Feature cache: reading "{path}" ({mebibytes(found[0].size)})')
         return found
 
-    @staticmethod
-    def _make_room(path: Path, alone: bool) -> None:
-        """Remove a damaged entry and what killed jobs left of it."""
-        if os.path.lexists(path):
-            print(f'Feature cache: WARNING: "{path}" is damaged and is made again')
-            _discard(path)
-        if alone:
-            _remove_temporaries(path)
-
-    @staticmethod
     def _make(
-        path: Path, key: dict[str, Any], rows: int, make: Callable[[FeatureWriter], None]
-    ) -> None:
-        print(f'Feature cache: making "{path}" ({rows:,} images)')
+        self,
+        path: Path,
+        alone: bool,
+        key: dict[str, Any],
+        rows: int,
+        make: Callable[[FeatureWriter], None],
+    ) -> tuple[FeatureEntry, Tensor]:
+        """Make an entry in place of a damaged one and of what killed jobs left of it."""
         temporary = _temporary(path)
-        writer = FeatureWriter(temporary, rows)
+        with explained(self.directory):
+            if os.path.lexists(path):
+                print(f'Feature cache: WARNING: "{path}" is damaged and is made again')
+                _discard(path)
+            if alone:
+                _remove_temporaries(path)
+            temporary.mkdir()
+        print(f'Feature cache: making "{path}" ({rows:,} images)')
         try:
-            with explained(path.parent):
-                temporary.mkdir()
+            writer = FeatureWriter(temporary, rows)
             make(writer)  # errors of reading images are not the cache's
             writer.finish(key)
-            with explained(path.parent):
+            with explained(self.directory):
                 _publish(temporary, path)
         finally:
-            writer.close()
             shutil.rmtree(temporary, ignore_errors=True)
-
-    def _report(self, entry: FeatureEntry) -> None:
-        entries = list_cache(self.directory)
+        entry, entries = FeatureEntry.read(path), list_cache(self.directory)
         print(
             f'Feature cache: wrote {mebibytes(entry.size)}; "{self.directory}" holds '
             f"{mebibytes(sum(entry.size for entry in entries))} in {len(entries)} entries"
         )
+        return entry, entry.features()
 
 
 def list_cache(directory: str | os.PathLike[str]) -> list[FeatureEntry]:
@@ -164,7 +158,8 @@ def clear_cache(
     removed = [e for e in list_cache(directory) if dataset in (None, e.key["dataset"])]
     for entry in removed:
         with _locked(entry.path):
-            _discard(entry.path)
+            if os.path.lexists(entry.path):  # else another job has removed it
+                _discard(entry.path)
     _sweep(Path(directory))
     entries = {entry.path for entry in list_cache(directory)}
     rest = [p for p in sorted(Path(directory).iterdir()) if not _LEFTOVER.fullmatch(p.name)]
@@ -194,8 +189,6 @@ def _publish(temporary: Path, path: Path) -> None:
 
 def _discard(path: Path) -> None:
     """Remove an entry; renamed first, so that none is ever seen half removed."""
-    if not os.path.lexists(path):
-        return
     check_contents(path)
     temporary = _temporary(path)
     os.rename(path, temporary)
@@ -223,8 +216,6 @@ def _sweep(directory: Path) -> None:
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Be the only job that makes or removes an entry.
 
-    The lock is the operating system's: it goes with its process, however that ends.
-
     Args:
         path: The entry.
         wait: For the job that has the lock; else go on without.
@@ -232,13 +223,13 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     Yields:
         Whether this job has the lock; never where the file system has none.
     """
-    lock = path.with_name(f".{path.name}.lock")
 
     def say() -> None:
         print(f"Feature cache: waiting for another job, which is at work on {path.name}")
 
     found = None
     with explained(path.parent), suppress(LockedError):
+        lock = path.with_name(f".{path.name}.lock")
         found = acquire(lock, wait=say if wait else None, patience=0)
     if found is None:
         yield False

@@ -1,4 +1,11 @@
-"""One entry of a feature cache: reading it with all checks, writing it row by row."""
+"""One entry of the feature cache: a folder with an array, and a description that proves it whole.
+
+    <dataset>-<split>-<hash16>/
+        features.npy    (N, D), as ``np.save`` writes it
+        key.json        {"key": what the features were made from, "meta": shape, checksum, ...}
+
+Which entry is needed and which job makes it is up to the cache (`feature_cache`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +17,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +41,7 @@ __all__ = [
 
 ENTRY_NAME = r"[\w.-]+-(?:train|val|test)-[0-9a-f]{16}"
 _FEATURES, _KEY = "features.npy", "key.json"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # bytes read at a time for a checksum
 _verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has found right
 
 
@@ -60,7 +67,7 @@ def explained(directory: Path) -> Iterator[None]:
 
 
 def entry_name(key: dict[str, Any]) -> str:
-    """Return the name of the directory for a key.
+    """Return the name of the folder for a key.
 
     Args:
         key: Plain data, with ``dataset`` and ``split``.
@@ -71,13 +78,10 @@ def entry_name(key: dict[str, Any]) -> str:
 
 
 def check_contents(path: Path) -> None:
-    """Refuse what cannot be an entry, so that it is never removed as one.
-
-    Args:
-        path: Directory.
+    """Refuse a folder that is no entry, so that nothing else is ever removed as one.
 
     Raises:
-        OSError: No directory, another name, or further files in it.
+        OSError: It is no folder, has another name, or holds further files.
     """
     if path.is_symlink() or not re.fullmatch(ENTRY_NAME, path.name):
         raise OSError(f'"{path}" is no entry of a feature cache')
@@ -91,31 +95,28 @@ class FeatureEntry:
     """A whole entry.
 
     Attributes:
-        path: Its directory.
+        path: Its folder.
         key: What the features were made from.
         shape: (N, D).
         dtype: NumPy's name of the numbers' type.
-        size: Bytes on disk.
         created: Seconds since the epoch.
-        missing: Reason by row, for images that could not be read.
+        missing: Reason by row, for images that could not be read; their rows are zero.
         crc32: Checksum of ``features.npy``.
+        size: Bytes on disk.
     """
 
     path: Path
     key: dict[str, Any]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: str
-    size: int
     created: float
     missing: dict[int, str]
     crc32: int
+    size: int
 
     @classmethod
     def read(cls, path: Path) -> FeatureEntry:
         """Read and check an entry's description.
-
-        Args:
-            path: Its directory.
 
         Raises:
             ValueError: It is damaged, or no entry at all.
@@ -123,18 +124,12 @@ class FeatureEntry:
         try:
             check_contents(path)
             content = read_json(path / _KEY)
-            key, meta = content["key"], content["meta"]
-            entry = cls(
-                path,
-                key,
-                shape=(int(meta["shape"][0]), int(meta["shape"][1])),
-                dtype=str(meta["dtype"]),
-                size=sum((path / name).stat().st_size for name in (_FEATURES, _KEY)),
-                created=float(meta["created"]),
-                missing={int(row): str(reason) for row, reason in meta["missing"].items()},
-                crc32=int(meta["crc32"]),
-            )
-            name = entry_name(key)
+            meta = content["meta"]
+            meta["shape"] = tuple(meta["shape"])
+            meta["missing"] = {int(row): reason for row, reason in meta["missing"].items()}
+            size = sum((path / name).stat().st_size for name in (_FEATURES, _KEY))
+            entry = cls(path, content["key"], size=size, **meta)
+            name = entry_name(entry.key)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f'"{path}" is damaged: {error!r}') from error
         if name != path.name:
@@ -153,30 +148,27 @@ class FeatureEntry:
         try:
             # Copy on write: PyTorch wants writable memory, and the file must stay as it is.
             array = np.load(path, mmap_mode="c", allow_pickle=False)
-            found = (array.shape, array.dtype.name, path.stat().st_size)
+            status = path.stat()
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f'"{path}" is damaged: {error}') from error
+        found = (array.shape, array.dtype.name, status.st_size)
         expected = (self.shape, self.dtype, array.offset + array.nbytes)
         if found != expected:
             raise ValueError(
                 f'"{path}" is damaged: shape, type and bytes are {found}, not {expected}'
             )
-        self._verify(path)
-        return torch.from_numpy(array)
-
-    def _verify(self, path: Path) -> None:
-        status = path.stat()
+        # A file that was replaced or touched since is read again.
         state = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
         known = (str(path.absolute()), *state, self.crc32)
-        if known in _verified:
-            return
-        with open(path, "rb") as file:
-            found = file_crc32(file)
-        if found != self.crc32:
-            raise ValueError(
-                f'"{path}" is damaged: its checksum is {found:08x}, not {self.crc32:08x}'
-            )
-        _verified.add(known)
+        if known not in _verified:
+            with open(path, "rb") as file:
+                checksum = file_crc32(file)
+            if checksum != self.crc32:
+                raise ValueError(
+                    f'"{path}" is damaged: its checksum is {checksum:08x}, not {self.crc32:08x}'
+                )
+            _verified.add(known)
+        return torch.from_numpy(array)
 
 
 def file_crc32(file: IO[bytes]) -> int:
@@ -193,14 +185,17 @@ def file_crc32(file: IO[bytes]) -> int:
 
 
 class FeatureWriter:
-    """Takes the rows of an entry, in any order.
+    """Collects the rows of an entry, in any order, and writes them when all are there.
+
+    Until then they are in memory, 2.4 GiB for the training images of ImageNet in 512 dimensions:
+    a mapped file would kill the process, instead of raising, once the disk is full.
 
     Attributes:
         missing: Reason by row that will not come.
     """
 
     def __init__(self, directory: Path, rows: int) -> None:
-        """Write nothing yet: the first features tell how much space is needed.
+        """Write nothing yet.
 
         Args:
             directory: Of the entry, inside that of the cache.
@@ -209,88 +204,67 @@ class FeatureWriter:
         self.directory = directory
         self.missing: dict[int, str] = {}
         self._written = np.zeros(rows, dtype=bool)
-        self._file: IO[bytes] | None = None
+        self._features: np.ndarray | None = None  # (N, D)
 
     def add(self, rows: Sequence[int], features: np.ndarray) -> None:
-        """Write some rows.
+        """Take some rows.
 
         Args:
             rows: Their n numbers.
             features: (n, D).
 
         Raises:
-            FeatureCacheError: There is not enough space, or writing fails.
+            FeatureCacheError: The disk has not enough space for the entry.
+            ValueError: There are not n features.
         """
-        with explained(self.directory.parent):
-            file = self._file or self._open(features)
-            for row, values in zip(rows, np.ascontiguousarray(features), strict=True):
-                file.seek(self._offset + row * values.nbytes)
-                file.write(values.data)
+        if len(rows) != len(features):
+            raise ValueError(f"{len(features)} features for {len(rows)} rows")
+        if self._features is None:
+            # The first features tell D. Better to learn of a full disk now than after hours.
+            self._features = np.zeros((len(self._written), features.shape[1]), features.dtype)
+            with explained(self.directory.parent):
+                needed, free = self._features.nbytes, shutil.disk_usage(self.directory).free
+                if free < needed:
+                    raise OSError(f"{mebibytes(needed)} are needed, {mebibytes(free)} are free")
+        self._features[list(rows)] = features
         self._written[list(rows)] = True
-
-    def _open(self, features: np.ndarray) -> IO[bytes]:
-        self._shape, self._dtype = (len(self._written), features.shape[1]), features.dtype
-        needed = self._shape[0] * self._shape[1] * features.itemsize
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            raise OSError(f"{mebibytes(needed)} are needed, {mebibytes(free)} are free")
-        # No memory map here: without space for a page it kills the process instead of raising.
-        self._file = file = open(self.directory / _FEATURES, "w+b")
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": self._shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        self._offset = file.tell()
-        file.truncate(self._offset + needed)
-        return file
 
     def unwritten(self) -> list[int]:
         """Return the rows that have not come."""
         return np.flatnonzero(~self._written).tolist()
 
     def finish(self, key: dict[str, Any]) -> None:
-        """Write the description and secure both files on disk.
-
-        Args:
-            key: What the features were made from.
+        """Write array and description, and have both on disk.
 
         Raises:
             FeatureCacheError: Writing fails.
-            ValueError: Nothing was written, or rows are neither written nor named as missing.
+            ValueError: Nothing was added, or rows have neither come nor are named as missing.
         """
-        if self._file is None:
+        if self._features is None:
             raise ValueError("none of the images can be read; see the log for their paths")
         forgotten = set(self.unwritten()) - self.missing.keys()
         if forgotten:
             raise ValueError(f"{len(forgotten)} rows were not written, such as {min(forgotten)}")
-        with explained(self.directory.parent):
-            crc32 = file_crc32(self._file)
-        meta = {
-            "crc32": crc32,
-            "shape": self._shape,
-            "dtype": self._dtype.name,
+        meta: dict[str, Any] = {
+            "shape": self._features.shape,
+            "dtype": self._features.dtype.name,
             "created": time.time(),
-            "missing": {str(row): reason for row, reason in self.missing.items()},
+            "missing": self.missing,
         }
         with (
             explained(self.directory.parent),
+            open(self.directory / _FEATURES, "w+b") as array,
             open(self.directory / _KEY, "w", encoding="utf-8") as description,
         ):
+            np.save(array, self._features)
+            # Of what the file gives back, which is not always what was written.
+            meta["crc32"] = file_crc32(array)
             json.dump({"key": key, "meta": meta}, description, indent=2)
-            for file in (description, self._file):
+            for file in (array, description):
                 file.flush()
                 os.fsync(file.fileno())
 
-    def close(self) -> None:
-        """Close the file, whatever its state."""
-        if self._file is not None:
-            with suppress(OSError):  # what is still buffered may not fit on the disk
-                self._file.close()
-
 
 def mebibytes(size: float) -> str:
-    """Write a number of bytes for people.
-
-    Args:
-        size: Bytes.
-    """
+    """Write a number of bytes for people."""
     return f"{size / 2**20:,.1f} MiB"

@@ -1,7 +1,7 @@
-"""Any decoded picture as upright RGB of eight bits per channel.
+"""Bring any decoded image to upright RGB of eight bits per channel.
 
 Pillow's ``convert("RGB")`` alone leaves photos as the camera was held, and clips deep greys at 255:
-16-bit pictures turn white, floats in [0, 1] black.
+16-bit images turn white, floats in [0, 1] black.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TURNS = {
 # TIFF tags.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281
 _WHITE_IS_ZERO = 0
-# Their depth is in the file, and Pillow scales what is deeper than eight bits to sixteen.
+# These files tell their depth, and Pillow scales what is deeper than eight bits to sixteen.
 _FULL_RANGE_FORMATS = ("PPM", "JPEG2000")
 _TWELVE_BITS = 4095
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened picture, bring it upright and to eight bits per channel.
+    """Decode an opened image and turn it into upright RGB of eight bits per channel.
 
-    An RGB picture that lies as it is shown is returned as it is. Colours are converted as Pillow
+    An RGB image that is upright already is returned unchanged. Colours are converted as Pillow
     does, without colour profiles; an alpha channel is dropped, as everywhere in the field; of
     several frames the first is taken.
 
@@ -41,10 +41,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: As ``Image.open`` returns it; its EXIF orientation is applied.
 
     Returns:
-        The RGB picture.
+        The RGB image.
 
     Raises:
-        ValueError: Its values have no range that can be judged, so no brightness.
+        ValueError: It does not tell which value stands for white, so its brightness is unknown.
     """
     image.load()
     turn = _TURNS.get(_orientation(image))
@@ -64,7 +64,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata of an intact picture: nearly every type of error
+    except Exception:  # damaged metadata of an intact image: nearly every type of error
         return 1
 
 
@@ -84,7 +84,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _top(image: Image.Image, values: NDArray[np.generic]) -> float:
-    """Return the value that stands for white in a deep grey picture; 0 if nobody can say."""
+    """Return the value that stands for white in a deep grey image; 0 if it cannot be told."""
     highest = values.max(initial=0)
     if not np.isfinite(values).all() or values.min(initial=0) < 0:
         return 0
@@ -99,16 +99,16 @@ def _top(image: Image.Image, values: NDArray[np.generic]) -> float:
     if highest <= 255 and (values == np.rint(values)).all():
         return 255
     sixteen = image.mode.startswith("I;16") or image.format == "PNG"
-    # FITS is signed, with an offset that Pillow does not apply. Without the upper four bits it is
-    # a picture of twelve, not one whose lightest point is nearly black.
+    # FITS is signed, with an offset that Pillow does not apply. If all values fit into 12 bits, a
+    # 12-bit camera is more likely than an image that is nearly black throughout.
     return 65535 if sixteen and image.format != "FITS" and highest > _TWELVE_BITS else 0
 
 
 def _told_top(image: Image.Image) -> int:
-    """Return the largest value of the bit depth that a TIFF's tags tell, 0 where they do not.
+    """Return the largest value of the bit depth in a TIFF's tags, 0 where they do not tell.
 
-    MaxSampleValue tells it where it is the largest of some depth. Else it is the maximum of this
-    one picture: scaling by it would stretch the contrast of each picture differently.
+    MaxSampleValue tells the depth if it is a depth's largest value (2**n - 1). Otherwise it is just
+    this image's own maximum, and scaling by it would stretch each image's contrast differently.
     """
     top, bits = _tag(image, _MAX_SAMPLE_VALUE, 0), _tag(image, _BITS_PER_SAMPLE, 8)
     if top >= 255 and top & (top + 1) == 0:

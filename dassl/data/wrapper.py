@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.pixels import to_rgb
 from dassl.data.transforms import INTERPOLATION_MODES
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = [
     "BadImageError",
@@ -38,7 +38,7 @@ class BadImageError(OSError):
 
 
 class _BadItem:
-    """Takes the place of an item whose image cannot be read (INPUT.ON_BAD_IMAGE skip)."""
+    """Stands for an item whose image cannot be read (INPUT.ON_BAD_IMAGE skip)."""
 
     def __init__(self, impath: str, reason: str) -> None:
         self.impath = impath
@@ -47,9 +47,6 @@ class _BadItem:
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image as RGB, upright and with 8 bits per channel, see ``pixels.to_rgb``.
-
-    Args:
-        path: Path of the file.
 
     Returns:
         The decoded image.
@@ -69,12 +66,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's CPU generators after a block as they were before.
-
-    In a worker process, where nothing else draws from them, they are left alone.
-    """
+    """Restore Python's, NumPy's and PyTorch's CPU generators after a block."""
     if get_worker_info() is not None:
-        yield
+        yield  # in a worker process nothing else draws from them
         return
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
@@ -86,11 +80,7 @@ def preserved_randomness() -> Iterator[None]:
 
 
 def seed_randomness(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's CPU generators.
-
-    Args:
-        seed: In [0, 2**32).
-    """
+    """Seed Python's, NumPy's and PyTorch's CPU generators with a number in [0, 2**32)."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
@@ -106,7 +96,7 @@ class DatasetWrapper(Dataset[Any]):
         transform: Any = None,
         is_train: bool = False,
     ) -> None:
-        """Keep images and transform.
+        """Store images and transform.
 
         Args:
             cfg: Configuration.
@@ -131,7 +121,8 @@ class DatasetWrapper(Dataset[Any]):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat "
                 "(INPUT.NO_TRANSFORM)"
             )
-        self.to_tensor = self._plain_transform()  # always: subclasses use it by themselves
+        # Built even without RETURN_IMG0, since subclasses written for Dassl apply it themselves.
+        self.to_tensor = self._plain_transform()
 
     def _plain_transform(self) -> T.Compose:
         """Return the transform of img0: no augmentation, normalised if training images are."""
@@ -162,11 +153,8 @@ class DatasetWrapper(Dataset[Any]):
             return self._item(idx)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Read and transform a batch, which keeps and restores the generators once.
-
-        Args:
-            indices: As for `__getitem__`.
-        """
+        """Read and transform a batch, which keeps and restores the generators once."""
+        # A subclass that overrides `__getitem__` alone must be asked for every item.
         overridden = type(self).__getitem__ is not DatasetWrapper.__getitem__
         if overridden or not all(hasattr(idx, "seed") for idx in indices):
             return [self[idx] for idx in indices]
@@ -215,12 +203,9 @@ class DatasetWrapper(Dataset[Any]):
 def collate_good(items: Sequence[Any]) -> dict[str, Any]:
     """Collate the items whose image could be read, and name the others.
 
-    Args:
-        items: From `DatasetWrapper`.
-
     Returns:
-        The batch; paths and reasons of bad images are under a private key that `ImageLoader`
-        takes out again. Without any good image the batch has only that key.
+        The batch; paths and reasons of bad images are under a private key, which `ImageLoader`
+        removes. Without any good image the batch has only that key.
     """
     good = [item for item in items if not isinstance(item, _BadItem)]
     batch = default_collate(good) if good else {}

@@ -7,8 +7,7 @@ from dassl.engine.device import resolve_device
 from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import StepOutput, drop_caches
 from dassl.engine.trainer import SimpleTrainer
-from dassl.engine.trainer_x import TrainerX
-from dassl.engine.trainer_xu import TrainerXU
+from dassl.engine.trainer_x import TrainerX, TrainerXU
 from dassl.results import is_done, read_result
 
 __all__ = [

@@ -1,22 +1,40 @@
-"""The loop over epochs, its hooks, and what one step consists of."""
+"""Dassl's TrainerBase: registered models, the parts of a step, the loop over epochs, its hooks."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dassl.engine.models import Names, RegisteredModels
+from dassl.engine.checkpoint import (
+    checkpoint_meta,
+    checkpoint_path,
+    fitting_state,
+    read_checkpoint,
+    saved_classes,
+)
+from dassl.engine.progress import Scalars
+from dassl.engine.saving import Checkpoints
+from dassl.names import nearest
 
-__all__ = ["TrainerBase"]
+__all__ = ["Names", "TrainerBase"]
+
+Names = str | Sequence[str] | None
 
 
-class TrainerBase(RegisteredModels):
-    """Registered models and the loop over epochs.
+class TrainerBase:
+    """Models by name, each with its optimiser and its schedule, and the loop over epochs.
+
+    In the methods below ``names`` are one or several registered names; None means all.
 
     Attributes:
+        checkpoints: Saves and restores the registered models.
         epoch: Current epoch, from 0.
         start_epoch: First epoch of this process.
         max_epoch: Number of epochs.
@@ -35,15 +53,96 @@ class TrainerBase(RegisteredModels):
 
     def __init__(self) -> None:
         """Start without models and without a TensorBoard writer."""
-        super().__init__()
-        self._open_writer: Any = None
-        self._log_dir: str | None = None
+        # Dassl's names; trainers written for it look into these dicts.
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, Any] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self.checkpoints = Checkpoints(self._models, self._optims, self._scheds)
+        self._scalars = Scalars()
+
+    # ------------------------------------------------------------------ registered models
+
+    def register_model(
+        self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None
+    ) -> None:
+        """Put a model under the engine's care: modes, checkpoints, schedule, resuming.
+
+        ``name`` is the folder of its checkpoints. Without an optimiser it does not train.
+
+        Raises:
+            AttributeError: ``super().__init__()`` was not called.
+            ValueError: The name is taken.
+        """
+        if self.__dict__.get("_models") is None:
+            raise AttributeError("call super().__init__() before register_model")
+        if name in self._models:
+            raise ValueError(f"a model is already registered as {name!r}; choose another name")
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return the names of registered models.
+
+        Raises:
+            ValueError: A name is not registered.
+        """
+        known = list(self._models)
+        if names is None:
+            return known
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in known:
+                raise ValueError(
+                    f"no model is registered as {name!r}.{nearest(name, known)} "
+                    f"Registered: {', '.join(known) or '(none)'}"
+                )
+        return wanted
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Switch models to training ("train") or evaluation ("test" or "eval").
+
+        Raises:
+            ValueError: Another mode.
+        """
+        if mode not in ("train", "test", "eval"):
+            raise ValueError(f"mode must be train, test or eval, got {mode!r}")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first model's first group; 0 without an optimiser."""
+        wanted = self.get_model_names(names)
+        optim = self._optims[wanted[0]] if wanted else None
+        return float(optim.param_groups[0]["lr"]) if optim is not None else 0.0
+
+    def update_lr(self, names: Names = None) -> None:
+        """Advance the schedules, once per epoch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    # ------------------------------------------------------------------ the parts of a step
+
+    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
+        """Clear gradients, backpropagate, step."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Clear gradients."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Check the loss and backpropagate."""
+        self.detect_anomaly(loss)
+        loss.backward()
 
     def detect_anomaly(self, loss: Tensor) -> None:
         """Refuse a loss that is infinite or NaN.
-
-        Args:
-            loss: Loss.
 
         Raises:
             FloatingPointError: It is not finite.
@@ -56,87 +155,127 @@ class TrainerBase(RegisteredModels):
                 "Try a lower OPTIM.LR or TRAINER.<name>.PREC fp32"
             )
 
-    def model_zero_grad(self, names: Names = None) -> None:
-        """Clear gradients.
-
-        Args:
-            names: Of which models; None for all.
-        """
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].zero_grad()
-
-    def model_backward(self, loss: Tensor) -> None:
-        """Check the loss and backpropagate.
-
-        Args:
-            loss: Loss.
-        """
-        self.detect_anomaly(loss)
-        loss.backward()
-
     def model_update(self, names: Names = None) -> None:
-        """Step the optimisers.
-
-        Args:
-            names: Of which models; None for all.
-        """
+        """Step the optimisers."""
         for name in self.get_model_names(names):
             if self._optims[name] is not None:
                 self._optims[name].step()
 
-    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
-        """Clear gradients, backpropagate, step.
+    # ------------------------------------------------------------------ checkpoints
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run; subclasses fill it."""
+        return {}
+
+    def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Refuse weights that were made otherwise than the config says; subclasses know how.
 
         Args:
-            loss: Loss.
-            names: Of which models; None for all.
+            path: Of the checkpoint.
+            meta: What it says about its run; empty if nothing.
         """
-        self.model_zero_grad(names)
-        self.model_backward(loss)
-        self.model_update(names)
+
+    def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
+        """Return the folder, in a run directory maybe of a foreign layout, of a model's files."""
+        return name
+
+    def convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Translate a foreign checkpoint's keys to the model's, before they are checked."""
+        return state_dict
+
+    def match_classes(
+        self, path: Path, state_dict: dict[str, Any], classnames: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Bring what a checkpoint holds per class into the order of the run's classes.
+
+        Args:
+            path: Of the checkpoint, for messages.
+            state_dict: From `convert_state_dict`.
+            classnames: Of the checkpoint's classes, in label order; None if it does not name them.
+        """
+        return state_dict
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str | os.PathLike[str],
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Save what trains of every registered model, see `Checkpoints.save`.
+
+        ``epoch`` counts from 0, the number in the file's name is that of the epochs done.
+        """
+        self.checkpoints.save(
+            directory,
+            epoch + 1,
+            self.checkpoint_meta(),
+            is_best=is_best,
+            val_result=val_result,
+            model_name=model_name,
+        )
+
+    def load_model(
+        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
+    ) -> None:
+        """Load the weights of every registered model that trains from a run directory.
+
+        Args:
+            directory: Run directory; empty or None does nothing.
+            epoch: Number of epochs; None takes the best on the validation images.
+
+        Raises:
+            FileNotFoundError: A file is not there.
+            ValueError: A file is damaged, of another method, backbone or config, or does not fit.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        meta = self.checkpoint_meta()
+        trained = self.checkpoints.trained()
+        loads = []
+        for name, model in self._models.items():
+            if name not in trained:
+                print(f"Nothing to load for {name!r}: it has no trainable parameters")
+                continue
+            path = checkpoint_path(directory, self.checkpoint_folder(directory, name), epoch)
+            checkpoint = read_checkpoint(path, meta)
+            self.check_origin(path, checkpoint_meta(checkpoint))
+            state = self.convert_state_dict(dict(checkpoint["state_dict"]))
+            state = self.match_classes(path, state, saved_classes(checkpoint))
+            state = fitting_state(path, model, state, checkpoint.get("meta"), meta)
+            loads.append((name, path, state, checkpoint.get("epoch")))
+        # Only now, when all files are known to fit, is anything changed.
+        for name, path, state, trained_epochs in loads:
+            self.checkpoints.put(name, state)
+            print(f'Loading weights to {name} from "{path}" (epoch = {trained_epochs})')
+
+    def resume_model_if_exist(self, directory: str | os.PathLike[str]) -> int:
+        """Continue from the last checkpoints in a directory, see `Checkpoints.continue_from`."""
+        return self.checkpoints.continue_from(directory)
+
+    # ------------------------------------------------------------------ TensorBoard
 
     def init_writer(self, log_dir: str) -> None:
-        """Set where scalars go; the writer is created when there is something to write.
-
-        Args:
-            log_dir: Directory.
-        """
-        self._log_dir = log_dir
+        """Set the directory for scalars; the writer is made when there is something to write."""
+        self._scalars = Scalars(log_dir)
 
     @property
     def _writer(self) -> Any:
         """The TensorBoard writer, Dassl's name; None before `init_writer` and after the end."""
-        if self._open_writer is None and self._log_dir is not None:
-            log_dir, self._log_dir = self._log_dir, None
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except Exception as error:  # a broken installation raises nearly anything
-                reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
-                print(f"TensorBoard is not installed{reason}: scalars are in the log only")
-                return None
-            print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._open_writer = SummaryWriter(log_dir=log_dir)
-        return self._open_writer
+        return self._scalars.writer
 
     @_writer.setter
     def _writer(self, writer: Any) -> None:
-        self._open_writer = writer
+        self._scalars.writer = writer
 
     def close_writer(self) -> None:
         """Close the writer, if there is one."""
-        if self._open_writer is not None:
-            self._open_writer.close()
-        self._open_writer = self._log_dir = None
+        self._scalars.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a number for TensorBoard; does nothing before `init_writer`.
-
-        Args:
-            tag: Name.
-            scalar_value: Number.
-            global_step: Position on the x axis.
-        """
+        """Write a number for TensorBoard; does nothing before `init_writer`."""
         writer = self._writer
         if writer is not None:
             writer.add_scalar(tag, scalar_value, global_step)

@@ -1,16 +1,26 @@
-"""The registry of trainers."""
+"""Building a trainer by its name, and what belongs to the module that its method returns."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from dassl.config.defaults import OPTIONS, TOGETHER
 from dassl.config.schema import check_config, expand_paths, trainer_options
-from dassl.utils.registry import Registry, check_availability
+from dassl.engine.distributed import synchronize_statistics
+from dassl.engine.step import keep_no_activations
+from dassl.names import check_availability
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils.registry import Registry
+from dassl.utils.torchtools import load_pretrained_weights
 
-__all__ = ["TRAINER_REGISTRY", "build_trainer"]
+if TYPE_CHECKING:
+    from dassl.engine.trainer import SimpleTrainer
+
+__all__ = ["TRAINER_REGISTRY", "adopt", "build_trainer"]
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -37,3 +47,29 @@ def build_trainer(cfg: CfgNode) -> Any:
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
     return trainer(cfg)
+
+
+def adopt(trainer: SimpleTrainer, module: nn.Module) -> None:
+    """Move a method's module to the device, build its optimiser, schedule and scaler, register it.
+
+    Args:
+        trainer: Gets them.
+        module: What its ``build_model`` has returned.
+    """
+    cfg, device = trainer.cfg, trainer.device
+    trainer.model = model = synchronize_statistics(module, device).to(device)
+    if cfg.TRAIN.GRAD_CHECKPOINTING:
+        keep_no_activations(model)
+    if cfg.MODEL.INIT_WEIGHTS:
+        load_pretrained_weights(model, cfg.MODEL.INIT_WEIGHTS)
+    optim: Any = None
+    sched: Any = None
+    if any(p.requires_grad for p in model.parameters()):
+        groups = trainer.param_groups(model)
+        optim = build_optimizer(model, cfg.OPTIM, groups, trainable_only=True)
+        # A set for tests only has no steps; what was trained elsewhere can still be loaded.
+        steps = len(trainer.train_loader_x) if trainer.train_loader_x is not None else 0
+        sched = build_lr_scheduler(optim, cfg.OPTIM, steps)
+    if trainer.precision == "amp":
+        trainer.scaler = torch.amp.GradScaler(device.type)
+    trainer.register_model(trainer.model_name or type(trainer).__name__, model, optim, sched)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_finite
 
 __all__ = [
@@ -19,26 +19,28 @@ __all__ = [
     "checkpoint_meta",
     "checkpoint_path",
     "fitting_state",
+    "group_sizes",
+    "last_checkpoint",
     "plain_state",
     "read_checkpoint",
-    "saved_classes",
     "replaced_backbone",
     "same_backbone",
+    "saved_classes",
     "trainable_state",
     "unwrap",
 ]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside a DataParallel wrapper, or the module itself."""
+    """Return the module inside a DataParallel wrapper, or the module itself.
+
+    Trainers in CoOp's style wrap their model so where they see several GPUs.
+    """
     return model.module if isinstance(model, nn.DataParallel) else model
 
 
 def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
     """Return the part of a state dict that training changes.
-
-    Args:
-        model: Module.
 
     Returns:
         Parameters that require a gradient, and the persistent buffers of modules that directly own
@@ -53,16 +55,12 @@ def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
             names = [name for name, p in own.items() if p.requires_grad]
             names += [name for name, _ in module.named_buffers(recurse=False)]
             wanted.update(f"{prefix}.{name}" if prefix else name for name in names)
-    state = model.state_dict()  # leaves non-persistent buffers out
+    state = model.state_dict()  # without the buffers that are not persistent
     return OrderedDict((key, value) for key, value in state.items() if key in wanted)
 
 
 def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse to go on with weights that are not finite.
-
-    Args:
-        state: Tensors by name.
-        what: What would happen with them, for the message.
+    """Refuse weights that are not finite, in the words of ``what`` cannot be done with them.
 
     Raises:
         FloatingPointError: A weight is infinite or NaN.
@@ -96,17 +94,19 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, plain)
 
 
+def group_sizes(state: Mapping[str, Any]) -> list[int]:
+    """Return the number of parameters in every group of an optimiser's state dict."""
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
 def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | None) -> Path:
-    """Return the path of a model's checkpoint.
+    """Return the path of a model's checkpoint in a run directory.
 
     Args:
         directory: Run directory.
-        name: Name the model is registered under.
+        name: Of the model's folder.
         epoch: Number of epochs; None for the best on the validation images if the run chose one,
-            else the last. A best one that another run has left beside the last does not count.
-
-    Returns:
-        Path of an existing file.
+            else the last.
 
     Raises:
         FileNotFoundError: It is not there; the message says what is.
@@ -116,6 +116,7 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     pointer = path.parent / "checkpoint"
     if epoch is None and pointer.is_file():
         last = path.parent / pointer.read_text(encoding="utf-8").strip()
+        # Another run may have left its best one beside this run's last.
         if not path.is_file() or (last.is_file() and _of_other_runs(path, last)):
             path = last
     if path.is_file():
@@ -129,6 +130,15 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
     raise FileNotFoundError(
         f'No checkpoint at "{path}" (set by --model-dir and --load-epoch): {found}'
     )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the file that a model's folder names as its last checkpoint, if it is there."""
+    pointer = folder / "checkpoint"
+    if not pointer.is_file():
+        return None
+    path = folder / pointer.read_text(encoding="utf-8").strip()
+    return path if path.is_file() else None
 
 
 def _of_other_runs(best: Path, last: Path) -> bool:
@@ -150,22 +160,13 @@ def _listing(names: Iterable[str], limit: int = 12) -> str:
 
 
 def checkpoint_meta(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do.
-
-    Args:
-        checkpoint: From `load_checkpoint`.
-    """
+    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     return meta if isinstance(meta, dict) else {}
 
 
 def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
-    """Whether two runs name one backbone, perhaps by a file that has moved meanwhile.
-
-    Args:
-        saved: What a checkpoint says about its run.
-        meta: The same of now.
-    """
+    """Whether two metas name one backbone, perhaps by a file that has moved meanwhile."""
     names = [str(one.get("backbone")) for one in (saved, meta)]
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     moved = all(hashes) and hashes[0] == hashes[1] and len({Path(n).name for n in names}) == 1
@@ -173,11 +174,9 @@ def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
 
 
 def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    """Say that a backbone's file is another one than when weights were trained; else empty.
+    """Say so if a backbone's file is another one than when weights were trained; else "".
 
-    Args:
-        saved: What their checkpoint says about its run; what it does not say cannot differ.
-        meta: The same of now.
+    What one of the two metas does not say cannot differ.
     """
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     if not all(hashes) or hashes[0] == hashes[1]:
@@ -186,14 +185,7 @@ def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
 
 
 def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint and refuse one of another method or backbone.
-
-    Args:
-        path: Path of the file.
-        meta: ``method`` and ``backbone`` of the current run, and ``backbone_sha256`` if known.
-
-    Returns:
-        The checkpoint.
+    """Read a checkpoint and refuse one of another method or backbone than the run's ``meta`` says.
 
     Raises:
         ValueError: Damaged, without ``state_dict``, or made by another method or backbone.
@@ -213,13 +205,8 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saved_classes(checkpoint: Any) -> list[str] | None:
-    """Return the class names that a checkpoint was trained on, in label order, if it has them.
-
-    Args:
-        checkpoint: Content of the file.
-    """
-    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
-    names = meta.get("classnames") if isinstance(meta, Mapping) else None
+    """Return the class names that a checkpoint was trained on, in label order, if it has them."""
+    names = checkpoint_meta(checkpoint).get("classnames")
     return list(names) if names else None
 
 
@@ -238,12 +225,9 @@ def fitting_state(
     Args:
         path: Where it came from, for the messages.
         model: Gets the weights.
-        state_dict: Tensors by key.
+        state_dict: Returned as it is.
         saved_meta: ``meta`` entry of the checkpoint, if any.
         meta: The current run's.
-
-    Returns:
-        The state to load.
 
     Raises:
         ValueError: It does not fit; the message lists the keys or the shapes.

@@ -1,27 +1,35 @@
-"""The one rule by which a device is chosen."""
+"""Where a run computes, and in what precision: the one rule by which each is chosen."""
 
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
+from dassl.names import check_availability
 from dassl.utils.distributed import launched_size, local_rank
 
-__all__ = ["resolve_device"]
+__all__ = [
+    "PRECISIONS",
+    "autocast_context",
+    "requested_precision",
+    "resolve_device",
+    "resolve_precision",
+    "stated_precision",
+]
+
+PRECISIONS = ["fp32", "fp16", "bf16", "amp"]
 
 
 def resolve_device(cfg: CfgNode) -> torch.device:
     """Choose the device that ``cfg.DEVICE`` and ``cfg.USE_CUDA`` ask for.
 
-    Args:
-        cfg: Configuration. ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else
-            MPS, else the CPU. Of several processes on a machine, as torchrun starts them, each gets
-            the GPU with its local rank's number.
-
-    Returns:
-        The device.
+    ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else MPS, else the CPU. Of
+    several processes on a machine, as torchrun starts them, each gets the GPU with its local rank's
+    number.
 
     Raises:
         ValueError: Not a device name, not there, or CUDA although USE_CUDA forbids it.
@@ -53,10 +61,6 @@ def resolve_device(cfg: CfgNode) -> torch.device:
 def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
     """Choose the device of one of several processes.
 
-    Args:
-        name: DEVICE.
-        use_cuda: USE_CUDA.
-
     Raises:
         ValueError: A single device for all, or more processes than GPUs.
     """
@@ -76,3 +80,68 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
             f"PyTorch sees {count} CUDA devices; start at most as many, or set DEVICE cpu"
         )
     return torch.device("cuda", local_rank())
+
+
+def requested_precision(cfg: CfgNode, section: str | None) -> str:
+    """Read a trainer's precision from the configuration.
+
+    Args:
+        cfg: Configuration.
+        section: Name of the trainer's section under TRAINER, by default the trainer's, or the same
+            in capitals, as in CoOp's repository.
+
+    Returns:
+        One of `PRECISIONS`; fp32 if there is no such section or key.
+
+    Raises:
+        ValueError: Another value.
+    """
+    section = section or cfg.TRAINER.NAME
+    node = cfg.TRAINER.get(section, cfg.TRAINER.get(section.upper()))
+    precision = node.get("PREC", "fp32") if isinstance(node, CfgNode) else "fp32"
+    try:
+        check_availability(precision, PRECISIONS)
+    except ValueError as error:
+        raise ValueError(f"TRAINER.{section}.PREC: {error}") from None
+    return precision
+
+
+def stated_precision(cfg: CfgNode, section: str | None) -> str:
+    """Read what the configuration says of a trainer that sees to its precision itself.
+
+    Returns:
+        One of `PRECISIONS`, or "custom" for a trainer's own word for something.
+    """
+    try:
+        return requested_precision(cfg, section)
+    except ValueError:
+        return "custom"
+
+
+def resolve_precision(cfg: CfgNode, section: str | None, device: torch.device, notes: Any) -> str:
+    """Return the precision that was asked for, if the device can do it, else fp32 with a note."""
+    requested = requested_precision(cfg, section)
+    if (
+        requested == "fp32"
+        # Pure half weights, and fp16 autocast with loss scaling: PyTorch does both on CUDA only.
+        or (requested in ("fp16", "amp") and device.type == "cuda")
+        or (requested == "bf16" and _has_bf16(device))
+    ):
+        return requested
+    notes.add(f"precision {requested} is not available on {device}; fp32 is used instead")
+    return "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu"
+
+
+def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs."""
+    if precision == "amp":
+        return torch.autocast(device.type, dtype=torch.float16)
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,32 +28,23 @@ from yacs.config import CfgNode
 from dassl.engine.device import resolve_device
 from dassl.utils.distributed import (
     barrier,
-    broadcast_object,
     gather_counts,
     gather_objects,
     is_main,
     launched_size,
-    main_first,
-    rank,
     world_size,
 )
 
 __all__ = [
     "PeerLostError",
     "WorldSizeError",
-    "barrier",
-    "broadcast_object",
+    "check_starts",
     "check_world",
     "gather_features",
-    "gather_objects",
-    "is_main",
-    "main_first",
     "own_steps",
     "own_test",
     "process_group",
-    "rank",
     "synchronize_statistics",
-    "world_size",
 ]
 
 # What PyTorch's backends say, as plain RuntimeErrors too, when a peer is gone or late.
@@ -169,15 +160,21 @@ def _first_line(error: BaseException) -> str:
 # ---------------------------------------------------------------------- what cannot be trained
 
 
-def check_world(cfg: CfgNode, trainer: Any) -> None:
+def check_world(
+    cfg: CfgNode,
+    loaders: Mapping[str, Any],
+    model: nn.Module | None,
+    device: torch.device,
+) -> None:
     """Refuse to train what several processes would not train as one does.
 
     Args:
         cfg: Configuration.
-        trainer: About to train.
+        loaders: TRAIN_X and TRAIN_U; None where there are no images.
+        model: What trains; None if the trainer does its steps itself.
+        device: Device of the run.
 
     Raises:
-        ValueError: OPTIM.ACCUMULATE is not positive.
         WorldSizeError: The number of processes does not divide the batch, there are fewer images
             than processes, the trainer has a training step of its own, or batch norms train on
             CPUs.
@@ -185,19 +182,30 @@ def check_world(cfg: CfgNode, trainer: Any) -> None:
     processes = world_size()
     if processes == 1:
         return
-    sections = {"TRAIN_X": trainer.train_loader_x}
-    if not cfg.DATALOADER.TRAIN_U.SAME_AS_X:
-        sections["TRAIN_U"] = trainer.train_loader_u
-    for name, loader in sections.items():
-        if loader is not None:
+    for name, loader in loaders.items():
+        if loader is not None and not (name == "TRAIN_U" and cfg.DATALOADER.TRAIN_U.SAME_AS_X):
             batch = cfg.DATALOADER[name].BATCH_SIZE
             _check_share(f"DATALOADER.{name}.BATCH_SIZE", batch, len(loader.dataset), processes)
-    if not trainer._owns_model:
+    if model is None:
         raise own_steps(cfg)
-    if trainer.device.type != "cuda" and trained_norms(trainer.model):
+    if device.type != "cuda" and trained_norms(model):
         raise WorldSizeError(
             f"{cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} trains batch norms, whose "
             f"statistics {processes} processes share on GPUs only; start it without torchrun"
+        )
+
+
+def check_starts(epoch: int, directory: str) -> None:
+    """Refuse to train if the processes have found different resume files.
+
+    Raises:
+        ValueError: They would start at different epochs.
+    """
+    starts = gather_objects(epoch)
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f"the processes would start after different epochs ({starts}): OUTPUT_DIR "
+            f'"{directory}" must be on a file system that all machines share'
         )
 
 
@@ -236,11 +244,7 @@ def _check_share(key: str, batch: int, images: int, processes: int) -> None:
 
 
 def trained_norms(module: nn.Module) -> bool:
-    """Tell whether a batch norm's parameters train.
-
-    Args:
-        module: Module.
-    """
+    """Tell whether a batch norm's parameters train."""
     return any(
         isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters(recurse=False))
         for m in module.modules()
@@ -248,15 +252,7 @@ def trained_norms(module: nn.Module) -> bool:
 
 
 def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let batch norms that train take their statistics over the batches of all processes.
-
-    Args:
-        module: Module.
-        device: Device of the run; PyTorch's SyncBatchNorm needs CUDA.
-
-    Returns:
-        The module, or what takes its place.
-    """
+    """Return the module with the batch norms that train taking statistics over all processes."""
     if world_size() > 1 and device.type == "cuda" and trained_norms(module):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return module
@@ -278,6 +274,7 @@ def gather_features(tensor: Tensor) -> Tensor:
         return tensor
     counts = gather_counts(len(tensor))
     missing = max(counts) - len(tensor)
+    # The collective needs equal shapes; (n, ...) -> (largest n, ...).
     padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing)) if missing else tensor
     rows = all_gather(padded)
     return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

@@ -11,21 +11,27 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from dassl.engine.distributed import own_test
 from dassl.evaluation.record import recorded_evaluations
+from dassl.utils.distributed import world_size
 
 __all__ = ["wrap_overrides"]
 
+_Class = TypeVar("_Class", bound=type)
 _Method = Callable[..., Any]
 _MARK = "_followed_up"
 
 
-def wrap_overrides(cls: type) -> None:
+def wrap_overrides(cls: _Class) -> _Class:
     """Wrap a class's ``train``, ``test`` and ``load_model``, its own or those of a mixin.
 
     Args:
         cls: Trainer class that has just been made.
+
+    Returns:
+        The class.
     """
     for name, wrap in (("train", _train), ("test", _test), ("load_model", _load_model)):
         method: Any = getattr(cls, name)
@@ -33,6 +39,7 @@ def wrap_overrides(cls: type) -> None:
             wrapped: Any = wrap(method)
             setattr(wrapped, _MARK, True)
             setattr(cls, name, wrapped)
+    return cls
 
 
 def _train(train: _Method) -> _Method:
@@ -40,15 +47,15 @@ def _train(train: _Method) -> _Method:
 
     @functools.wraps(train)
     def train_and_finish(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._training:
+        record = self.record
+        if record.training:  # an override has called its parent's
             return train(self, *args, **kwargs)
-        self._training = True
+        record.training = True
         try:
             returned = train(self, *args, **kwargs)
-            self._trained = True
         finally:
-            self._training = False
-        self.finish_train()
+            record.training = False
+        record.finish_train(type(self).__name__)
         return returned
 
     return train_and_finish
@@ -59,17 +66,26 @@ def _test(test: _Method) -> _Method:
 
     @functools.wraps(test)
     def test_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._testing:
+        record = self.record
+        if record.testing:  # an override has called its parent's
             return test(self, *args, **kwargs)
-        self._testing = True
+        record.testing = True
         started = time.time()
         try:
             with recorded_evaluations() as evaluations:
                 returned = test(self, *args, **kwargs)
         finally:
-            self._testing = False
-        split = self.tested_split(args[0] if args else kwargs.get("split"))
-        self.finish_test(split, returned, evaluations, time.time() - started)
+            record.testing = False
+        if world_size() > 1 and not self._gathered:
+            raise own_test(self.cfg)
+        self._gathered = False
+        record.finish_test(
+            f"{type(self).__name__}.test()",
+            record.split_tested(args[0] if args else kwargs.get("split")),
+            returned,
+            evaluations,
+            time.time() - started,
+        )
         return returned
 
     return test_and_record
@@ -80,12 +96,13 @@ def _load_model(load_model: _Method) -> _Method:
 
     @functools.wraps(load_model)
     def load_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self.loaded_from
+        identity = self.identity
+        before = identity.loaded_from  # a tuple of its own for every load, hence compared by `is`
         returned = load_model(self, *args, **kwargs)
         directory = args[0] if args else kwargs.get("directory")
         epoch = args[1] if len(args) > 1 else kwargs.get("epoch")
-        if directory and not self._training and self.loaded_from is before:
-            self.loaded_from = (os.fspath(directory), epoch)
+        if directory and not self.record.training and identity.loaded_from is before:
+            identity.loaded_from = (os.fspath(directory), epoch)
         return returned
 
     return load_and_note

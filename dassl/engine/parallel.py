@@ -13,16 +13,20 @@ scaling sees averaged gradients, so that an overflow on one process makes all of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dassl.engine.distributed import WorldSizeError
 from dassl.engine.step import StepOutput
 from dassl.utils.distributed import gather_counts, sum_over_ranks, world_size
+
+if TYPE_CHECKING:
+    from dassl.engine.trainer_x import TrainerX
 
 __all__ = [
     "ParallelStep",
@@ -36,27 +40,18 @@ __all__ = [
 
 
 class TrainingStep(nn.Module):
-    """A trainer's ``forward_loss`` as the forward pass of a module, for DDP.
+    """A trainer's ``forward_loss`` as the forward pass of a module, for DDP."""
 
-    Args:
-        trainer: Its model's parameters are the module's.
-    """
-
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, model: nn.Module, forward_loss: Callable[[Tensor, Tensor], StepOutput]):
         super().__init__()
-        self.model = trainer.model
-        self.trainer = trainer
+        self.model = model
+        self.forward_loss = forward_loss
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Return loss, logits and parts; only the loss keeps its graph.
-
-        DDP waits for the gradient of every parameter that any output depends on.
-
-        Args:
-            image: Images, (B, 3, height, width), or features.
-            label: Labels, (B,).
-        """
-        out = self.trainer.forward_loss(image, label)
+        """Return loss, logits (B, K) and parts of images (B, 3, height, width) or features."""
+        out = self.forward_loss(image, label)
+        # DDP waits for the gradient of every parameter that any output depends on, so only the
+        # loss may keep its graph.
         logits = None if out.logits is None else out.logits.detach()
         parts = {
             name: part.detach() if isinstance(part, Tensor) else part
@@ -69,21 +64,27 @@ class ParallelStep:
     """A training step whose gradients are averaged over the processes.
 
     Args:
-        trainer: Owns its model, which is on its device and has the weights to start from.
+        model: On its device, with the weights to start from.
+        forward_loss: The method's.
+        device: Device of the run.
 
     Attributes:
         used: Whether there was a step.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        device = trainer.device
+    def __init__(
+        self,
+        model: nn.Module,
+        forward_loss: Callable[[Tensor, Tensor], StepOutput],
+        device: torch.device,
+    ) -> None:
         self.used = False
-        self._trained = trained_parameters(trainer.model)
+        self._trained = trained_parameters(model)
         self._step = DistributedDataParallel(
-            TrainingStep(trainer),
+            TrainingStep(model, forward_loss),
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,  # none changes, but for statistics that are shared anyway
-            find_unused_parameters=True,
+            find_unused_parameters=True,  # a step may leave an adapter out, see the module
         )
 
     def __call__(self, image: Tensor, label: Tensor) -> StepOutput:
@@ -92,40 +93,25 @@ class ParallelStep:
         return StepOutput(*self._step(image, label))
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether the gradients that are averaged are those of all parameters that train.
-
-        Args:
-            model: The trainer's.
-        """
+        """Tell whether the gradients that are averaged are those of all parameters that train."""
         return self._trained == trained_parameters(model)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        """Return the context of a part's forward and backward pass.
-
-        Args:
-            last: Average the gradients in its backward pass; else only add to them.
-        """
+        """Return a part's context: the last part's backward pass averages, the others' only add."""
         return nullcontext() if last else self._step.no_sync()
 
 
-def parallel_step(trainer: Any, current: ParallelStep | None = None) -> ParallelStep | None:
-    """Return what averages gradients over the processes; None for one process.
-
-    Args:
-        trainer: About to train.
-        current: Kept unless other parameters train now.
-    """
+def parallel_step(trainer: TrainerX, current: ParallelStep | None) -> ParallelStep | None:
+    """Return what averages gradients over the processes; None for one process."""
     if world_size() == 1:
         return None
-    return current if current is not None and current.fits(trainer.model) else ParallelStep(trainer)
+    if current is not None and current.fits(trainer.model):
+        return current  # the same parameters train as before
+    return ParallelStep(trainer.model, trainer.forward_loss, trainer.device)
 
 
 def trained_parameters(module: nn.Module) -> set[int]:
-    """Return the identities of the parameters that require a gradient.
-
-    Args:
-        module: Module.
-    """
+    """Return the identities of the parameters that require a gradient."""
     return {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
 
 
@@ -164,6 +150,7 @@ def split_batch(images: int, accumulate: int) -> list[Part]:
         raise ValueError(f"OPTIM.ACCUMULATE must be at least 1, got {accumulate}")
     counts = gather_counts(images)
     _check_counts(counts)
+    # No part may be empty on any process: each is a backward pass in which all take part.
     total, parts = sum(counts), min(accumulate, *counts)
     bounds = [images * number // parts for number in range(parts + 1)]
     return [
@@ -184,7 +171,7 @@ def check_epoch() -> None:
         WorldSizeError: Some have batches left.
     """
     if world_size() > 1:
-        counts = gather_counts(0)
+        counts = gather_counts(0)  # meets the `split_batch` of a process that goes on
         if any(counts):
             _check_counts(counts)
 

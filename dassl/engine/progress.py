@@ -8,18 +8,56 @@ from typing import Any
 
 from dassl.utils.meters import AverageMeter, MetricMeter
 
-__all__ = ["EpochProgress"]
+__all__ = ["EpochProgress", "Scalars"]
+
+
+class Scalars:
+    """A TensorBoard writer that is opened when there is something to write.
+
+    Importing TensorBoard takes longer than a short run, and a run without epochs needs none.
+
+    Args:
+        log_dir: Where to write; None for nowhere.
+    """
+
+    def __init__(self, log_dir: str | None = None) -> None:
+        self._log_dir = log_dir
+        self._opened: Any = None
+
+    @property
+    def writer(self) -> Any:
+        """The writer; None if there is no directory or TensorBoard does not work."""
+        if self._opened is None and self._log_dir is not None:
+            log_dir, self._log_dir = self._log_dir, None
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except Exception as error:  # a broken installation raises nearly anything
+                reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+                print(f"TensorBoard is not installed{reason}: scalars are in the log only")
+                return None
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._opened = SummaryWriter(log_dir=log_dir)
+        return self._opened
+
+    @writer.setter
+    def writer(self, writer: Any) -> None:
+        self._opened = writer
+
+    def close(self) -> None:
+        """Close the writer, if there is one."""
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = self._log_dir = None
 
 
 class EpochProgress:
-    """Times the batches of an epoch and prints every PRINT_FREQ-th, as Dassl does."""
+    """Times the batches of an epoch and prints every PRINT_FREQ-th, as Dassl does.
+
+    Args:
+        trainer: Its epoch, batch, learning rate and configuration are read.
+    """
 
     def __init__(self, trainer: Any) -> None:
-        """Start the clock.
-
-        Args:
-            trainer: Its epoch, batch, learning rate and configuration are read.
-        """
         self.trainer = trainer
         self.batch_time = AverageMeter()
         self.data_time = AverageMeter()
@@ -30,11 +68,7 @@ class EpochProgress:
         self.data_time.update(time.time() - self._last)
 
     def trained(self, losses: MetricMeter) -> None:
-        """Note that a step is done; print and write what is due.
-
-        Args:
-            losses: What the steps of the epoch returned.
-        """
+        """Note that a step is done; print and write what is due."""
         trainer = self.trainer
         self.batch_time.update(time.time() - self._last)
         frequency = trainer.cfg.TRAIN.PRINT_FREQ
@@ -48,11 +82,7 @@ class EpochProgress:
         self._last = time.time()
 
     def line(self, losses: MetricMeter) -> str:
-        """Return the log line of the current batch.
-
-        Args:
-            losses: What the steps of the epoch returned.
-        """
+        """Return the log line of the current batch."""
         trainer = self.trainer
         done = trainer.batch_idx + 1
         remaining = trainer.num_batches - done

@@ -1,14 +1,15 @@
-"""The rolling resume file: everything a killed run needs to end as if it had not been."""
+"""The rolling resume file: everything a killed run needs to end as if it had not been killed."""
 
 from __future__ import annotations
 
 import os
 import random
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,16 +17,22 @@ from yacs.config import CfgNode
 
 from dassl.config import config_hash
 from dassl.locks import remove_leftovers
+from dassl.utils.distributed import is_main
 from dassl.utils.restricted_unpickler import read_restricted
 from dassl.utils.torchtools import atomic_torch_save
 
+if TYPE_CHECKING:
+    from dassl.engine.trainer import SimpleTrainer
+
 __all__ = [
     "RESUME_NAME",
+    "collect_state",
     "random_states",
     "read_resume",
     "remove_resume",
     "resolve_seed",
     "restore_random_states",
+    "restore_state",
     "write_resume",
 ]
 
@@ -37,12 +44,7 @@ _ENTRIES = ("config_hash", "seed", "epoch", "models", "optims", "scheds", "rando
 def random_states(
     generators: Mapping[str, torch.Generator], device: torch.device
 ) -> dict[str, Any]:
-    """Return the states of all random generators as plain data.
-
-    Args:
-        generators: Named generators of the trainer.
-        device: Device of the run; its generators are included.
-    """
+    """Return the states of all random generators as plain data."""
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -60,12 +62,7 @@ def random_states(
 def restore_random_states(
     states: Mapping[str, Any], generators: Mapping[str, torch.Generator]
 ) -> None:
-    """Set all random generators to saved states.
-
-    Args:
-        states: From `random_states`.
-        generators: Named generators of the trainer.
-    """
+    """Set all random generators to saved states."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -80,22 +77,57 @@ def restore_random_states(
         torch.mps.set_rng_state(states["mps"])
 
 
-def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Replace the resume file, atomically.
+def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
+    """Return everything that the rest of a run depends on.
 
-    Args:
-        directory: Run directory.
-        state: Plain data and tensors.
+    Raises:
+        FloatingPointError: A weight is not finite.
     """
-    remove_leftovers([Path(directory)], alone=True)
-    atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
+    scaler = trainer.scaler
+    return {
+        "config_hash": config_hash(trainer.cfg),
+        "identity": trainer.identity.content(),
+        "device": trainer.device.type,
+        "seed": trainer.seed,
+        "epoch": epochs,
+        **trainer.checkpoints.state(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "best_result": float(trainer.best_result),
+        "random": random_states(trainer._generators, trainer.device),
+        "elapsed": time.time() - trainer.time_start,
+        "notes": list(trainer.notes),
+        "extra": trainer.extra_state(),
+    }
+
+
+def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
+    """Put a trainer where another process was."""
+    trainer.checkpoints.restore(state)
+    if trainer.scaler is not None and state["scaler"] is not None:
+        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.best_result = state["best_result"]
+    trainer.start_epoch = trainer.epoch = state["epoch"]
+    # As if the run had begun earlier by the time that the killed process had spent on it.
+    trainer.time_start -= state["elapsed"]
+    trainer.record.started -= state["elapsed"]
+    trainer.notes += [note for note in state["notes"] if note not in trainer.notes]
+    now, begun = trainer.device.type, state.get("device", trainer.device.type)
+    if begun != now:
+        trainer.notes.add(f"begun on {begun}, went on after epoch {state['epoch']} on {now}")
+    trainer.load_extra_state(state["extra"])
+    # Last: what was done until here may have drawn random numbers.
+    restore_random_states(state["random"], trainer._generators)
+
+
+def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Replace the resume file, atomically; of several processes rank 0 does it."""
+    if is_main():
+        remove_leftovers([Path(directory)], alone=True)
+        atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
 
 
 def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read the resume file.
-
-    Args:
-        directory: Run directory.
 
     Returns:
         The state, or None if there is no file.
@@ -120,11 +152,7 @@ def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def remove_resume(directory: str | os.PathLike[str]) -> None:
-    """Remove the resume file, if there is one.
-
-    Args:
-        directory: Run directory.
-    """
+    """Remove the resume file, if there is one."""
     remove_leftovers([Path(directory)], alone=True)
     with suppress(FileNotFoundError):
         (Path(directory) / RESUME_NAME).unlink()
@@ -135,9 +163,6 @@ def resolve_seed(cfg: CfgNode) -> int:
 
     An interrupted run with a drawn seed is resumed with the same one: another seed would give
     another few-shot draw under the same weights.
-
-    Args:
-        cfg: Configuration.
 
     Returns:
         The seed.

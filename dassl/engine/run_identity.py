@@ -1,4 +1,4 @@
-"""What a run is made from, and what other runs have left where it is to write."""
+"""What a run is made from: config, data, files that were read. Runs are compared by it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
-from dassl.config import to_plain
+from dassl.config import config_hash, to_plain
 from dassl.config.identity import (
     FILE_MARK,
-    IDENTITY_NAME,
-    REPOSITORY,
     config_changes,
-    digest_of,
     file_hash,
     files_named,
     folders_named,
     identity_changes,
     relevant,
+    shown,
     split_record,
 )
 from dassl.config.inputs import (
@@ -37,39 +36,47 @@ from dassl.config.inputs import (
     record_inputs,
     recording,
 )
-from dassl.engine.base import TrainerBase
+from dassl.config.paths import REPOSITORY
 from dassl.engine.checkpoint import replaced_backbone
-from dassl.utils.files import write_json
 
-__all__ = ["RunIdentity", "recipe_changes", "recipe_of"]
+__all__ = ["RunIdentity", "check_recipe"]
 
 _FORMAT = 1
 
 
-class RunIdentity(TrainerBase):
-    """Notes what the run reads while it is built, and compares that with what others recorded.
+class RunIdentity:
+    """Everything that a run's result depends on, to compare with what other runs recorded.
+
+    Args:
+        cfg: Configuration.
+        dm: Data manager.
+        read: The files that are read while the run is built; more may come until `seal`.
+        seed: The run's seed.
+        device: Device of the run.
 
     Attributes:
-        loaded_from: Directory and epoch that `load_model` was last called with outside of training.
+        precision: What the run computes in, once that is known.
+        loaded_from: Directory and epoch that ``load_model`` was last called with outside of
+            training.
     """
 
-    cfg: CfgNode
-    dm: Any
-    output_dir: str
-
-    def __init__(self) -> None:
-        """Start without anything read."""
-        super().__init__()
-        self._read = Recording()
-        self._weights = Recording()
+    def __init__(
+        self, cfg: CfgNode, dm: Any, read: Recording, seed: int, device: torch.device
+    ) -> None:
+        self.cfg = cfg
+        self.dm = dm
+        self.seed = seed
+        self.device = device
+        self.precision = ""
         self.loaded_from: tuple[str, int | None] = ("", None)
+        self._read = read
+        self._weights = Recording()
+        self._root = cfg.DATASET.ROOT or os.getcwd()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Note the files that are read inside a block as the run's; hash them at its end."""
-        with recording(self._read):
-            yield
-        self.inputs  # noqa: B018 - as they are now: a file may be edited while the run goes on
+    def seal(self, precision: str) -> None:
+        """Hash what was read, as it is now: a file may be edited while the run goes on."""
+        self.precision = precision
+        self.inputs  # noqa: B018 - computed and kept
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
@@ -81,23 +88,17 @@ class RunIdentity(TrainerBase):
     @property
     def places(self) -> dict[str, str]:
         """Folders by the key that names them, for `dassl.config.inputs`."""
-        cfg, plain = self.cfg, to_plain(self.cfg)
-        named: dict[str, str] = dict(folders_named(plain, (os.getcwd(), REPOSITORY)))
-        named[DATA] = cfg.DATASET.ROOT or os.getcwd()
-        named[START] = cfg.get("FIRST_STAGE", {}).get("DIR", "")
+        named: dict[str, str] = dict(folders_named(to_plain(self.cfg), (os.getcwd(), REPOSITORY)))
+        named[DATA] = self._root
+        named[START] = self.cfg.get("FIRST_STAGE", {}).get("DIR", "")
         named[WEIGHTS] = self.loaded_from[0]
         return places_of(named)
 
     @cached_property
     def named_files(self) -> dict[str, str]:
         """Hashes of the files that the config names, by key."""
-        root = self.cfg.DATASET.ROOT or os.getcwd()
-        folders = [
-            os.getcwd(),
-            REPOSITORY,
-            root,
-            getattr(self.dm.dataset, "dataset_dir", "") or root,
-        ]
+        dataset_dir = getattr(self.dm.dataset, "dataset_dir", "") or self._root
+        folders = [os.getcwd(), REPOSITORY, self._root, dataset_dir]
         found = files_named(to_plain(self.cfg), folders)
         self._read.files.update(found.values())
         return {key: file_hash(path) for key, path in found.items()}
@@ -114,14 +115,11 @@ class RunIdentity(TrainerBase):
     @cached_property
     def images(self) -> dict[str, Any]:
         """The images of the run, see `dassl.config.inputs.image_record`."""
-        contents = bool(self.cfg.DATASET.HASH_IMAGES)
-        paths = {*self._image_paths(), *listed_images(self._read)}
-        return image_record(sorted(paths), self.places, contents)
-
-    def _image_paths(self) -> list[str]:
         names = ("train_x", "train_u", "val", "test")
-        parts = (getattr(self.dm.dataset, name, None) for name in names)
-        return [item.impath for part in parts for item in part or ()]
+        splits = (getattr(self.dm.dataset, name, None) for name in names)
+        paths = {item.impath for split in splits for item in split or ()}
+        paths.update(listed_images(self._read))
+        return image_record(sorted(paths), self.places, bool(self.cfg.DATASET.HASH_IMAGES))
 
     @cached_property
     def compared_config(self) -> dict[str, Any]:
@@ -134,53 +132,46 @@ class RunIdentity(TrainerBase):
     @cached_property
     def split(self) -> dict[str, Any]:
         """Images, labels and names, see `dassl.config.identity.split_record`."""
-        return split_record(self.dm.dataset, self.cfg.DATASET.ROOT or os.getcwd())
+        return split_record(self.dm.dataset, self._root)
 
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the result depends on, as plain data.
-
-        Returns:
-            ``config`` by full key; ``precision``; ``split``; ``inputs``, the files and images that
-            were read.
-        """
-        weights = record_inputs(self._weights, self.places)["files"]
-        inputs = {**self.inputs, **self.images, "places": self.places}
+    def content(self) -> dict[str, Any]:
+        """Return it all as plain data; ``inputs`` are the files and images that were read."""
+        places = self.places
+        weights = record_inputs(self._weights, places)["files"]
+        inputs = {**self.inputs, **self.images, "places": places}
         inputs["files"] = {**inputs["files"], **weights}
         return {
             "format": _FORMAT,
             "config": self.compared_config,
-            "precision": self.stated_precision(),
+            "precision": self.precision,
             "split": self.split,
             "inputs": inputs,
         }
 
-    def stated_precision(self) -> str:
-        """What the run computes in, as far as it is known."""
-        raise NotImplementedError
-
     def changes_since(self, old: Mapping[str, Any]) -> list[str]:
-        """Say in what this run differs from a recorded identity.
-
-        Args:
-            old: From `identity`, of an earlier run.
-        """
-        lines = identity_changes(old, self.identity())
+        """Say in what this run differs from an earlier run's `content`."""
+        lines = identity_changes(old, self.content())
         return lines + InputCheck().changes(old.get("inputs", {}), self.places)
 
-    def write_identity(self) -> str:
-        """Write the identity beside the result, and return its digest."""
-        content = self.identity()
-        write_json(content, Path(self.output_dir) / IDENTITY_NAME)
-        return digest_of(content)
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run."""
+        cfg = self.cfg
+        return {
+            "method": cfg.TRAINER.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "config_hash": config_hash(cfg),
+            "dataset": cfg.DATASET.NAME,
+            "recipe": _recipe_of(self.compared_config),
+            "classnames": list(self.dm.lab2cname.values()),
+            "num_classes": int(self.dm.num_classes),
+            "config": to_plain(cfg),
+        }
 
 
-def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what weights depend on, of a run's config: how the model is made and trained.
+def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights depend on, of a run's config: how the model is made and trained.
 
     The data, the shots and the precision may be others when the weights are evaluated.
-
-    Args:
-        config: By full key, as in `RunIdentity.identity`.
     """
     return {
         key: value
@@ -191,16 +182,44 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def recipe_changes(trained: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Say in what the making of weights differs from the current run's.
-
-    Args:
-        trained: What a checkpoint says about its run: ``recipe`` from `recipe_of`, and
-            ``backbone_sha256``; what it does not say cannot differ.
-        own: The same of now.
-    """
+def _recipe_changes(trained: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Say in what two checkpoint metas' recipes differ; what one does not say cannot differ."""
     saved, now = trained.get("recipe") or {}, own["recipe"]
     common = saved.keys() & now.keys()
     lines = config_changes({k: saved[k] for k in common}, {k: now[k] for k in common})
     replaced = replaced_backbone(trained, own)
     return [replaced, *lines] if replaced else lines
+
+
+def check_recipe(
+    path: Path, meta: Mapping[str, Any], own: Mapping[str, Any], any_config: bool, notes: Any
+) -> None:
+    """Refuse weights of another recipe than the config's, or of another backbone's content.
+
+    On another dataset than that of the training, a method file's PER_DATASET section may set the
+    method's options otherwise: they are named, and how it trains does not count. Neither does the
+    number of epochs anywhere.
+
+    Args:
+        path: Of the checkpoint.
+        meta: What it says about its run; empty if nothing.
+        own: The same of the current run.
+        any_config: Note the difference instead of refusing.
+        notes: The run's.
+
+    Raises:
+        ValueError: They differ, and ``any_config`` is not set.
+    """
+    harmless = ["OPTIM.MAX_EPOCH"]  # which epoch is loaded is in the log
+    if meta.get("dataset") != own["dataset"]:
+        harmless += ["TRAINER.", "OPTIM."]
+    changes = _recipe_changes(meta, own)
+    grave = [line for line in changes if not line.startswith(tuple(harmless))]
+    if grave and not any_config:
+        raise ValueError(
+            f'"{path}" was trained otherwise than the config says: {shown(grave)}. Give the '
+            "options of its run, or another --model-dir; --any-config loads it all the same"
+        )
+    noted = changes if grave else [n for n in changes if not n.startswith("OPTIM.")]
+    if noted:
+        notes.add(f"weights that were trained with other options: {shown(noted)}")

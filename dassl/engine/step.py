@@ -1,12 +1,14 @@
-"""What a training step returns, and caches that a step makes stale."""
+"""A training step: what it returns, how optimisers step, and which caches that makes stale."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from dassl.metrics import compute_accuracy
 
 __all__ = [
     "StepOutput",
@@ -14,6 +16,7 @@ __all__ = [
     "drop_caches",
     "freeze_statistics",
     "keep_no_activations",
+    "step_optimizers",
 ]
 
 
@@ -31,22 +34,47 @@ class StepOutput:
     logits: Tensor | None = None
     parts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
+    def numbers(self, label: Tensor) -> dict[str, float]:
+        """Return ``loss``, ``acc`` (if there are logits) and the parts, for the log."""
+        found = {"loss": self.loss.item()}
+        if self.logits is not None:
+            found["acc"] = compute_accuracy(self.logits.detach(), label)[0].item()
+        for name, value in self.parts.items():
+            found[name] = value.item() if isinstance(value, Tensor) else float(value)
+        return found
 
-def caching_modules(module: nn.Module) -> list[Any]:
-    """Return the submodules that keep something computed from weights, see `drop_caches`.
+
+def step_optimizers(optims: Iterable[Any], max_norm: float = 0.0, scaler: Any = None) -> None:
+    """Clip the gradients' norm and step.
 
     Args:
-        module: Module.
+        optims: Optimisers; None among them is left out.
+        max_norm: Of each optimiser's gradients; 0 for no limit.
+        scaler: Gradient scaler, or None. It leaves out steps whose gradients are not finite.
     """
+    for optim in optims:
+        if optim is None:
+            continue
+        if max_norm > 0:
+            if scaler:
+                scaler.unscale_(optim)
+            params = [p for group in optim.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(params, max_norm)
+        if scaler:
+            scaler.step(optim)
+        else:
+            optim.step()
+    if scaler:
+        scaler.update()
+
+
+def caching_modules(module: nn.Module) -> list[Any]:
+    """Return the submodules that keep something computed from weights, see `drop_caches`."""
     return [m for m in module.modules() if callable(getattr(m, "drop_cache", None))]
 
 
 def drop_caches(module: nn.Module) -> None:
-    """Call ``drop_cache()`` on every submodule that has one.
-
-    Args:
-        module: Module whose weights have changed.
-    """
+    """Call ``drop_cache()`` on every submodule that has one."""
     for submodule in caching_modules(module):
         submodule.drop_cache()
 
@@ -56,9 +84,6 @@ def freeze_statistics(module: nn.Module) -> None:
 
     In training mode a frozen ResNet's running statistics would drift with every batch, changing
     the pre-trained model although no parameter of it trains.
-
-    Args:
-        module: Module in training mode.
     """
     for submodule in module.modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm):
@@ -71,9 +96,6 @@ def keep_no_activations(module: nn.Module) -> None:
     """Let open_clip's transformers compute activations again in the backward pass.
 
     Less memory, about a third more time, the same gradients.
-
-    Args:
-        module: Module with open_clip models in it.
 
     Raises:
         ValueError: Nothing in it can do that.

@@ -1,12 +1,13 @@
-"""Builds a run from its configuration: device, data, model, optimiser; trains and tests."""
+"""Dassl's SimpleTrainer: a run from its configuration to its result."""
 
 from __future__ import annotations
 
 import datetime
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,81 +16,41 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl.config.inputs import Recording, recording
 from dassl.data import DataManager
-from dassl.data.samplers import mix_seed
-from dassl.engine.base import TrainerBase
+from dassl.data.epoch_samplers import mix_seed
+from dassl.engine.base import Names, TrainerBase
+from dassl.engine.build import adopt
 from dassl.engine.checkpoint import trainable_state
-from dassl.engine.device import resolve_device
-from dassl.engine.distributed import (
-    broadcast_object,
-    check_world,
-    is_main,
-    main_first,
-    synchronize_statistics,
-    world_size,
+from dassl.engine.device import (
+    autocast_context,
+    resolve_device,
+    resolve_precision,
+    stated_precision,
 )
-from dassl.engine.models import Names
-from dassl.engine.precision import autocast_context
-from dassl.engine.resume import resolve_seed
+from dassl.engine.distributed import check_world, own_steps
+from dassl.engine.names import NAMES, look_up
+from dassl.engine.overrides import wrap_overrides
+from dassl.engine.parallel import ParallelStep
+from dassl.engine.previous_runs import resume
+from dassl.engine.record import Notes, RunRecord
+from dassl.engine.resume import collect_state, resolve_seed, write_resume
 from dassl.engine.run_folder import check_room
-from dassl.engine.run_result import RunResult
+from dassl.engine.run_identity import RunIdentity, check_recipe
 from dassl.engine.simple_net import SimpleNet
-from dassl.engine.step import freeze_statistics, keep_no_activations
+from dassl.engine.step import freeze_statistics, step_optimizers
 from dassl.evaluation import build_evaluator
 from dassl.evaluation.record import numbers
-from dassl.modeling import build_backbone, build_head
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import (
-    AverageMeter,
-    MetricMeter,
-    check_availability,
-    count_num_param,
-    load_checkpoint,
-    load_pretrained_weights,
-    mkdir_if_missing,
-    resume_from_checkpoint,
-    save_checkpoint,
-    set_random_seed,
-    tolist_if_not,
-)
+from dassl.utils import check_availability, set_random_seed
+from dassl.utils.distributed import broadcast_object, is_main, main_first, world_size
 
-__all__ = [
-    "AverageMeter",
-    "DataManager",
-    "MetricMeter",
-    "SimpleNet",
-    "SimpleTrainer",
-    "SummaryWriter",  # noqa: F822
-    "TrainerBase",
-    "TrainerX",  # noqa: F822
-    "TrainerXU",  # noqa: F822
-    "build_backbone",
-    "build_head",
-    "count_num_param",
-    "load_checkpoint",
-    "mkdir_if_missing",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-    "tolist_if_not",
-]
+__all__ = ["SimpleTrainer", *NAMES]  # noqa: PLE0604 - strings
 
-# What Dassl's module of this name holds besides, looked up late: they build on this one, or take
-# time to import.
-_ELSEWHERE = {
-    "SummaryWriter": "torch.utils.tensorboard",
-    "TrainerX": "dassl.engine.trainer_x",
-    "TrainerXU": "dassl.engine.trainer_xu",
-}
+__getattr__ = look_up
 
 
-def __getattr__(name: str) -> Any:
-    """Return one of Dassl's names."""
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ELSEWHERE[name]), name)
-
-
-class SimpleTrainer(RunResult):
+@wrap_overrides
+class SimpleTrainer(TrainerBase):
     """Builds data, model and evaluator from a configuration; trains, tests, saves, resumes.
 
     A method overrides `build_model` to return one module; the engine then moves it to the device
@@ -101,28 +62,38 @@ class SimpleTrainer(RunResult):
         cfg: Configuration.
         seed: The run's seed (drawn, if ``cfg.SEED`` is negative).
         device: Device of the run.
-        dm: Data set and loaders.
+        dm: Dataset and loaders.
         model: The method's module.
         scaler: Gradient scaler (amp on CUDA), or None.
         evaluator: Evaluator.
+        notes: Remarks that end up in the result; ``notes.add`` prints one, too.
+        identity: What the run is made from, to compare with other runs.
+        record: What its tests have found; writes ``result.json``.
+        parallel: The step of several processes, or None.
         best_result: Best result on the validation images so far.
+        any_config: Load weights although they were trained with other options.
         model_name: Name the returned module is registered under, by default the class's name.
         config_section: Section under ``cfg.TRAINER`` with PREC, by default the trainer's name.
     """
 
     model_name: str | None = None
+    config_section: str | None = None
+    any_config: bool = False
     model: Any
+    scaler: Any = None
+    parallel: ParallelStep | None = None
+    _owns_model = False  # whether `build_model` has returned it
+    _gathered = False  # whether the last test has put together what all processes have seen
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the run's result written whatever a trainer overrides."""
+        super().__init_subclass__(**kwargs)
+        wrap_overrides(cls)
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build everything.
-
-        Args:
-            cfg: Configuration.
-
-        Raises:
-            ValueError: Something in the configuration cannot be used.
-        """
+        """Build everything."""
         super().__init__()
+        started = time.time()  # the durations include the building
         check_availability(cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
         check_availability(cfg.TEST.SPLIT, ["test", "val"])
         self.check_cfg(cfg)
@@ -131,35 +102,33 @@ class SimpleTrainer(RunResult):
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
+        self.best_result = -float("inf")
+        self.notes = Notes()
+        self._generators: dict[str, torch.Generator] = {}
         self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
-        with self.reading():
-            self._build(cfg)
+        # Files that are read from here on are what the result depends on.
+        with recording(read := Recording()):
+            with main_first():  # rank 0 may download or draw what the others then find
+                self.build_data_loader()
+            self.identity = RunIdentity(cfg, self.dm, read, self.seed, self.device)
+            has_val = self.val_loader is not None
+            self.record = RunRecord(
+                self.identity, self.notes, self._models, self._own_entries, has_val, started
+            )
+            self._build_model()
+        self.identity.seal(
+            self.precision if self._owns_model else stated_precision(cfg, self.config_section)
+        )
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
-    def _build(self, cfg: CfgNode) -> None:
-        """Build data and model."""
-        with main_first():
-            self.build_data_loader()
-        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
-            raise ValueError(
-                f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation images, "
-                "and choosing on test images would make the result worthless; set last_step"
-            )
-        with main_first():
-            built: Any = self.build_model()
-        if isinstance(built, nn.Module):
-            self._adopt(built)
+    # ------------------------------------------------------------------ building
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Check the values the method depends on; called before anything is built.
-
-        Args:
-            cfg: Configuration.
-        """
+        """Check the values the method depends on; called before anything is built."""
 
     def build_data_loader(self) -> None:
-        """Build data set and loaders; override to use other transforms."""
+        """Build dataset and loaders; override to use other transforms."""
         self.dm = DataManager(self.cfg)
         self.train_loader_x: Any = self.dm.train_loader_x
         self.train_loader_u: Any = self.dm.train_loader_u
@@ -178,105 +147,72 @@ class SimpleTrainer(RunResult):
         return SimpleNet(self.cfg, self.cfg.MODEL, self.num_classes)
 
     def param_groups(self, module: nn.Module) -> Any:
-        """Return parameter groups with their own learning rates; None for one group.
-
-        Args:
-            module: What `build_model` returned.
-        """
+        """Return parameter groups of the module with rates of their own; None for one group."""
         return None
 
-    def _adopt(self, module: nn.Module) -> None:
-        """Take over the module that `build_model` returned."""
-        cfg = self.cfg
-        self._owns_model = True
-        self.model = synchronize_statistics(module, self.device).to(self.device)
-        if cfg.TRAIN.GRAD_CHECKPOINTING:
-            keep_no_activations(self.model)
-        if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
-        optim: Any = None
-        sched: Any = None
-        if any(p.requires_grad for p in self.model.parameters()):
-            groups = self.param_groups(self.model)
-            optim = build_optimizer(self.model, cfg.OPTIM, groups, trainable_only=True)
-            # A set for tests only has no steps; what was trained elsewhere can still be loaded.
-            steps = len(self.train_loader_x) if self.train_loader_x is not None else 0
-            sched = build_lr_scheduler(optim, cfg.OPTIM, steps)
-        if self.precision == "amp":
-            self.scaler = torch.amp.GradScaler(self.device.type)
-        self.register_model(self.model_name or type(self).__name__, self.model, optim, sched)
+    def _build_model(self) -> None:
+        """Build the model; if `build_model` returns one, all that belongs to it too."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise ValueError(
+                f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation "
+                "images, and choosing on test images would make the result worthless; set last_step"
+            )
+        with main_first():
+            built: Any = self.build_model()
+        if isinstance(built, nn.Module):
+            self._owns_model = True
+            adopt(self, built)
+
+    @cached_property
+    def precision(self) -> str:
+        """What the run computes in: fp32, fp16, bf16 or amp, after falling back if need be."""
+        return resolve_precision(self.cfg, self.config_section, self.device, self.notes)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model's forward passes run."""
         return autocast_context(self.precision, self.device)
 
     def register_generator(self, name: str) -> torch.Generator:
-        """Return a CPU generator seeded from the run's seed and a name, saved for resuming.
-
-        Args:
-            name: Unique in the trainer.
+        """Return a CPU generator seeded from the run's seed and a new name, saved for resuming.
 
         Raises:
             ValueError: The name is taken.
         """
         if name in self._generators:
             raise ValueError(f"a generator is already registered as {name!r}")
-        generator = torch.Generator()
-        generator.manual_seed(mix_seed(self.seed, "generator", name))
-        self._generators[name] = generator
-        return generator
+        seed = mix_seed(self.seed, "generator", name)
+        self._generators[name] = torch.Generator().manual_seed(seed)
+        return self._generators[name]
+
+    # ------------------------------------------------------------------ a step
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Switch registered models to training or evaluation.
-
-        Args:
-            mode: train, or test or eval.
-            names: Which models; None for all.
-        """
+        """Switch models to training or evaluation; frozen batch norms keep their statistics."""
         super().set_model_mode(mode, names)
         if mode == "train" and self._owns_model:
             freeze_statistics(self.model)
 
     def model_backward(self, loss: Tensor) -> None:
-        """Check the loss and backpropagate, scaled under amp.
-
-        Args:
-            loss: Loss.
-        """
+        """Check the loss and backpropagate, scaled under amp."""
         self.detect_anomaly(loss)
         scaled = self.scaler.scale(loss) if self._owns_model and self.scaler else loss
         scaled.backward()
 
     def model_update(self, names: Names = None) -> None:
-        """Clip the gradients' norm if asked to and step the optimisers.
+        """Clip the gradients' norm if asked to and step the optimisers."""
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        # A trainer that registers its models itself also scales and clips itself.
+        own = (self.cfg.OPTIM.MAX_GRAD_NORM, self.scaler) if self._owns_model else ()
+        step_optimizers(optims, *own)
 
-        Args:
-            names: Of which models; None for all.
-        """
-        scaler = self.scaler if self._owns_model else None
-        limit = self.cfg.OPTIM.MAX_GRAD_NORM if self._owns_model else 0.0
-        for name in self.get_model_names(names):
-            optim = self._optims[name]
-            if optim is None:
-                continue
-            if limit > 0:
-                if scaler:
-                    scaler.unscale_(optim)
-                params = [p for group in optim.param_groups for p in group["params"]]
-                torch.nn.utils.clip_grad_norm_(params, limit)
-            if scaler:
-                scaler.step(optim)
-            else:
-                optim.step()
-        if scaler:
-            scaler.update()
+    # ------------------------------------------------------------------ a run
 
     def train(self) -> None:  # type: ignore[override]
         """Train, or go on where a killed run stopped, then test."""
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
-        """Resume if there is something to resume from."""
+        """Check that there are images to train and test on; resume if there is a state to."""
         if self._owns_model and not trainable_state(self.model):
             print("No trainable parameter: going straight to the test")
             self.start_epoch = self.max_epoch
@@ -284,27 +220,31 @@ class SimpleTrainer(RunResult):
             raise ValueError(
                 f"{self.cfg.DATASET.NAME} has no training images; use --eval-only with --model-dir"
             )
-        split = self.cfg.TEST.SPLIT
-        own_test = type(self).test is not SimpleTrainer.test
-        if not (self.cfg.TEST.NO_TEST or own_test) and self._loader(split) is None:
-            raise ValueError(
-                f"{self.cfg.DATASET.NAME} has no images in the split {split!r} (TEST.SPLIT) to "
-                "test on after training; set TEST.NO_TEST True to train only"
-            )
+        if not self.cfg.TEST.NO_TEST and type(self).test is SimpleTrainer.test:
+            more = " (TEST.SPLIT) to test on after training; set TEST.NO_TEST True to train only"
+            self._loader(self.cfg.TEST.SPLIT, more)
         if is_main():
             check_room(self.output_dir, self._models)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"))
         self.time_start = time.time()
-        self.resume()
+        resume(self)  # may move `start_epoch` and `time_start`
         if self.start_epoch < self.max_epoch:
-            check_world(self.cfg, self)
+            loaders = {"TRAIN_X": self.train_loader_x, "TRAIN_U": self.train_loader_u}
+            check_world(self.cfg, loaders, self.model if self._owns_model else None, self.device)
+
+    def begin_epoch(self) -> None:
+        """Make the order of images a function of the epoch, so that resuming repeats it."""
+        for loader in (self.train_loader_x, self.train_loader_u):
+            sampler: Any = getattr(loader, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)
 
     def after_epoch(self) -> None:
         """Evaluate on validation images and save, as the configuration says."""
         cfg = self.cfg
         done = self.epoch + 1
         if not cfg.TEST.NO_TEST and cfg.TEST.FINAL_MODEL == "best_val":
-            result = self._score(self.test(split="val"))
+            result = self.record.score(f"{type(self).__name__}.test()", self.test(split="val"))
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(
@@ -314,29 +254,19 @@ class SimpleTrainer(RunResult):
         if done == self.max_epoch or (every > 0 and done % every == 0):
             self.save_model(self.epoch, self.output_dir)
 
-    def _score(self, returned: Any) -> float:
-        """Return the number that a test on validation images has given.
-
-        Args:
-            returned: By `test`; not a number if a trainer's own test returns something else.
-
-        Raises:
-            ValueError: It has given none.
-        """
-        found, _ = numbers(returned)
-        if not found and "val" in self._tests:
-            found = self._tests["val"].results
-        if not found:
-            raise ValueError(
-                f"TEST.FINAL_MODEL is best_val, but {type(self).__name__}.test() has neither used "
-                "an evaluator nor returned a number; set last_step"
-            )
-        return next(iter(found.values()))
+    def end_epoch(self) -> None:
+        """Replace the resume file, every RESUME_FREQ epochs and after the last."""
+        if world_size() > 1 and not getattr(self.parallel, "used", False):
+            raise own_steps(self.cfg)
+        every = self.cfg.TRAIN.RESUME_FREQ
+        done = self.epoch + 1
+        if every > 0 and (done % every == 0 or done == self.max_epoch):
+            write_resume(self.output_dir, collect_state(self, done))
 
     def after_train(self) -> None:
         """Test the final model and write the result."""
         print("Finish training")
-        self.durations["train"] = time.time() - self.time_start
+        self.record.durations["train"] = time.time() - self.time_start
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
@@ -344,28 +274,23 @@ class SimpleTrainer(RunResult):
             else:
                 print("Deploy the last-epoch model")
             self.test()
-            self.finish_train()
-        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
-        print(f"Elapsed: {elapsed}")
+            self.record.finish_train(type(self).__name__)
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
+
+    # ------------------------------------------------------------------ tests
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; outside of `train`, also write the result of the run.
+        """Evaluate on TEST.SPLIT or another split and return the main result, the accuracy.
 
-        Args:
-            split: test or val; by default TEST.SPLIT.
-
-        Returns:
-            The evaluator's main result, the accuracy.
+        Outside of `train` it is the run's, and is written.
 
         Raises:
             ValueError: There are no images in the split, or the evaluator gave no number.
         """
         split = split or self.cfg.TEST.SPLIT
         loader = self._loader(split)
-        if loader is None:
-            raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}")
         self.set_model_mode("eval")
         self.evaluator.reset()
         print(f"Evaluate on the *{split}* set")
@@ -384,24 +309,42 @@ class SimpleTrainer(RunResult):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
 
-    def _loader(self, split: str) -> Any:
-        return {"val": self.val_loader, "test": self.test_loader}.get(split)
+    def _loader(self, split: str, more: str = "") -> Any:
+        """Return a split's loader, or raise an error that ends with ``more``."""
+        loader = {"val": self.val_loader, "test": self.test_loader}.get(split)
+        if loader is None:
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no images in the split {split!r}{more}")
+        return loader
 
     def model_inference(self, input: Tensor) -> Any:
-        """Return the model's logits, (B, K).
-
-        Args:
-            input: Images.
-        """
+        """Return the model's logits, (B, K), on images, (B, 3, height, width)."""
         return self.model(input)
 
     def parse_batch_test(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return images and labels of a test batch, on the device.
+        """Return images and labels of a test batch, on the device."""
+        image, label = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return image, label
 
-        Args:
-            batch: Batch.
-        """
-        return (
-            batch["img"].to(self.device, non_blocking=True),
-            batch["label"].to(self.device, non_blocking=True),
-        )
+    # ------------------------------------------------------------------ what outlives the process
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return further state of the training, such as an average of weights; none here."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned."""
+
+    def extra_result(self) -> dict[str, Any]:
+        """Return further entries of ``result.json`` (plain data); none here."""
+        return {}
+
+    def _own_entries(self) -> dict[str, Any]:
+        return {**({"any_config": True} if self.any_config else {}), **self.extra_result()}
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run."""
+        return self.identity.checkpoint_meta()
+
+    def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Refuse weights of another recipe, see `dassl.engine.run_identity.check_recipe`."""
+        check_recipe(path, meta, self.checkpoint_meta(), self.any_config, self.notes)

@@ -1,34 +1,33 @@
-"""The trainer that methods derive from: one module, one loss, and the loop over batches."""
+"""Dassl's TrainerX and TrainerXU: what an epoch and a step are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from dassl.engine.parallel import Part, check_epoch, parallel_step, reduce_means, split_batch
+from dassl.engine.parallel import check_epoch, parallel_step, reduce_means, split_batch
 from dassl.engine.progress import EpochProgress
 from dassl.engine.step import StepOutput, caching_modules
 from dassl.engine.trainer import SimpleTrainer
-from dassl.metrics import compute_accuracy
-from dassl.utils import MetricMeter
+from dassl.utils import MetricMeter, check_availability
 
-__all__ = ["TrainerX"]
+__all__ = ["TrainerX", "TrainerXU"]
 
 
 class TrainerX(SimpleTrainer):
     """Trains on labelled images; a method defines `build_model` and `forward_loss`."""
 
-    _caching: list[Any] | None = (
-        None  # looking through a large model takes longer than a small step
-    )
+    # Modules with caches; looking through a large model takes longer than a small step.
+    _caching: list[Any] | None = None
 
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
         self.set_model_mode("train")
-        self._parallel = parallel_step(self, self._parallel)
-        self._caching = None
+        self.parallel = parallel_step(self, self.parallel)
+        self._caching = None  # the model may have changed between epochs
         losses = MetricMeter()
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
@@ -60,7 +59,7 @@ class TrainerX(SimpleTrainer):
         """Do one training step: loss, check, backward, optimiser, schedule.
 
         Args:
-            batch: Batch.
+            batch: This process's share of a batch, taken in OPTIM.ACCUMULATE parts.
 
         Returns:
             ``loss``, ``acc`` (if there are logits) and the loss's parts, for the log.
@@ -70,10 +69,19 @@ class TrainerX(SimpleTrainer):
         """
         image, label, *_ = self.parse_batch_train(batch)
         parts = split_batch(len(label), self.cfg.OPTIM.ACCUMULATE)
-        self.model_zero_grad()
+        step = self.parallel
+        loss_of: Any = self.forward_loss if step is None else step
         means: dict[str, float] = {}
+        self.model_zero_grad()
         for part in parts:
-            for name, value in self._part_backward(part, image, label).items():
+            whole = part.share == 1  # then nothing is copied
+            x, y = (image, label) if whole else (image[part.rows], label[part.rows])
+            with nullcontext() if step is None else step.synchronized(part.last):
+                with self.autocast():
+                    out = loss_of(x, y)
+                self.model_backward(out.loss if part.weight == 1 else out.loss * part.weight)
+            self._drop_caches()
+            for name, value in out.numbers(y).items():
                 means[name] = means.get(name, 0.0) + part.share * value
         self.model_update()
         summary = reduce_means(means)
@@ -82,32 +90,77 @@ class TrainerX(SimpleTrainer):
             self.update_lr()
         return summary
 
-    def _part_backward(self, part: Part, image: Tensor, label: Tensor) -> dict[str, float]:
-        """Add a part's gradients; return its numbers for the log."""
-        if part.share != 1:
-            image, label = image[part.rows], label[part.rows]
-        step = self._parallel
-        with nullcontext() if step is None else step.synchronized(part.last):
-            with self.autocast():
-                out = (self.forward_loss if step is None else step)(image, label)
-            self.model_backward(out.loss if part.weight == 1 else out.loss * part.weight)
+    def _drop_caches(self) -> None:
+        """Drop what modules have computed of weights that are about to change."""
         if self._caching is None:
             self._caching = caching_modules(self.model)
         for module in self._caching:
             module.drop_cache()
-        summary = {"loss": out.loss.item()}
-        if out.logits is not None:
-            summary["acc"] = compute_accuracy(out.logits.detach(), label)[0].item()
-        for name, value in out.parts.items():
-            summary[name] = value.item() if isinstance(value, Tensor) else float(value)
-        return summary
 
     def parse_batch_train(self, batch: Any) -> Any:
-        """Return images, labels and domains of a training batch, on the device.
-
-        Args:
-            batch: Batch.
-        """
+        """Return images, labels and domains of a training batch, on the device."""
         return tuple(
             batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain")
         )
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    """Yield a loader's batches, again and again.
+
+    Raises:
+        ValueError: It has none.
+    """
+    while True:
+        number = -1
+        for number, batch in enumerate(loader):  # noqa: B007 - looked at after the loop
+            yield batch
+        if number < 0:
+            raise ValueError("no training image can be read; see the log for their paths")
+
+
+class TrainerXU(SimpleTrainer):
+    """Trains on pairs of a labelled and an unlabelled batch; a method does its own steps."""
+
+    def run_epoch(self) -> None:
+        """Go through the images; TRAIN.COUNT_ITER says which loader's end is the epoch's.
+
+        Raises:
+            ValueError: There are no unlabelled images, or another COUNT_ITER.
+        """
+        if self.train_loader_u is None:
+            raise ValueError(
+                f"{type(self).__name__} trains on unlabelled images too, but "
+                f"{self.cfg.DATASET.NAME} has none (train_u)"
+            )
+        self.set_model_mode("train")
+        losses = MetricMeter()
+        progress = EpochProgress(self)
+        labelled, unlabelled = len(self.train_loader_x), len(self.train_loader_u)
+        counts = {
+            "train_x": labelled,
+            "train_u": unlabelled,
+            "smaller_one": min(labelled, unlabelled),
+        }
+        check_availability(self.cfg.TRAIN.COUNT_ITER, counts)
+        self.num_batches = counts[self.cfg.TRAIN.COUNT_ITER]
+        batches = zip(endless(self.train_loader_x), endless(self.train_loader_u), strict=True)
+        for index in range(self.num_batches):
+            batch_x, batch_u = next(batches)
+            self.batch_idx = index
+            progress.loaded()
+            losses.update(self.forward_backward(batch_x, batch_u))
+            progress.trained(losses)
+
+    def forward_backward(self, batch_x: Any, batch_u: Any) -> Any:  # type: ignore[override]
+        """Do one training step on a labelled and an unlabelled batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward_backward")
+
+    def parse_batch_train(  # type: ignore[override]
+        self, batch_x: Any, batch_u: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labelled images, their labels and unlabelled images, on the device."""
+        image, label, unlabelled = (
+            tensor.to(self.device, non_blocking=True)
+            for tensor in (batch_x["img"], batch_x["label"], batch_u["img"])
+        )
+        return image, label, unlabelled

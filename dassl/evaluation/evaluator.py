@@ -12,8 +12,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.evaluation.record import recorded
+from dassl.names import check_availability
 from dassl.utils.distributed import gather_objects, is_main
-from dassl.utils.registry import Registry, check_availability
+from dassl.utils.registry import Registry
 from dassl.utils.torchtools import atomic_torch_save
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]
@@ -31,11 +32,7 @@ class EvaluatorBase:
             cls.evaluate = recorded(vars(cls)["evaluate"])  # type: ignore[method-assign]
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Keep the configuration.
-
-        Args:
-            cfg: Configuration.
-        """
+        """Store the configuration."""
         self.cfg = cfg
 
     def reset(self) -> None:
@@ -43,18 +40,13 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            mo: Model output.
-            gt: Ground truth.
-        """
+        """Add a batch: model output and ground truth."""
         raise NotImplementedError
 
     def gather(self) -> None:
-        """Put together what the processes of a run have processed, before `evaluate`.
+        """Merge what the processes of a run have processed; each of them then has everything.
 
-        Called by the engine where there are several processes; each then has everything.
+        The engine calls it before `evaluate` if there are several processes.
 
         Raises:
             NotImplementedError: The evaluator works in one process only.
@@ -116,7 +108,7 @@ class Classification(EvaluatorBase):
                 "(try TRAINER.<name>.PREC fp32)"
             )
         labels = gt.cpu().tolist()
-        predictions = mo.max(dim=1).indices.cpu().tolist()
+        predictions = mo.max(dim=1).indices.cpu().tolist()  # (B, K) -> B
         matches = [int(t == p) for t, p in zip(labels, predictions, strict=True)]
         self._correct += sum(matches)
         self._total += len(labels)
@@ -127,7 +119,7 @@ class Classification(EvaluatorBase):
                 self._per_class_res[label].append(match)
 
     def gather(self) -> None:
-        """Put together the counts, labels and predictions of all processes."""
+        """Merge the counts, labels and predictions of all processes."""
         own = self._correct, self._total, self._y_true, self._y_pred, self._per_class_res
         corrects, totals, labels, predictions, per_class = zip(*gather_objects(own), strict=True)
         self._correct, self._total = sum(corrects), sum(totals)
@@ -153,6 +145,7 @@ class Classification(EvaluatorBase):
         from sklearn.metrics import f1_score  # takes a second, which --help need not wait for
 
         accuracy = 100.0 * self._correct / self._total
+        # Over the classes that have images, as in Dassl: any other would count as an F1 of 0.
         macro_f1 = 100.0 * f1_score(
             self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
         )
@@ -229,6 +222,7 @@ def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
     if cfg.VERBOSE:
         print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
     evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+    # Subclasses of EvaluatorBase are wrapped when defined; others of a user's own are wrapped here.
     kind: Any = type(evaluator)
     if not isinstance(evaluator, EvaluatorBase) and not hasattr(kind.evaluate, "__wrapped__"):
         kind.evaluate = recorded(kind.evaluate)

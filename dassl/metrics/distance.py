@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = ["compute_distance_matrix", "cosine_distance", "euclidean_squared_distance"]
 

@@ -24,8 +24,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
+from dassl.names import check_availability
 from dassl.optim.warmup import ConstantWarmupScheduler, LinearWarmupScheduler
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "AVAILABLE_SCHEDULERS",

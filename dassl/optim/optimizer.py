@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from dassl.names import check_availability, nearest
 from dassl.optim.radam import RAdam
-from dassl.utils.registry import check_availability, nearest
 
 __all__ = ["AVAILABLE_OPTIMIZERS", "AVAI_OPTIMS", "build_optimizer"]
 
@@ -85,6 +85,7 @@ def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"OPTIM.STAGED_LR needs a module, got {type(model).__name__}")
     inner = model.module if isinstance(model, nn.DataParallel) else model
+    # A string is one name: as a sequence it would be one name per letter.
     names = optim_cfg.NEW_LAYERS
     new_layers = {names} if isinstance(names, str) else set(names)
     children = dict(inner.named_children())
@@ -103,7 +104,7 @@ def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
-    """Call the constructor that ``cfg.NAME`` means."""
+    """Call the constructor of the optimiser that ``cfg.NAME`` names."""
     common: dict[str, Any] = {"lr": cfg.LR, "weight_decay": cfg.WEIGHT_DECAY}
     betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
     if cfg.NAME == "sgd":

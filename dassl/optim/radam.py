@@ -12,7 +12,7 @@ __all__ = ["AdamW", "PlainRAdam", "RAdam"]
 
 
 class RAdam(torch.optim.RAdam):
-    """Rectified Adam (arXiv:1908.03265) with decoupled weight decay, as its authors' code.
+    """Rectified Adam (arXiv:1908.03265) with decoupled weight decay, as in its authors' code.
 
     Attributes:
         degenerated_to_sgd: In the first steps, whose variance cannot be rectified, do momentum
@@ -28,25 +28,12 @@ class RAdam(torch.optim.RAdam):
         weight_decay: float = 0,
         degenerated_to_sgd: bool = True,
     ) -> None:
-        """Build like PyTorch's.
-
-        Args:
-            params: Parameters or groups.
-            lr: Learning rate.
-            betas: Decay of both moments.
-            eps: Added to the denominator.
-            weight_decay: Multiplied by the learning rate.
-            degenerated_to_sgd: See the class.
-        """
+        """Build like PyTorch's; the weight decay is multiplied by the learning rate."""
         self.degenerated_to_sgd = degenerated_to_sgd
         super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Do a step.
-
-        Args:
-            closure: Computes the loss again.
-        """
+        """Do a step."""
         rates = {} if self.degenerated_to_sgd else self._still_degenerate()
         with _rates(self, rates):
             return super().step(closure)
@@ -57,6 +44,7 @@ class RAdam(torch.optim.RAdam):
         for number, group in enumerate(self.param_groups):
             decay = group["betas"][1]
             step = 1 + _steps(self, group)
+            # The paper's rho_t and its limit: the variance can be rectified from rho_t > 5 on.
             longest = 2 / (1 - decay) - 1
             if longest - 2 * step * decay**step / (1 - decay**step) <= 5:
                 rates[number] = 0.0
@@ -83,25 +71,12 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0,
         warmup: int = 0,
     ) -> None:
-        """Build like PyTorch's.
-
-        Args:
-            params: Parameters or groups.
-            lr: Learning rate.
-            betas: Decay of both moments.
-            eps: Added to the denominator.
-            weight_decay: Multiplied by the learning rate.
-            warmup: See the class.
-        """
+        """Build like PyTorch's; the weight decay is multiplied by the learning rate."""
         self.warmup = warmup
         super().__init__(params, lr, betas, eps, weight_decay)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Do a step.
-
-        Args:
-            closure: Computes the loss again.
-        """
+        """Do a step."""
         rates = {}
         for number, group in enumerate(self.param_groups):
             step = 1 + _steps(self, group)

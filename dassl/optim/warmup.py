@@ -14,7 +14,15 @@ __all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler"]
 
 
 class _BaseWarmupScheduler(LRScheduler):
-    """Sets its own rates for ``warmup_epoch`` steps, then lets another scheduler go on."""
+    """Sets its own rates for ``warmup_epoch`` steps, then lets another scheduler go on.
+
+    Args:
+        optimizer: Optimiser.
+        successor: Scheduler of the same optimiser that goes on from its beginning.
+        warmup_epoch: Epochs of warm-up.
+        last_epoch: As in PyTorch.
+        verbose: Ignored, as PyTorch's schedulers print nothing any more.
+    """
 
     def __init__(
         self,
@@ -60,11 +68,7 @@ class _BaseWarmupScheduler(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a saved state.
-
-        Args:
-            state_dict: From `state_dict`.
-        """
+        """Go to a saved state."""
         self.last_epoch = state_dict["last_epoch"]
         self.base_lrs = list(state_dict["base_lrs"])
         self.successor.load_state_dict(state_dict["successor"])
@@ -74,7 +78,7 @@ class _BaseWarmupScheduler(LRScheduler):
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
-    """One rate for all groups in the warm-up."""
+    """One rate, ``cons_lr``, for all groups in the warm-up."""
 
     def __init__(
         self,
@@ -85,17 +89,7 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        """Set the first rates.
-
-        Args:
-            optimizer: Optimiser.
-            successor: Scheduler of the same optimiser that goes on from its beginning.
-            warmup_epoch: Epochs of warm-up.
-            cons_lr: The rate.
-            last_epoch: As in PyTorch.
-            verbose: Ignored, as PyTorch's schedulers print nothing any more.
-        """
-        self.cons_lr = cons_lr
+        self.cons_lr = cons_lr  # first, since PyTorch's constructor asks for the first rates
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warm_rate(self, base: float) -> float:
@@ -115,17 +109,7 @@ class LinearWarmupScheduler(_BaseWarmupScheduler):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        """Set the first rates.
-
-        Args:
-            optimizer: Optimiser.
-            successor: Scheduler of the same optimiser that goes on from its beginning.
-            warmup_epoch: Epochs of warm-up.
-            min_lr: Rate of the first epoch.
-            last_epoch: As in PyTorch.
-            verbose: Ignored, as PyTorch's schedulers print nothing any more.
-        """
-        self.min_lr = min_lr
+        self.min_lr = min_lr  # first, since PyTorch's constructor asks for the first rates
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warm_rate(self, base: float) -> float:

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dassl.names import check_availability, nearest
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -12,20 +13,20 @@ from dassl.utils.files import (
     write_json,
 )
 from dassl.utils.logger import Logger, setup_logger
-from dassl.utils.registry import Registry, check_availability, nearest
+from dassl.utils.meters import AverageMeter, MetricMeter
+from dassl.utils.registry import Registry
+from dassl.utils.tools import (
+    collect_env_info,
+    download_url,
+    get_most_similar_str_to_a_from_b,
+    git_revision,
+    package_versions,
+    read_image,
+    set_random_seed,
+    tolist_if_not,
+)
 
 if TYPE_CHECKING:
-    from dassl.utils.meters import AverageMeter, MetricMeter
-    from dassl.utils.tools import (
-        collect_env_info,
-        download_url,
-        get_most_similar_str_to_a_from_b,
-        git_revision,
-        package_versions,
-        read_image,
-        set_random_seed,
-        tolist_if_not,
-    )
     from dassl.utils.torchtools import (
         atomic_torch_save,
         count_num_param,
@@ -71,14 +72,9 @@ __all__ = [
     "write_json",
 ]
 
-_WITH_PYTORCH = ("meters", "tools", "torchtools")
-
 
 def __getattr__(name: str) -> Any:
-    # Importing PyTorch takes seconds, which a command that only reads files should not cost.
+    # PyTorch takes seconds to import, and most programs here only read or write files.
     if name in __all__:
-        for module in _WITH_PYTORCH:
-            found = vars(import_module(f"{__name__}.{module}"))
-            if name in found:
-                return found[name]
+        return getattr(import_module("dassl.utils.torchtools"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

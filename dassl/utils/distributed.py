@@ -80,11 +80,7 @@ def _device() -> torch.device:
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:
-    """Add numbers over the processes, in double precision.
-
-    Args:
-        values: As many on every process.
-    """
+    """Add up numbers over the processes, in double precision; as many on each of them."""
     if world_size() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=_device())
@@ -93,11 +89,7 @@ def sum_over_ranks(values: list[float]) -> list[float]:
 
 
 def gather_counts(count: int) -> list[int]:
-    """Return every process's number, by rank.
-
-    Args:
-        count: This process's.
-    """
+    """Return every process's count, by rank."""
     if world_size() == 1:
         return [count]
     own = torch.tensor([count], device=_device())
@@ -107,20 +99,12 @@ def gather_counts(count: int) -> list[int]:
 
 
 def first_row(count: int) -> int:
-    """Return where this process's rows begin among those of all.
-
-    Args:
-        count: How many it has.
-    """
+    """Return where this process's ``count`` rows begin among those of all processes."""
     return sum(gather_counts(count)[: rank()])
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return every process's value, by rank.
-
-    Args:
-        value: Plain data of this process.
-    """
+    """Return every process's value, plain data, by rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -129,11 +113,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """Return rank 0's value.
-
-    Args:
-        value: Plain data.
-    """
+    """Return rank 0's value, plain data."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]

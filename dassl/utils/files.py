@@ -25,19 +25,12 @@ __all__ = [
 
 
 def mkdir_if_missing(dirname: str | os.PathLike[str]) -> None:
-    """Create a directory and its parents unless it is there.
-
-    Args:
-        dirname: Directory.
-    """
+    """Create a directory and its parents unless it is there."""
     os.makedirs(dirname or ".", exist_ok=True)
 
 
 def check_isfile(fpath: str | os.PathLike[str]) -> bool:
     """Tell whether a file exists, warning if not.
-
-    Args:
-        fpath: Path of the file.
 
     Returns:
         True if it is a file.
@@ -117,9 +110,6 @@ def read_text(fpath: str | os.PathLike[str]) -> str:
     UTF-8 with or without a byte order mark, and UTF-16 or UTF-32 with one. Others are named, not
     guessed: every file is valid Latin-1, whatever it was meant to be.
 
-    Args:
-        fpath: Path of the file.
-
     Returns:
         Its text, lines ended by ``\n``.
 
@@ -167,9 +157,6 @@ def is_text(name: str) -> bool:
 
 def read_json(fpath: str | os.PathLike[str]) -> Any:
     """Read a JSON file, in an encoding that `read_text` reads.
-
-    Args:
-        fpath: Path of the file.
 
     Returns:
         The parsed content.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["AverageMeter", "MetricMeter"]
 
@@ -43,7 +45,7 @@ class AverageMeter:
             val: Number or one-element tensor.
             n: How many observations it is the mean of.
         """
-        value = val.item() if isinstance(val, torch.Tensor) else float(val)
+        value = val.item() if hasattr(val, "item") else float(val)
         first = self.count == 0
         self.val = value
         self.sum += value * n

@@ -1,45 +1,13 @@
-"""Name-to-class registries and the nearest-name errors that go with them."""
+"""Name-to-class registries."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Registry", "check_availability", "nearest"]
+from dassl.names import check_availability
 
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return a hint naming the candidate closest to a misspelt name.
-
-    Args:
-        name: What was asked for.
-        candidates: What exists.
-
-    Returns:
-        ``" Did you mean 'X'?"`` with a leading space, or an empty string if nothing is close.
-    """
-    by_folded = {candidate.lower(): candidate for candidate in candidates}
-    match = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.5)
-    return f" Did you mean {by_folded[match[0]]!r}?" if match else ""
-
-
-def check_availability(requested: str, available: Iterable[str]) -> None:
-    """Refuse a name that is not among the available ones.
-
-    Args:
-        requested: Name asked for.
-        available: Names that exist.
-
-    Raises:
-        ValueError: The name is not available; the message lists what is and the nearest match.
-    """
-    names = list(available)
-    if requested not in names:
-        raise ValueError(
-            f"{requested!r} is not available.{nearest(str(requested), names)} "
-            f"Available: {', '.join(names) or '(nothing registered)'}"
-        )
+__all__ = ["Registry"]
 
 
 class Registry:
@@ -109,12 +77,7 @@ class Registry:
         Raises:
             ValueError: Nothing has this name; the message gives the nearest one.
         """
-        if name not in self._objects:
-            raise ValueError(
-                f"{name!r} is not registered in {self._name}.{nearest(str(name), self._objects)} "
-                f"Registered: {', '.join(self._objects) or '(nothing)'}"
-            )
-        return self._objects[name]
+        return self._objects[check_availability(name, self._objects, self._name)]
 
     def registered_names(self) -> list[str]:
         """Return all names in the order of registration."""

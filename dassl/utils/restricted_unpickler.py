@@ -21,7 +21,7 @@ import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -194,7 +194,9 @@ def _unpickle(data: bytes, load_storage: Callable[[torch.dtype, str], Tensor]) -
     return _RestrictedUnpickler(data, load_storage).load()
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, bytearray]:
+def _members(
+    archive: zipfile.ZipFile, size: int, left_out: Mapping[str, int]
+) -> dict[str, bytearray]:
     """The members of an archive of ``size`` bytes by name, each checked against its checksum."""
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
@@ -207,13 +209,18 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, bytearray]:
     for entry in entries:
         if entry.filename in members:
             raise ValueError(f"it holds {entry.filename!r} twice")
+        if entry.filename in left_out:
+            continue
         with archive.open(entry) as file:  # no more is unpacked than what the entry announces
             members[entry.filename] = bytearray(file.read(entry.file_size))
     return members
 
 
-def _unpack(members: dict[str, bytearray]) -> Any:
-    """What the members of a PyTorch file or TorchScript archive are together."""
+def _unpack(members: Mapping[str, bytearray], left_out: Mapping[str, int]) -> Any:
+    """What the members of a PyTorch file or TorchScript archive are together.
+
+    Numbers that were left out, of which only the bytes are known, become tensors without content.
+    """
     roots = [name.split("/")[0] for name in members if name.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
         raise ValueError(f"the archive has {len(roots) or 'no'} data.pkl")
@@ -223,7 +230,10 @@ def _unpack(members: dict[str, bytearray]) -> Any:
         raise ValueError(f"its numbers are {order.strip()}-endian, this machine's are not")
 
     def load_storage(dtype: torch.dtype, key: str) -> Tensor:
-        data = members.get(f"{root}/data/{key}")
+        name = f"{root}/data/{key}"
+        if name in left_out:
+            return torch.empty(left_out[name] // dtype.itemsize, dtype=dtype, device="meta")
+        data = members.get(name)
         if data is None:
             raise ValueError(f"its member data/{key} is missing")
         return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -251,11 +261,12 @@ def _torchscript_state(root: Any) -> dict[str, Tensor]:
     return state
 
 
-def read_restricted(path: str | os.PathLike[str]) -> Any:
+def read_restricted(path: str | os.PathLike[str], *, shapes_only: bool = False) -> Any:
     """Read a PyTorch file or the weights in a TorchScript archive, tensors on the CPU.
 
     Args:
         path: Path of the file.
+        shapes_only: Read no numbers; tensors are on the meta device.
 
     Returns:
         What was saved, with `Inert` stand-ins for every object that is no tensor or container. Of
@@ -275,5 +286,7 @@ def read_restricted(path: str | os.PathLike[str]) -> Any:
         if not start.startswith(b"PK\x03\x04"):
             raise ValueError("it does not begin as a file of torch.save does")
         with zipfile.ZipFile(file) as archive:
-            members = _members(archive, size)
-    return _unpack(members)
+            numbers = (e for e in archive.infolist() if "/data/" in e.filename and shapes_only)
+            left_out = {entry.filename: entry.file_size for entry in numbers}
+            members = _members(archive, size, left_out)
+    return _unpack(members, left_out)

@@ -15,9 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from dassl.names import check_availability
 from dassl.utils.files import (
     atomic_write,
     check_isfile,
@@ -26,7 +24,6 @@ from dassl.utils.files import (
     read_json,
     write_json,
 )
-from dassl.utils.registry import check_availability
 
 __all__ = [
     "check_availability",
@@ -47,11 +44,7 @@ __all__ = [
 
 
 def read_image(path: str | os.PathLike[str]) -> Any:
-    """Read an image as RGB, see `dassl.data.read_image`.
-
-    Args:
-        path: Path of the file.
-    """
+    """Read an image file as RGB, see `dassl.data.read_image`."""
     from dassl.data.wrapper import read_image as read  # which is built on this package
 
     return read(path)
@@ -97,14 +90,14 @@ def download_url(url: str, dst: str | os.PathLike[str], from_gdrive: bool = Fals
 def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch (all devices). 0 is a seed like any other.
 
-    Args:
-        seed: In [0, 2**32).
-
     Raises:
         ValueError: Out of range.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"SEED must be in [0, 2**32), got {seed}")
+    import numpy as np
+    import torch  # which takes seconds; not everybody who imports this module seeds it
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (other people's transforms use the global generator)
     torch.manual_seed(seed)
@@ -112,6 +105,8 @@ def set_random_seed(seed: int) -> None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions that can change a result, ``"absent"`` for what is not installed."""
+    import torch
+
     versions = {"python": platform.python_version()}
     distributions = {"open_clip": "open_clip_torch"}
     for name in ("torch", "torchvision", "open_clip", "numpy"):
@@ -125,6 +120,8 @@ def package_versions() -> dict[str, str]:
 
 def collect_env_info() -> str:
     """Return a few lines on platform, packages and devices for the head of a log."""
+    import torch
+
     lines = [f"platform: {platform.platform()}", f"cpus: {os.cpu_count()}"]
     lines += [f"{name}: {version}" for name, version in package_versions().items()]
     lines.append(f"cuda available: {torch.cuda.is_available()} (built for {torch.version.cuda})")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dassl.names import check_availability, nearest
 from dassl.utils.files import atomic_write
-from dassl.utils.registry import check_availability, nearest
 from dassl.utils.restricted_unpickler import read_restricted
 
 __all__ = [
@@ -55,7 +55,7 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
             raise
 
 
-def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
+def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False) -> Any:
     """Read a checkpoint without running code from it, tensors on the CPU.
 
     Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
@@ -63,6 +63,7 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
 
     Args:
         fpath: Path of the file.
+        shapes_only: Read names and shapes alone, in no time; tensors are on the meta device.
 
     Returns:
         What was saved, usually a dict with ``state_dict``, ``epoch``, ``optimizer`` and so on.
@@ -77,14 +78,14 @@ def load_checkpoint(fpath: str | os.PathLike[str]) -> Any:
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}"')
     try:
-        content = read_restricted(fpath)
+        content = read_restricted(fpath, shapes_only=shapes_only)
     except Exception as error:  # many types: which one depends on where the file is damaged
         raise ValueError(
             f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '
             f"{str(error) or type(error).__name__}"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    key = not_finite(state) if isinstance(state, dict) else None
+    key = not_finite(state) if isinstance(state, dict) and not shapes_only else None
     if key is not None:
         raise ValueError(
             f'"{fpath}" cannot be used: {key!r} in it has infinite or NaN values, as a training '
@@ -291,11 +292,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Put a module into training mode with every parameter trainable.
-
-    Args:
-        model: Module.
-    """
+    """Put a module into training mode with every parameter trainable."""
     model.train()
     model.requires_grad_(True)
 

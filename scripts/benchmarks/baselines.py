@@ -159,7 +159,7 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
         with trainer.autocast():
             return trainer.model_inference(views)
 
-    clean = {"img": finish(views[:, 0], trainer._finish)}
+    clean = {"img": finish(views[:, 0], trainer.normalize)}
     return Work(trainer, step, clean, trainer.adapted_parameters())
 
 
@@ -187,7 +187,8 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     trainer.save_model(0, directory)
     # The result says which pictures the run was trained on.
     trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
-    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    found = trainer.evaluator.evaluate()
+    trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
     return directory
 
 

@@ -27,11 +27,12 @@ from torch.utils.flop_counter import (
 )
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
 from scripts.jobs.protocols import REPO
-from trainers.config import argument_parser, build_config
+from scripts.train_flags import argument_parser
+from trainers.config import build_config
 
 MIB = 2**20
 RANDOM = "random:"

@@ -1,7 +1,8 @@
-"""Unpack archives that strangers made.
+"""Unpack downloaded archives, which are not trusted.
 
-Nothing is written outside the destination, no link is created, nothing but plain files and folders
-comes out, and not without limit. An archive that asks for anything else is refused as a whole.
+Only plain files and folders are written, only below the destination, and only up to a limit; links
+become copies. An archive that holds anything else is refused as a whole. tarfile's own filter
+"data" knows nothing of limits, sparse files or zip, so it is the second net and not the first.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data_tools.http import on_disk
-
-LONGEST_LINK = 4096
+LONGEST_LINK = 4096  # bytes
 LONGEST_HEADER = 10**6
 MOST_PADDING = 10**8
-# Python's own net below ours: from 3.12, and in the later releases of 3.10 and 3.11.
+# The filter exists from Python 3.12 on, and in late releases of 3.10 and 3.11.
 _FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-# tarfile reads what they hold, names and comments, into memory as a whole.
+# Headers of names and comments, which tarfile reads into memory as a whole.
 _HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _DAMAGED = (
     tarfile.TarError,
@@ -36,23 +35,23 @@ _DAMAGED = (
     zlib.error,
     LZMAError,
     EOFError,
-    NotImplementedError,  # a compression that Python does not know
+    NotImplementedError,  # an unknown compression
     UnicodeDecodeError,
     OverflowError,
 )
 
 
 class ArchiveError(Exception):
-    """An archive is damaged, or asks for something that is not done for it."""
+    """An archive is damaged, or holds something that is not unpacked."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may come out of an archive.
+    """How much an archive may unpack to: a small one can hold terabytes of zeros.
 
     Attributes:
         size: Bytes of all files together.
-        members: Files, folders and links, and the folders that these lie in.
+        members: Files, links and folders, including folders that only occur in paths.
     """
 
     size: int
@@ -60,42 +59,37 @@ class Limits:
 
     @classmethod
     def of(cls, archive: Path) -> Limits:
-        """What is plausible for an archive of pictures, which hardly compress, and some lists.
+        """Return what is plausible for an archive of images, which hardly compress.
 
-        A member takes some 20 bytes of a well compressed tar, and an inode and a block of the disk.
+        A member needs about 20 bytes of a well compressed tar, but an inode and a block on disk.
         """
         size = archive.stat().st_size
         return cls(20 * size + 10**8, min(50_000 + size // 20, cls.members))
 
 
 class Quota:
-    """What an archive has used of its limits.
-
-    Args:
-        limits: The limits.
-        archive: To name in the error.
-    """
+    """Counts what an archive unpacks to, and refuses what exceeds the limits."""
 
     def __init__(self, limits: Limits, archive: Path) -> None:
         self.limits, self.archive = limits, archive
         self.size, self.members = 0, 0
         self._folders: set[PurePosixPath] = set()
 
-    def take(self, path: PurePosixPath) -> None:
-        """Count a member, and the folders that it needs, before it is written."""
+    def take(self, path: PurePosixPath, size: int) -> None:
+        """Count a member and the folders of its path before it is written."""
         self.members += 1
         for folder in path.parents:
             if folder in self._folders:
                 break
             self._folders.add(folder)
-            self.members += folder.parts != ()  # the destination itself is none of the archive's
-        self.take_bytes(0)
+            self.members += folder.parts != ()  # the destination itself is not the archive's
+        self.take_bytes(size)
 
     def take_bytes(self, size: int) -> None:
-        """Count bytes before they are written, those of the copies that links become too.
+        """Count bytes before they are written.
 
         Raises:
-            ArchiveError: It is too much.
+            ArchiveError: A limit is exceeded.
         """
         self.size += size
         if self.size > self.limits.size or self.members > self.limits.members:
@@ -107,14 +101,14 @@ class Quota:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of an archive.
+    """One entry of a tar or zip archive.
 
     Attributes:
-        path: Where it goes, below the destination.
-        kind: file, folder or link.
-        size: Bytes.
-        target: Of a link, what it names, below the destination.
-        entry: What the library calls it.
+        path: Where it goes, relative to the destination.
+        kind: ``file``, ``folder`` or ``link``.
+        size: Bytes; 0 unless it is a file.
+        target: What a link points to, relative to the destination.
+        entry: The library's own object.
     """
 
     path: PurePosixPath
@@ -127,27 +121,24 @@ class Member:
 def extract(archive: Path, destination: Path, limits: Limits | None = None) -> None:
     """Unpack a tar (of any compression) or zip archive.
 
-    A link to a file of the archive becomes a copy of that file; any other is refused.
+    A link to a file of the archive becomes a copy of that file; any other link is refused.
 
     Args:
-        archive: The file; what it is is told from its content.
-        destination: Directory to create; whatever is there is removed before.
+        archive: The file; its kind is told by its content, as servers name zip files ``.tar.gz``.
+        destination: Directory to create; whatever is there is removed first.
         limits: How much may come out; by default ``Limits.of`` the archive.
 
     Raises:
-        ArchiveError: It is damaged, leaves the destination, holds devices, is too large...; what
-            had been unpacked is removed again.
-        LocalError: The disk cannot take it.
+        ArchiveError: It is damaged or refused; what had been unpacked is removed again.
     """
-    with on_disk():
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir(parents=True)
+    limits = limits or Limits.of(archive)
+    try:
+        _extract(archive, destination, limits)
+    except BaseException:
         shutil.rmtree(destination, ignore_errors=True)
-        destination.mkdir(parents=True)
-        limits = limits or Limits.of(archive)
-        try:
-            _extract(archive, destination, limits)
-        except BaseException:
-            shutil.rmtree(destination, ignore_errors=True)
-            raise
+        raise
 
 
 def _extract(archive: Path, destination: Path, limits: Limits) -> None:
@@ -157,13 +148,12 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
     bar = tqdm(desc=f"  unpacking {archive.name}", unit=" files", disable=None)
     with bar, _damage_of(archive), _open(archive) as opened:
         for member in _members(opened):
-            quota.take(member.path)
-            # The header's size: the libraries take no more than that from the compressed data.
-            quota.take_bytes(member.size)
+            # The header's size can be trusted: the libraries read no more than that.
+            quota.take(member.path, member.size)
             if member.kind == "link":
                 links.append(member)
             else:
-                # Only plain files and folders have been made below it: no link leads elsewhere.
+                # Nothing but plain files and folders lies below: no link leads elsewhere.
                 opened.extract(member.entry, destination, **_arguments(opened))
             if member.kind == "file":
                 written.add(member.path)
@@ -172,13 +162,14 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
             if link.target not in written:
                 raise ArchiveError(f"{link.path} links to {link.target}, no file of the archive")
             source, copy = destination / link.target, destination / link.path
+            # A link costs no bytes in the archive, its copy does on the disk.
             quota.take_bytes(source.stat().st_size)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
 
 
 class _Header(tarfile.TarInfo):
-    """Refuses long headers of names and comments."""
+    """Refuses long headers before tarfile reads them into memory."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
@@ -198,25 +189,25 @@ def _open(archive: Path) -> Any:
 
 
 def _arguments(opened: Any) -> dict[str, Any]:
-    # No owners, modes and times of strangers.
+    # set_attrs=False: no owner, mode or time of the archive is taken over.
     return {"set_attrs": False, **_FILTER} if isinstance(opened, tarfile.TarFile) else {}
 
 
 @contextmanager
 def _damage_of(archive: Path) -> Iterator[None]:
-    """Say of what a library fails on that it is damaged, and of which file."""
+    """Turn what the libraries raise on a damaged archive into an error that names the file."""
     try:
         yield
     except _DAMAGED as error:
         raise ArchiveError(
             f"{archive.name} is no archive, or damaged: {error or type(error).__name__}"
         ) from error
-    except RuntimeError as error:  # zipfile's word for a password
+    except RuntimeError as error:  # zipfile raises it if a password is needed
         raise ArchiveError(f"{archive.name}: {error}") from error
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ArchiveError(f"{archive.name} holds a file and a folder of one name") from error
     except OSError as error:
-        if error.errno is None:  # gzip's and bz2's word for damage, unlike the disk's
+        if error.errno is None:  # gzip and bz2 raise it on damage; errors of the disk have a number
             raise ArchiveError(f"{archive.name} is damaged: {error}") from error
         raise
 
@@ -233,11 +224,11 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
         target = None
         if entry.isdir():
             kind = "folder"
-        elif entry.issparse():  # what is written for one is not what its header says
+        elif entry.issparse():  # it unpacks to more bytes than its header says
             raise ArchiveError(f"{entry.name} is a sparse file")
         elif entry.isreg():
             kind = "file"
-        elif entry.islnk():  # named from the root of the archive, unlike a symbolic link
+        elif entry.islnk():  # a hard link's target is relative to the archive's root
             kind, target = "link", inside(entry.linkname, entry.name)
         elif entry.issym():
             kind, target = "link", _link_target(path, entry.linkname)
@@ -248,9 +239,9 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _require_end(opened: tarfile.TarFile) -> None:
-    """Read what follows the last member: empty blocks, then the checksum of the compression.
+    """Read to the end of the file: padding, and the checksum of the compression.
 
-    tarfile does neither, so an archive cut off between two members would pass for a whole one.
+    tarfile reads neither, so that an archive cut off between two members would pass as complete.
     """
     rest = 0
     while opened.fileobj is not None and (block := opened.fileobj.read(1 << 20)):
@@ -280,79 +271,32 @@ def _zip_members(opened: zipfile.ZipFile) -> Iterator[Member]:
 
 
 def _text_of(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
-    with opened.open(entry) as file:  # unlike ``opened.read``, it unpacks no more than asked for
+    with opened.open(entry) as file:  # unlike ``opened.read``, this unpacks no more than asked
         return file.read(entry.file_size).decode()
 
 
 def _link_target(link: PurePosixPath, text: str) -> PurePosixPath | None:
-    """What a symbolic link names, taken from the folder it lies in."""
+    """Resolve the target of a symbolic link, which is relative to the link's own folder."""
     if text.startswith("/"):
         raise ArchiveError(f"{link} links to {text}, outside of the archive")
     return inside(os.path.normpath(link.parent / text), str(link))
 
 
 def inside(name: str, entry: str) -> PurePosixPath | None:
-    """A name of an archive as a path below the destination.
+    """Return a name in an archive as a path below the destination.
 
     Args:
-        name: Name of an entry, or of what a link names.
+        name: Name of an entry, or target of a link.
         entry: Entry to name in the error.
 
     Returns:
         The path; None for the destination itself (``./``).
 
     Raises:
-        ArchiveError: It is absolute or leads out.
+        ArchiveError: The path is absolute, leads out or is one of Windows.
     """
     path = PurePosixPath(name)
     odd = "\\" in name or "\0" in name or name[1:2] == ":"
     if odd or path.is_absolute() or ".." in path.parts:
         raise ArchiveError(f"{entry!r} leads out of the archive: {name!r}")
     return path if path.parts else None
-
-
-def unpack(
-    archive: Path, directory: Path, places: tuple[tuple[str, str], ...], nested: str = ""
-) -> None:
-    """Unpack an archive and put what is needed of it into its places.
-
-    Everything is unpacked into a hidden folder of the same disk first. A place appears whole or not
-    at all, whenever this is interrupted, and one that is taken is left alone.
-
-    Args:
-        archive: The file.
-        directory: The dataset's directory; created if need be.
-        places: (path in the archive, path below ``directory``) of what is needed.
-        nested: Archive in the archive that the former paths start in.
-
-    Raises:
-        ArchiveError: It cannot be unpacked, or lacks what is needed.
-        LocalError: The disk cannot take it.
-    """
-    scratch = directory / f".unpacking-{archive.name}"
-    try:
-        source = scratch / "outer"
-        extract(archive, source)
-        if nested:
-            if not (source / nested).is_file():
-                raise ArchiveError(f"{archive.name} lacks {nested}")
-            extract(source / nested, scratch / "inner")
-            source = scratch / "inner"
-        lacking = [path for path, _ in places if not (source / path).exists()]
-        if lacking:
-            found = sorted(path.name for path in source.iterdir())[:5]
-            raise ArchiveError(f"{archive.name} lacks {', '.join(lacking)}; it holds {found}")
-        with on_disk():
-            for path, place in places:
-                if not is_taken(directory / place):
-                    (directory / place).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(source / path, directory / place)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def is_taken(place: Path) -> bool:
-    """Whether something is there already; an empty folder is nothing."""
-    if not place.is_dir():
-        return place.exists() or place.is_symlink()
-    return any(place.iterdir())

@@ -1,7 +1,7 @@
-"""Is a dataset there, whole and readable? Asked of the very readers that a run uses.
+"""Check whether a dataset is there, complete and readable, with the readers that a run uses.
 
 A dataset is *ok*; *on first use*: the bundled suite, not drawn yet; *missing*; *incomplete*: files
-or images are missing; or *damaged*: something is there that is not what it should be.
+or images are missing; or *damaged*: what is there is not what it should be.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-import datasets
+import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.data.wrapper import read_image
 from datasets import shapes
-from datasets.base import DatasetRow, data_root
-from datasets.downloads import Download, download_of
+from datasets.base import data_root
+from datasets.downloads import Download
+from datasets.folder import extend_cfg
+from datasets.row import DatasetRow
 from datasets.splits import PARTS
 
 OK, ON_FIRST_USE, MISSING, INCOMPLETE, DAMAGED = (
@@ -41,7 +41,7 @@ class Target:
     Attributes:
         config: Stem of its config file.
         file: That file.
-        cfg: What a run on it would see, with all shots and classes.
+        cfg: The config of a run on it, with all shots and classes.
         row: Its row in the table; None for data of the user's own.
     """
 
@@ -63,13 +63,13 @@ class Target:
 
     @property
     def is_template(self) -> bool:
-        """Whether the file only shows users how to write theirs: folder.yaml is for Folder."""
+        """Whether the file is only an example for users' own: folder.yaml is for Folder."""
         return self.row is None and self.config == self.name.lower()
 
     @property
     def download(self) -> Download | None:
-        """How it can be had."""
-        return download_of(self.config) if self.row else None
+        """Where it can be downloaded."""
+        return self.row.download if self.row else None
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Finding:
         target: The dataset.
         status: ``OK``, ``ON_FIRST_USE``, ``MISSING``, ``INCOMPLETE`` or ``DAMAGED``.
         problem: What is wrong, in a line; empty if nothing is.
-        absent: Whether that is a file or directory that is not there at all, which can be fetched
-            without touching what is.
-        classes: Number of classes; None if it could not be read, or not asked for.
-        counts: Images of train, val and test; likewise.
+        absent: Whether a file or directory is missing altogether, so that it can be fetched
+            without touching what is there.
+        classes: Number of classes; None if it was not read.
+        counts: Images of train, val and test; None if they were not read.
         notes: What a run on it would warn of.
         unreadable: (path, reason) of images that cannot be decoded.
-        seconds: How long it took.
+        seconds: Duration of the check.
     """
 
     target: Target
@@ -114,23 +114,28 @@ def read_target(file: Path, root: Path) -> Target:
     """
     if not file.is_file():
         raise FileNotFoundError(f"--dataset-config-file: no file {file}")
-    cfg = _merged(file)
+    cfg = read_config(file)
     if not cfg.DATASET.NAME:
         raise ValueError(f"{file}: DATASET.NAME is not set")
     row = getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "row", None)
     cfg.DATASET.ROOT = str(root)
-    # All there is, whatever the user's file says of a run.
+    # All shots and classes, whatever the file asks for in a run.
     cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES, cfg.OUTPUT_DIR = -1, "all", ""
     return Target(file.stem, file, cfg, row)
 
 
-def _merged(file: Path) -> CfgNode:
+def read_config(file: Path) -> CfgNode:
+    """Return the defaults merged with a dataset's config file.
+
+    Raises:
+        ValueError: The file is malformed or has unknown keys.
+    """
     cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
+    extend_cfg(cfg)
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
-        # It may have keys of a method, whose modules take seconds to load and are rarely needed.
+        # It may set keys of a method; loading all methods takes seconds and is rarely needed.
         from trainers.config import default_config
 
         cfg = default_config()
@@ -143,20 +148,20 @@ def check(target: Target, depth: str = "normal", workers: int = 0) -> Finding:
 
     Args:
         target: The dataset.
-        depth: ``quick``: are directory and split file there; ``normal``: also everything that a
-            run reads before its first image, the existence of all images and the known counts;
-            ``full``: also whether every image can be decoded.
+        depth: ``quick`` looks for directory and split file; ``normal`` also does what a run does
+            before its first image, looks for all images and compares the known counts; ``full``
+            also decodes every image.
         workers: Processes that decode; 0 for this one.
 
     Returns:
-        What was found; nothing is written, not even the bundled suite.
+        The finding. Nothing is written, not even the bundled suite.
     """
     start = time.perf_counter()
     try:
         finding = _check_layout(target)
         if finding.status == OK and depth != "quick":
             finding = _check_content(target, workers if depth == "full" else None)
-    except OSError as error:  # a directory that may not be read, a disk that fails
+    except OSError as error:  # no permission to read a directory, a failing disk
         finding = Finding(target, DAMAGED, str(error))
     return replace(finding, seconds=time.perf_counter() - start)
 
@@ -179,7 +184,7 @@ def _check_layout(target: Target) -> Finding:
 
 
 def _check_suite(target: Target) -> Finding:
-    """The bundled suite is drawn when a run asks for it, unless something else is in its place."""
+    """Check the bundled suite, which a run draws unless something else is in its place."""
     stamp = target.directory / "version.txt"
     if stamp.is_file():
         return Finding(target, OK if shapes.is_current(target.directory) else ON_FIRST_USE)
@@ -192,8 +197,9 @@ def _check_suite(target: Target) -> Finding:
 
 
 def _check_content(target: Target, workers: int | None) -> Finding:
-    """Build the dataset as a run does; ``workers`` None leaves its images undecoded."""
+    """Build the dataset as a run does; images are decoded unless ``workers`` is None."""
     try:
+        # Readers print what they load, which would break up the table and the JSON.
         with contextlib.redirect_stdout(io.StringIO()):
             dataset = build_dataset(target.cfg)
     except FileNotFoundError as error:
@@ -211,6 +217,7 @@ def _check_content(target: Target, workers: int | None) -> Finding:
     finding = _compare_counts(finding)
     if workers is None:
         return finding
+    # A split file may list an image in several splits: decode it once.
     paths = dict.fromkeys(item.impath for part in parts for item in part)
     return _add_unreadable(finding, find_unreadable(list(paths), workers, target.config))
 
@@ -229,6 +236,7 @@ def _compare_counts(finding: Finding) -> Finding:
         )
     if not wrong:
         return finding
+    # With fewer images it is incomplete; with as many or more it is another version of the data.
     fewer = sum(finding.counts) < sum(row.counts or ())
     status = INCOMPLETE if fewer else DAMAGED
     return replace(finding, status=status, problem="; ".join(wrong))
@@ -243,8 +251,8 @@ def _add_unreadable(finding: Finding, unreadable: list[tuple[str, str]]) -> Find
     return replace(finding, status=DAMAGED, problem=problem, unreadable=tuple(unreadable))
 
 
-class _Decoded(Dataset[str]):
-    """Why each image cannot be decoded; empty if it can."""
+class _Decoded:
+    """The reason why each image cannot be decoded; empty if it can. A loader's dataset."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -253,6 +261,8 @@ class _Decoded(Dataset[str]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str:
+        from dassl.data import read_image
+
         try:
             read_image(self.paths[index])
         except OSError as error:
@@ -273,7 +283,10 @@ def find_unreadable(
     Returns:
         (path, reason) of those that cannot be decoded.
     """
-    loader = DataLoader(_Decoded(paths), batch_size=32, num_workers=workers, collate_fn=list)
+    from torch.utils.data import DataLoader  # it takes seconds, which the other depths do without
+
+    images: Any = _Decoded(paths)
+    loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)
     reasons: list[str] = []
     with tqdm(desc=name, total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for batch in loader:
@@ -283,7 +296,7 @@ def find_unreadable(
 
 
 def known_counts(row: DatasetRow | None) -> tuple[int | None, tuple[int, int, int] | None]:
-    """Number of classes and of train, val and test images that a dataset ought to have."""
+    """Number of classes and of train, val and test images that a dataset must have."""
     if row is not None and row.name in shapes.SUITE:
         suite = shapes.SUITE[row.name]
         train, val, test = (count * len(suite.classes) for count in suite.per_class)

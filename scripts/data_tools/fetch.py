@@ -1,8 +1,8 @@
-"""Get datasets: download what is missing, check it, unpack it, put it into its place.
+"""Fetch datasets: download missing files, verify them, unpack them, put them in place.
 
-Archives lie in ``<root>/.downloads/<dataset>`` until they are unpacked, beside ``fetched.json``,
-the record of what came from where. Nothing that is in place is touched; whatever interrupts this,
-the next call goes on where it stopped.
+Archives are kept in ``<root>/.downloads/<dataset>`` until they are unpacked, beside
+``fetched.json``, which records the source and checksums of every file. Nothing that is in place is
+touched, and an interrupted fetch is continued by the next call.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dassl.locks import LockedError, Owner, acquire
-from dassl.utils import read_json, write_json
-from datasets.base import DatasetRow
+from dassl.utils import atomic_write, read_json, write_json
 from datasets.downloads import Address, Download, RemoteFile
+from datasets.row import DatasetRow
 from datasets.splits import read_split_file
-from scripts.data_tools.archives import ArchiveError, is_taken, unpack
+from scripts.data_tools.archives import ArchiveError
 from scripts.data_tools.check import format_counts
-from scripts.data_tools.http import FetchError, LocalError, Policy, download, on_disk
+from scripts.data_tools.http import FetchError, Policy, download
 from scripts.data_tools.output import format_size
+from scripts.data_tools.places import is_taken, unpack
 from scripts.scrub import say, scrub
 
 CACHE = ".downloads"
 RECORD = "fetched.json"
-SPARE = 10**8  # bytes that a disk is left with
+SPARE = 10**8  # bytes that are left free on the disk
 
 
 @dataclass(frozen=True)
 class Order:
-    """One dataset to get.
+    """One dataset to fetch.
 
     Attributes:
         row: Its row in the table of datasets.
-        download: How it can be had.
+        download: Where its files can be downloaded.
         root: Data root.
-        keep: Whether to keep archives after unpacking.
+        keep: Whether archives are kept after unpacking.
     """
 
     row: DatasetRow
@@ -52,16 +53,16 @@ class Order:
 
     @property
     def directory(self) -> Path:
-        """Where it goes."""
+        """The dataset's directory."""
         return self.root / self.row.directory
 
     @property
     def cache(self) -> Path:
-        """Where its archives lie meanwhile."""
+        """Directory of its archives until they are unpacked."""
         return self.root / CACHE / self.row.config
 
     def missing(self) -> list[list[RemoteFile]]:
-        """What is not in place yet: groups of files, of which one is enough."""
+        """Files that are not in place yet, grouped by place: one file of each group is enough."""
         groups: dict[tuple[str, ...], list[RemoteFile]] = {}
         for file in self.download.files:
             groups.setdefault(tuple(place for _, place in file.places), []).append(file)
@@ -73,18 +74,14 @@ class Order:
 
 
 def fetch(order: Order, policy: Policy) -> list[str]:
-    """Get all that is missing of a dataset.
-
-    Args:
-        order: What to get.
-        policy: How stubbornly.
+    """Fetch the missing files of a dataset.
 
     Returns:
-        What could not be had, a line each; files that only an own split needs begin with
-        "optional".
+        A line for each file that could not be fetched; it begins with "optional" if only a split
+        of one's own needs the file.
 
     Raises:
-        LocalError: The disk cannot take it; no use in going on.
+        OSError: The files cannot be stored, so that trying the next URL is useless.
     """
     failures = []
     for group in order.missing():
@@ -93,18 +90,17 @@ def fetch(order: Order, policy: Policy) -> list[str]:
             kind = "optional: " if group[0].optional else ""
             failures.append(f"{kind}{group[0].name}: {'; '.join(reasons) or 'no address'}")
     if not failures:
-        # Parts of what another address then gave whole.
+        # Left by one URL when another one delivered the file.
         for path in [*order.cache.glob("*.part*"), *order.cache.glob("*.drive*")]:
             path.unlink(missing_ok=True)
     return failures
 
 
 def _obtain(order: Order, file: RemoteFile, policy: Policy, reasons: list[str]) -> bool:
-    """Try a file's addresses in turn until one gives what it should; tell ``reasons`` if none."""
-    with on_disk():
-        order.cache.mkdir(parents=True, exist_ok=True)
+    """Try a file's URLs in turn until one delivers it; append why each of the others did not."""
+    order.cache.mkdir(parents=True, exist_ok=True)
     target = order.cache / file.name
-    # None: an archive that lies there already, whole, from an earlier call or put there by hand.
+    # None: the complete file is there already, from an earlier call or put there by the user.
     sources: list[Address | None] = [*([None] if target.is_file() else []), *file.addresses]
     for address in sources:
         where = address.url if address else str(target)
@@ -115,25 +111,25 @@ def _obtain(order: Order, file: RemoteFile, policy: Policy, reasons: list[str]) 
             _install(order, file, target, where)
             return True
         except (FetchError, ArchiveError) as error:
-            kept = _put_aside(target)
+            kept = _rename_bad(target)
             reasons.append(scrub(f"{where}: {error}{kept}"))
             say(f"  {error}{kept}")
     return False
 
 
-def _put_aside(target: Path) -> str:
-    """Keep what is not what it should be under another name, where it does no harm."""
+def _rename_bad(target: Path) -> str:
+    """Rename a file that failed verification to ``<name>.bad``; return a note for the message."""
     if not target.is_file():
         return ""
     aside = target.with_name(target.name + ".bad")
-    with on_disk():
-        os.replace(target, aside)
+    os.replace(target, aside)
     return f"; kept as {aside}"
 
 
 def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
     def reserve(missing: int) -> None:
-        # Pictures hardly compress: an archive needs its size once more to be unpacked.
+        # Images hardly compress: unpacking an archive needs its size once more.
+        # An inner archive needs it once more still.
         times = file.is_archive + bool(file.nested)
         require_space(order.root, missing + times * max(file.size, missing))
 
@@ -141,14 +137,14 @@ def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
 
 
 def require_space(root: Path, needed: int) -> None:
-    """Check that the disk has room.
+    """Check that the disk has room for ``needed`` bytes.
 
     Raises:
-        LocalError: It has not.
+        OSError: It has not.
     """
     free = free_space(root) or 0
     if free < needed + SPARE:
-        raise LocalError(
+        raise OSError(
             f"{format_size(needed)} are needed on the disk of {root}, {format_size(free)} are "
             "free; make room or choose another --root"
         )
@@ -160,35 +156,36 @@ def free_space(root: Path) -> int | None:
 
 
 def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
-    """Check a file that has arrived and put it, or what is in it, into its place.
+    """Verify a downloaded file and put it, or its contents, in place.
 
     Raises:
-        FetchError: It is not what it should be.
+        FetchError: Its checksum or its content is wrong.
         ArchiveError: It cannot be unpacked.
-        LocalError: The disk cannot take it.
     """
-    with on_disk():
-        size = target.stat().st_size
-        digests = digests_of(target)
+    size = target.stat().st_size
+    digests = digests_of(target)
     if file.md5 and digests["md5"] != file.md5:
         raise FetchError(f"its MD5 is {digests['md5']}, but must be {file.md5}")
+    # Before anything is put in place: files that exist are never replaced afterwards.
     if file.name == order.row.split_file:
         _check_split(order, target)
     if file.is_archive:
         unpack(target, order.directory, file.places, file.nested)
-    with on_disk():
-        if not file.is_archive:
-            _copy(target, order.directory / file.places[0][1])
-        _note(order, file, {"from": where, "bytes": size, **digests})
-        if not order.keep:
-            target.unlink()
+    else:
+        place = order.directory / file.places[0][1]
+        with open(target, "rb") as source, atomic_write(place, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+    # The record outlives the archive, whose checksums could not be computed later.
+    _note(order, file, {"from": where, "bytes": size, **digests})
+    if not order.keep:
+        target.unlink()
 
 
 def _check_split(order: Order, path: Path) -> None:
-    """A split file has no known checksum, but its counts are known.
+    """Compare counts of images, since no source lists a checksum of the published split files.
 
     Raises:
-        FetchError: It is no split file, or of other counts than the published one.
+        FetchError: It is no split file, or has other counts than the published one.
     """
     try:
         splits = read_split_file(path, order.directory / order.row.images)
@@ -202,16 +199,8 @@ def _check_split(order: Order, path: Path) -> None:
         )
 
 
-def _copy(source: Path, place: Path) -> None:
-    """Copy a file; it appears whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, place)
-
-
 def _note(order: Order, file: RemoteFile, facts: dict[str, object]) -> None:
-    """Add to the record of what came from where."""
+    """Add a file to the record ``fetched.json``."""
     path = order.cache / RECORD
     record: dict[str, object] = {}
     with suppress(FileNotFoundError, ValueError):
@@ -222,7 +211,7 @@ def _note(order: Order, file: RemoteFile, facts: dict[str, object]) -> None:
 
 
 def digests_of(path: Path) -> dict[str, str]:
-    """MD5, which is what sources give, and SHA-256 of a file, read once."""
+    """Return MD5, which most sources list, and SHA-256 of a file, which is read only once."""
     digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
     size = path.stat().st_size
     bar = tqdm(desc=f"  checking {path.name}", total=size, unit="B", unit_scale=True, disable=None)
@@ -236,19 +225,18 @@ def digests_of(path: Path) -> dict[str, str]:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Let no two fetches work in one root: they would write the same files.
+    """Hold the lock of a data root: two fetches would write the same files.
 
     Raises:
-        LocalError: Another one does, or the root cannot be written.
+        OSError: Another process holds it, or the root cannot be written.
     """
-    with on_disk():
-        (root / CACHE).mkdir(parents=True, exist_ok=True)
-        try:
-            lock = acquire(root / CACHE / "lock")
-        except LockedError as busy:
-            who = f" ({busy.owner})" if busy.owner else ""
-            message = f"another fetch is at work in {root}{who}; wait for it to end"
-            raise LocalError(message) from None
-        lock.record(Owner.of(os.getpid()))
+    (root / CACHE).mkdir(parents=True, exist_ok=True)
+    try:
+        lock = acquire(root / CACHE / "lock")
+    except LockedError as busy:
+        who = f" ({busy.owner})" if busy.owner else ""
+        message = f"another fetch is at work in {root}{who}; wait for it to end"
+        raise OSError(message) from None
+    lock.record(Owner.of(os.getpid()))
     with lock:
         yield

@@ -1,13 +1,16 @@
-"""Download a file over HTTP so that it may be interrupted anywhere.
+"""Download a file over HTTP; an interrupted download is resumed with a Range request.
 
-What has arrived lies in ``<name>.part``; ``<name>.part.json`` says of which file it is a part. The
-next attempt, or the next start, asks for the rest only, and starts over where the server cannot
-send a part or the file has changed. The final name appears when everything has arrived.
+Bytes received so far lie in ``<name>.part``, and ``<name>.part.json`` records the URL, ETag and
+length of the file they belong to. The next attempt, or the next start of the program, requests only
+the rest; it starts over if the server does not support ranges or the file has changed meanwhile.
+The final name appears when the file is complete.
+
+pooch is not used: it discards an interrupted or unverified file, takes a login page for the data,
+and follows neither mirrors nor Retry-After. What remains of it is less than the code around it.
 """
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import http.client
 import os
@@ -17,50 +20,44 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from dassl.utils import read_json, write_json
+from scripts.retrying import TryAgain, retry_after
 from scripts.scrub import say
 
 USER_AGENT = "Mozilla/5.0 (compatible; dataset download)"
 CHUNK = 1 << 18
-# Answers that another attempt may change; all others mean the next address.
+# Statuses that may pass, so that the request is repeated; after any other the next URL is tried.
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class FetchError(Exception):
-    """A file cannot be had from an address; another one may have it."""
+    """A URL does not deliver the file; another one may.
 
-
-class LocalError(Exception):
-    """This machine cannot take the file, whatever the address: disk full, no permission."""
-
-
-class _TryAgain(Exception):
-    """An attempt failed in a way that the next one may not."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+    Errors of the network become this one where they arise. What remains an ``OSError`` is a fault
+    of this machine's disk, and trying the next URL would not help.
+    """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How stubborn a download is.
+    """How often and how long a download is retried.
 
     Attributes:
-        attempts: Attempts in a row without a single new byte, per address.
-        wait: Seconds before the second; doubled for each one after it.
-        longest_wait: Upper bound of that, and of what a server may ask for.
-        timeout: Seconds without an answer or a byte that end an attempt.
+        attempts: Consecutive attempts per URL without a new byte before it is given up.
+        wait: Seconds before the second attempt; doubled before each further one.
+        longest_wait: Upper bound in seconds, also for what a server asks for.
+        timeout: Seconds without a response or a byte after which an attempt has failed.
     """
 
     attempts: int = 4
@@ -71,12 +68,12 @@ class Policy:
 
 @dataclass
 class Part:
-    """What has arrived of a file.
+    """The bytes of a file received so far.
 
     Attributes:
-        path: Where it is.
-        url: The address it comes from.
-        validator: The server's ETag or Last-Modified, which another version would not share.
+        path: Where they are.
+        url: Where they come from.
+        validator: The server's ETag or Last-Modified, which changes with the file.
         total: Bytes of the whole file; None if the server did not say.
     """
 
@@ -87,34 +84,36 @@ class Part:
 
     @classmethod
     def of(cls, target: Path, url: str) -> Part:
-        """Take up what an earlier attempt left, if it is of the same address."""
+        """Load what an earlier attempt left; it is discarded if it came from another URL."""
         part = cls(target.with_name(target.name + ".part"), url)
         with suppress(FileNotFoundError, ValueError, AttributeError, KeyError):
             note = read_json(part.note)
             if note.get("url") == url:
                 part.validator, part.total = str(note["validator"]), note["total"]
+        # Without a validator nobody can tell whether the file is still the same.
         if not part.validator:
             part.discard()
         return part
 
     @property
     def note(self) -> Path:
-        """The file beside it that says what it is a part of."""
+        """The JSON file that says which file the bytes belong to."""
         return self.path.with_name(self.path.name + ".json")
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """Bytes received so far."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def discard(self) -> None:
-        """Forget it all."""
+        """Delete the bytes and the note."""
         for path in (self.path, self.note):
             path.unlink(missing_ok=True)
         self.validator, self.total = "", None
 
     def begin(self, validator: str, total: int | None) -> None:
-        """Note what the bytes to come belong to, before the first of them."""
+        """Start anew. The note is written before the first byte, so that a kill leaves both."""
+        self.discard()
         self.validator, self.total = validator, total
         record = {"url": self.url, "validator": validator, "total": total}
         write_json(record, str(self.note))
@@ -127,50 +126,46 @@ def download(
     *,
     reserve: Callable[[int], None] = lambda missing: None,
 ) -> None:
-    """Download a file; what an earlier attempt left of it is kept.
+    """Download a file, or the rest of it if an earlier attempt was interrupted.
 
     Args:
-        url: http or https, or a file on Google Drive, which gdown knows how to ask for.
-        target: Where it goes; its directory exists.
+        url: http, https, or a Google Drive page, which gdown downloads.
+        target: Destination, in an existing directory.
         policy: How often and how long to try.
-        reserve: Called with the bytes still to come, as soon as they are known; raises
-            ``LocalError`` if there is no room for them. Google Drive does not say.
+        reserve: Called with the number of bytes still to come, once it is known; raises
+            ``OSError`` if they do not fit. Google Drive does not tell it.
 
     Raises:
-        FetchError: The address does not have it, or every attempt failed.
-        LocalError: The disk cannot take it.
+        FetchError: The URL does not deliver the file, or every attempt failed.
     """
     if not url.startswith(("http://", "https://")):
         raise FetchError("only http and https addresses are followed")
     if match := DRIVE.match(url):
         held = target.with_name(target.name + ".drive")
-        _patiently(lambda: _ask_drive(match[1], held), lambda: 0, policy, target.name)
-        with on_disk():
-            os.replace(held, target)
+        _retry(lambda: _download_from_drive(match[1], held), lambda: 0, policy, target.name)
+        os.replace(held, target)
         return
-    with on_disk():
-        part = Part.of(target, url)
-    _patiently(lambda: _attempt(part, policy, reserve), lambda: part.size, policy, target.name)
-    with on_disk():
-        os.replace(part.path, target)
-        part.discard()
+    part = Part.of(target, url)
+    _retry(lambda: _request_rest(part, policy, reserve), lambda: part.size, policy, target.name)
+    os.replace(part.path, target)
+    part.discard()
 
 
-def _patiently(
-    attempt: Callable[[], None], arrived: Callable[[], int], policy: Policy, name: str
+def _retry(
+    attempt: Callable[[], None], received: Callable[[], int], policy: Policy, name: str
 ) -> None:
-    """Repeat an attempt until it succeeds or the policy's patience ends.
+    """Repeat an attempt until it succeeds; only attempts without a new byte are counted.
 
     Raises:
-        FetchError: It did not succeed.
+        FetchError: None of the policy's attempts succeeded.
     """
     fruitless = 0
     while True:
-        before = arrived()
+        before = received()
         try:
             return attempt()
-        except _TryAgain as reason:
-            fruitless = 0 if arrived() > before else fruitless + 1
+        except TryAgain as reason:
+            fruitless = 0 if received() > before else fruitless + 1
             if fruitless >= policy.attempts:
                 raise FetchError(f"{reason} ({policy.attempts} attempts)") from reason
             wait = reason.wait or policy.wait * 2 ** max(fruitless - 1, 0)
@@ -179,15 +174,14 @@ def _patiently(
             time.sleep(wait)
 
 
-def _ask_drive(identifier: str, target: Path) -> None:
-    """Get a file from Google Drive, which may ask back before it gives it.
+def _download_from_drive(identifier: str, target: Path) -> None:
+    """Download a file from Google Drive, whose page of warnings gdown knows to confirm.
 
     Raises:
-        _TryAgain: It was not all.
-        FetchError: It is not public, or was asked for too often today.
-        LocalError: The disk cannot take it.
+        TryAgain: The download broke off; gdown resumes it.
+        FetchError: The file is not public, or over its download quota.
     """
-    # Imported when asked for: most fetches need it, checks do not.
+    # Imported here, as only fetches from Drive need it.
     import gdown
     from gdown.exceptions import FileURLRetrievalError
 
@@ -200,59 +194,58 @@ def _ask_drive(identifier: str, target: Path) -> None:
         raise FetchError(
             f"Google Drive does not give it: {' '.join(str(error).split())}"
         ) from error
-    except Exception as error:  # gdown's own, and those of the libraries it uses
+    except Exception as error:  # gdown raises its own errors and those of its libraries
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
-            raise LocalError(str(error)) from error
-        raise _TryAgain(f"Google Drive: {error or type(error).__name__}") from error
-    if done is None or not target.is_file():  # gdown 5 says so in place of an error
+            raise
+        raise TryAgain(f"Google Drive: {error or type(error).__name__}") from error
+    if done is None or not target.is_file():  # gdown 5 returns None instead of raising
         raise FetchError("Google Drive does not give it")
 
 
-def _attempt(part: Part, policy: Policy, reserve: Callable[[int], None]) -> None:
-    """Ask once for what is missing and take what comes.
+def _request_rest(part: Part, policy: Policy, reserve: Callable[[int], None]) -> None:
+    """Send one request for the missing bytes and append what arrives.
 
     Raises:
-        _TryAgain: It was not all, or not what was asked for.
-        FetchError: The server will not give it.
-        LocalError: The disk cannot take it.
+        TryAgain: The file is still incomplete, or had to be started over.
+        FetchError: The server refuses.
     """
     have = part.size if part.validator else 0
     if have and have == part.total:
-        return  # stopped between the last byte and the new name
+        return  # an earlier run was stopped between the last byte and the renaming
     headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": part.validator}
     request = urllib.request.Request(part.url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=policy.timeout) as response:
-            _receive(response, part, have, reserve)
+        response = urllib.request.urlopen(request, timeout=policy.timeout)
     except urllib.error.HTTPError as error:
         error.close()
-        _refused(error, part)
+        _raise_for_status(error, part)
     except (OSError, http.client.HTTPException) as error:
-        # URLError wraps what went wrong before an answer came.
+        # URLError wraps whatever failed before the response began.
         cause = getattr(error, "reason", None) or error
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise FetchError(f"its certificate is not valid: {cause}") from error
-        raise _TryAgain(f"no answer: {cause or type(cause).__name__}") from error
+        raise TryAgain(f"no answer: {cause or type(cause).__name__}") from error
+    with response:
+        _receive(response, part, have, reserve)
 
 
-def _refused(error: urllib.error.HTTPError, part: Part) -> None:
-    """Turn an error status into what it means for the next attempt."""
+def _raise_for_status(error: urllib.error.HTTPError, part: Part) -> NoReturn:
+    """Decide from an error status whether to repeat the request."""
     reason = f"HTTP {error.code} {error.reason}"
-    if error.code == 416:  # there is no such part: what is here is of another file
-        with on_disk():
-            part.discard()
-        raise _TryAgain("the server has fewer bytes than are here; starting over") from error
+    if error.code == 416:  # range not satisfiable: the file has become shorter than our part
+        part.discard()
+        raise TryAgain("the server has fewer bytes than are here; starting over") from error
     if error.code in TRANSIENT:
-        raise _TryAgain(reason, _retry_after(error.headers)) from error
+        raise TryAgain(reason, retry_after(error.headers.get("Retry-After"))) from error
     raise FetchError(reason) from error
 
 
 def _receive(
     response: http.client.HTTPResponse, part: Part, have: int, reserve: Callable[[int], None]
 ) -> None:
-    """Append the body of an answer to what is there, or begin anew if it is the whole file."""
+    """Append a partial response (206) to what is there, or start over with a whole one (200)."""
     headers = response.headers
     if headers.get_content_type() == "text/html":
         raise FetchError("a web page came instead of the file; the link is dead or needs a login")
@@ -260,29 +253,27 @@ def _receive(
     if response.status == 206:
         match = RANGE.fullmatch(headers.get("Content-Range", ""))
         total = int(match[3]) if match and match[3] != "*" else part.total
-        # A server that heeded If-Range may leave Last-Modified out.
+        # A server that honours If-Range may omit Last-Modified.
         same = validator in ("", part.validator) and part.total in (None, total)
         if not match or int(match[1]) != have or not same:
-            with on_disk():
-                part.discard()
-            raise _TryAgain("the file has changed since the last attempt; starting over")
-    else:
-        have, total = 0, _length(headers)
-        with on_disk():
             part.discard()
-            part.begin(validator, total)
+            raise TryAgain("the file has changed since the last attempt; starting over")
+    else:
+        length = headers.get("Content-Length", "")
+        have, total = 0, int(length) if length.isdecimal() else None
+        part.begin(validator, total)
     if total is not None:
         reserve(total - have)
     _append(response, part, have, total)
     if total is not None and part.size != total:
-        raise _TryAgain(f"the connection ended after {part.size:,} of {total:,} bytes")
+        raise TryAgain(f"the connection ended after {part.size:,} of {total:,} bytes")
 
 
 def _append(response: http.client.HTTPResponse, part: Part, have: int, total: int | None) -> None:
     name = part.path.name.removesuffix(".part")
-    # disable=None: no bar where nobody watches.
+    # disable=None hides the bar unless stderr is a terminal.
     bar = tqdm(desc=f"  {name}", total=total, initial=have, unit="B", unit_scale=True, disable=None)
-    with bar, on_disk(), open(part.path, "ab") as file:
+    with bar, open(part.path, "ab") as file:
         while chunk := _read(response):
             file.write(chunk)
             bar.update(len(chunk))
@@ -291,43 +282,14 @@ def _append(response: http.client.HTTPResponse, part: Part, have: int, total: in
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Whatever has come, so that little is lost with the connection."""
     try:
+        # read1 returns what has arrived: a broken connection loses none of a half-full chunk.
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise _TryAgain(f"the connection broke: {error or type(error).__name__}") from error
-
-
-@contextmanager
-def on_disk() -> Iterator[None]:
-    """Tell errors of this machine's disk from those of the network, which are ``OSError`` too.
-
-    Raises:
-        LocalError: In place of any ``OSError`` of the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise LocalError(str(error)) from error
+        raise TryAgain(f"the connection broke: {error or type(error).__name__}") from error
 
 
 def _validator(headers: Message) -> str:
-    """What tells this version of the file from others; a weak ETag does not tell enough."""
+    """ETag or Last-Modified; a weak ETag (``W/"1"``) may stay the same when bytes change."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
-
-
-def _length(headers: Message) -> int | None:
-    length = headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
-
-
-def _retry_after(headers: Message) -> float:
-    """Seconds that a server asks to wait: a number or a date."""
-    text = headers.get("Retry-After", "")
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0

@@ -1,4 +1,4 @@
-"""How scripts/data.py shows what it knows and found: tables for people, JSON for programs."""
+"""What scripts/data.py prints: tables and instructions for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from datasets.base import DatasetRow
-from datasets.downloads import GB, MB, Download, download_of
+from datasets.downloads import GB, MB, Download, RemoteFile, download_of
+from datasets.row import DatasetRow
 from scripts.data_tools.check import ON_FIRST_USE, Finding, format_counts, known_counts
 from scripts.jobs.protocols import REPO
 
@@ -26,21 +26,21 @@ def format_size(size: float) -> str:
 
 
 def size_of(row: DatasetRow, download: Download | None) -> str:
-    """How large a download is, in words."""
+    """The size of a download, in words."""
     if row.prepare is not None:
         return "none"
     return f"about {format_size(download.size)}" if download and download.size else "unknown"
 
 
 def way_of(row: DatasetRow, download: Download | None) -> str:
-    """How a dataset is had, in a word or two."""
+    """How a dataset is obtained, in a word or two."""
     if row.prepare is not None:
         return "drawn on first use"
     return "fetch" if download and download.automatic else "by hand"
 
 
 def unverified(download: Download | None) -> bool:
-    """Whether something that is needed has only addresses that nobody vouches for."""
+    """Whether a required file has only addresses that no maintained source lists."""
     return download is not None and any(
         file.addresses and not file.optional and not any(a.listed_by for a in file.addresses)
         for file in download.files
@@ -48,7 +48,7 @@ def unverified(download: Download | None) -> bool:
 
 
 def list_table(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> str:
-    """All datasets: classes, images, size, licence, source."""
+    """A table of all datasets: classes, images, size, licence, source."""
     lines = []
     for row in rows:
         download = download_of(row.config, downloads)
@@ -75,7 +75,7 @@ def list_table(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> str
 
 
 def list_json(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> list[dict[str, Any]]:
-    """The same with every address."""
+    """The same for programs, with every file and address."""
     return [_row_json(row, download_of(row.config, downloads)) for row in rows]
 
 
@@ -109,11 +109,44 @@ def _row_json(row: DatasetRow, download: Download | None) -> dict[str, Any]:
     }
 
 
+def plan(row: DatasetRow, download: Download, groups: Sequence[Sequence[RemoteFile]]) -> str:
+    """What would be downloaded, from where and under which licence; a group lists alternatives."""
+    lines = [f"{row.config} (licence: {download.licence}; {download.page})"]
+    # The files of a group are alternatives: "or" is written before all but the first.
+    for group in groups:
+        for number, file in enumerate(group):
+            checksum = "" if file.md5 else ", no known checksum"
+            lines.append(f"  {'or ' if number else ''}{_name_and_size(file)}{checksum}")
+            lines += [
+                f"    {address.url}{'' if address.listed_by else ' (unverified)'}"
+                for address in file.addresses
+            ]
+    return "\n".join(lines)
+
+
+def instructions(row: DatasetRow, download: Download | None) -> str:
+    """How a person obtains what cannot be downloaded by a program."""
+    lines = [f"{row.config}: to be had by hand."]
+    if download is None:
+        return "\n".join([*lines, f"  {row.source}"])
+    lines.append(f"  Licence: {download.licence}. Page: {download.page}")
+    lines += [
+        f"  {_name_and_size(file)}, MD5 {file.md5}" for file in download.files if not file.addresses
+    ]
+    lines += [f"  {line}" for line in (download.by_hand or row.source).splitlines()]
+    return "\n".join([*lines, "  The layout is in DATASETS.md."])
+
+
+def _name_and_size(file: RemoteFile) -> str:
+    return file.name + (f", about {format_size(file.size)}" if file.size else "")
+
+
 def remedy(finding: Finding, root: Path) -> str:
-    """What to do about a dataset that is not there, or not whole."""
+    """What to do about a dataset that is missing, incomplete or damaged."""
     row, download = finding.target.row, finding.target.download
     if finding.usable or row is None:
         return ""
+    # The suite is drawn anew by itself; some readers name the source in their message already.
     if row.prepare is not None or (download is None and row.source in finding.problem):
         return ""
     if download is None:
@@ -124,12 +157,12 @@ def remedy(finding: Finding, root: Path) -> str:
         return f"by hand: {command} says how"
     if finding.absent:
         return command
-    # What is there is never overwritten: it may be the user's only copy.
+    # Existing files are never overwritten: they may be the user's only copy.
     return f"complete it, or move what is wrong out of the way and run {command}"
 
 
 def check_table(findings: Sequence[Finding], required: Collection[str]) -> str:
-    """Status and counts of each dataset."""
+    """A table of the status and counts of each dataset."""
     header = ["dataset", "status", "classes", "train/val/test", "required"]
     lines = [
         [
@@ -154,7 +187,7 @@ def check_table(findings: Sequence[Finding], required: Collection[str]) -> str:
 def check_text(
     findings: Sequence[Finding], required: Collection[str], root: Path, free: int | None
 ) -> str:
-    """The table, a line for everything that is wrong, how to get it, and the free disk."""
+    """The table, then a line per problem, its remedy, and the free space on the disk."""
     lines = [check_table(findings, required), ""]
     for finding in findings:
         name = finding.target.config
@@ -163,7 +196,7 @@ def check_text(
             how = remedy(finding, root)
             lines += [f"  get it: {how}"] if how else []
         elif finding.usable:
-            # Counts are compared above; what else a run would warn of is of use here too.
+            # A run would warn of these, so say them here too.
             lines += [f"{name}: note: {' '.join(note.split())}" for note in finding.notes]
     if any(finding.status == ON_FIRST_USE for finding in findings):
         lines.append("on first use: the bundled suite is drawn when a run asks for it, in seconds.")
@@ -176,7 +209,7 @@ def check_text(
 def check_json(
     findings: Sequence[Finding], required: Collection[str], root: Path, free: int | None, ok: bool
 ) -> dict[str, Any]:
-    """All of it, for programs."""
+    """The findings for programs."""
     return {
         "root": str(root),
         "free_bytes": free,

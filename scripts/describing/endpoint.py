@@ -1,8 +1,12 @@
-"""An OpenAI-compatible chat endpoint, as scripts/describe.py asks it."""
+"""A chat endpoint that speaks OpenAI's protocol: OpenAI, vLLM, Ollama, ``transformers serve``.
+
+The openai client is not used. It would replace no more than the POST in ``_request``: its own
+retries are silent, do not keep to the rate limit and give up on a wait above two minutes, and it
+reads a response of any size.
+"""
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import os
@@ -16,34 +20,26 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from scripts.describing.text import MOST_CHARACTERS, Messages, ModelError
+from scripts.retrying import TryAgain, retry_after
 from scripts.scrub import plain, redact, redact_address, say, scrub
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LARGEST_ERROR = 2**16  # bytes
-QUOTED = 300  # characters of what a server says that are shown
-HIDDEN = "<hidden>"  # in place of the key in an answer: markup, which no sentence may have
+QUOTED = 300  # characters of a server's message that are shown
+HIDDEN = "<hidden>"  # replaces the key in an answer: it is markup, which no sentence may have
 LONGEST_BACKOFF = 60.0  # seconds
-LONGEST_WAIT = 300.0  # seconds that a server may ask for
-TRANSIENT = (408, 409, 425, 429)
-
-
-@dataclass(frozen=True)
-class _Retry:
-    """Why a request failed this time, and how long the server asks to wait."""
-
-    reason: str
-    wait: float | None = None
+LONGEST_WAIT = 300.0  # seconds; if a server asks for more, the program ends
+TRANSIENT = (408, 409, 425, 429)  # statuses that may pass, as may all from 500 on
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects, which would carry the key to another host."""
+    """Follows no redirect: it would carry the key to another host."""
 
     def http_error_302(self, *args: Any, **kwargs: Any) -> None:
-        """Not followed, nor looked at: urllib then raises the status as an error."""
+        """Do nothing, so that urllib raises the status as an error."""
 
     http_error_301 = http_error_302
     http_error_303 = http_error_302
@@ -52,23 +48,23 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class ChatEndpoint:
-    """An OpenAI-compatible endpoint, ``POST <base URL>/chat/completions``.
+    """A language model behind ``POST <base URL>/chat/completions``.
 
     Args:
-        base_url: Up to and with ``/v1``.
-        model: Name that the endpoint gives the model.
-        key: Sent as a bearer token; empty for none. It appears in no message and no answer,
-            whatever the endpoint does with it.
-        key_name: Environment variable the key is from, for messages.
-        requests_per_minute: At most so many requests are started, evenly spaced.
+        base_url: URL up to and including ``/v1``.
+        model: The model's name at the endpoint.
+        key: Sent as a bearer token; empty for none. It is masked in every message and answer, as
+            an endpoint may repeat it.
+        key_name: Environment variable that holds the key, for messages.
+        requests_per_minute: Upper bound; requests are evenly spaced, retries included.
         timeout: Seconds without a byte after which a request has failed.
-        retries: Times that a request is repeated after 429, 5xx, a time-out or a lost connection.
-        temperature: Of sampling; None leaves it to the endpoint.
-        clock: Seconds, for the spacing.
-        sleep: Waits.
+        retries: Repetitions after 429, 5xx, a time-out or a lost connection.
+        temperature: Sampling temperature; None leaves it to the endpoint.
+        clock: Returns seconds; replaced in tests.
+        sleep: Waits for seconds; replaced in tests.
 
     Raises:
-        ValueError: An address or a key of a form that cannot be.
+        ValueError: Malformed URL or API key.
     """
 
     def __init__(
@@ -99,23 +95,24 @@ class ChatEndpoint:
             self._say(f"WARNING: {key_name} travels unencrypted to {self.url}")
 
     def __call__(self, messages: Messages) -> str:
-        """The answer's text; empty if the model gave none.
+        """Return the answer's text; empty if the model gave none.
 
         Raises:
-            ModelError: The endpoint refuses, or fails again and again.
+            ModelError: The endpoint refuses, or every attempt fails.
         """
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.temperature is not None:
             body["temperature"] = self.temperature
-        outcome = self._request(json.dumps(body).encode())
+        data = json.dumps(body).encode()
         for tried in range(self.retries):
-            if isinstance(outcome, str):
-                return outcome
-            self._wait(outcome, tried)
-            outcome = self._request(json.dumps(body).encode())
-        if isinstance(outcome, str):
-            return outcome
-        raise self._error(f"failed {self.retries + 1} times: {outcome.reason}")
+            try:
+                return self._request(data)
+            except TryAgain as failure:
+                self._wait(failure, tried)
+        try:
+            return self._request(data)
+        except TryAgain as failure:
+            raise self._error(f"failed {self.retries + 1} times: {failure}") from None
 
     def _say(self, line: str) -> None:
         say(line, self._secrets, file=sys.stderr)
@@ -123,20 +120,26 @@ class ChatEndpoint:
     def _error(self, trouble: str) -> ModelError:
         return ModelError(scrub(f"{self.url}: {trouble}", self._secrets))
 
-    def _wait(self, failure: _Retry, tried: int) -> None:
+    def _wait(self, failure: TryAgain, tried: int) -> None:
+        """Wait as long as the server asks, or else with exponential backoff."""
         if failure.wait is not None and failure.wait > LONGEST_WAIT:
             raise self._error(
-                f"{failure.reason}, and asks to wait {failure.wait:.0f} s. Run the same command "
+                f"{failure}, and asks to wait {failure.wait:.0f} s. Run the same command "
                 "then: what is written is kept"
-            )
-        # spread, so that several runs that failed together do not come back together
+            ) from None
+        # Random, so that runs which failed at the same time do not retry at the same time.
         backoff = min(2.0**tried * random.uniform(1.0, 1.25), LONGEST_BACKOFF)
         seconds = backoff if failure.wait is None else failure.wait
-        self._say(f"{failure.reason}; again in {seconds:.0f} s")
+        self._say(f"{failure}; again in {seconds:.0f} s")
         self.sleep(seconds)
 
-    def _request(self, body: bytes) -> str | _Retry:
-        """One request: the answer's text, or why it has to be repeated."""
+    def _request(self, body: bytes) -> str:
+        """Send one request when its turn has come; return the answer's text.
+
+        Raises:
+            TryAgain: It failed for a reason that may pass.
+            ModelError: It failed for good.
+        """
         self.sleep(max(0.0, self._next_start - self.clock()))
         self._next_start = self.clock() + self.spacing
         self.requests += 1
@@ -150,29 +153,30 @@ class ChatEndpoint:
         except urllib.error.HTTPError as error:
             with error:
                 self._reached = True
-                return self._refused(error)
+                self._raise_for_status(error)
         except urllib.error.URLError as error:
-            return self._unreachable(error.reason)
+            self._raise_unreachable(error.reason)
         except (OSError, http.client.HTTPException) as error:
-            return _Retry(f"connection lost: {type(error).__name__} {self._quote(error)}".rstrip())
-        except ValueError as error:  # of urllib, about an address or a proxy's
+            trouble = f"connection lost: {type(error).__name__} {self._quote(error)}"
+            raise TryAgain(trouble.rstrip()) from None
+        except ValueError as error:  # urllib raises it on a malformed URL of the proxy
             trouble = f"cannot be asked: {self._quote(error)}; correct --base-url or the proxy's"
             raise self._error(trouble) from None
         self._reached = True
         answer = read_completion(content)
         if answer is None:
             start = self._quote(content, 80)
-            return _Retry(f"no chat completion, is --base-url right? It begins {start!r}")
+            raise TryAgain(f"no chat completion, is --base-url right? It begins {start!r}")
         return redact(answer[:MOST_CHARACTERS], self._secrets, HIDDEN)
 
-    def _refused(self, error: urllib.error.HTTPError) -> _Retry:
-        """What an error status means."""
+    def _raise_for_status(self, error: urllib.error.HTTPError) -> NoReturn:
+        """Decide from an error status whether to repeat the request, or what the user can do."""
         said = self._said(error)
         status = f"{error.code} {self._quote(error.reason)}" + (f" ({said})" if said else "")
         if error.code == 429 and "insufficient_quota" in said:
             raise self._error(f"{status}; the account has no quota left") from None
         if error.code in TRANSIENT or error.code >= 500:
-            return _Retry(status, retry_after(error.headers.get("Retry-After")))
+            raise TryAgain(status, retry_after(error.headers.get("Retry-After"))) from None
         advice = "correct --base-url or --model"
         if error.code in (401, 403):
             state = "is not accepted" if self.key else "is not set"
@@ -185,7 +189,7 @@ class ChatEndpoint:
         raise self._error(f"{status}; {advice}") from None
 
     def _said(self, error: urllib.error.HTTPError) -> str:
-        """The message in an error's body, fit to be shown."""
+        """The message in the body of an error, scrubbed."""
         try:
             text = error.read(LARGEST_ERROR).decode("utf-8", "replace")
         except (OSError, http.client.HTTPException):
@@ -201,52 +205,38 @@ class ChatEndpoint:
         return self._quote(text)
 
     def _quote(self, said: Any, most: int = QUOTED) -> str:
-        """What a server or an exception says, fit to be shown: bytes, or what has a text."""
+        """What a server or an exception says (bytes or anything with a text), scrubbed."""
         text = said[:LARGEST_ERROR].decode("utf-8", "replace") if isinstance(said, bytes) else said
-        # Cut behind the scrubbing, which would not know a piece of the key
+        # Scrubbed before it is cut: scrubbing would not recognise half of a key.
         return " ".join(scrub(str(text), self._secrets, LARGEST_ERROR).split())[:most]
 
-    def _unreachable(self, reason: Any) -> _Retry:
-        """A connection that failed: for good if there never was one."""
+    def _raise_unreachable(self, reason: Any) -> NoReturn:
+        """Give up if there never was a connection; one that worked before may come back."""
         fatal = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
         if isinstance(reason, fatal) and not self._reached:
             trouble = f"cannot reach {self.url}: {self._quote(reason)}; correct --base-url"
             raise ModelError(scrub(trouble, self._secrets)) from None
-        return _Retry(f"no connection: {self._quote(reason)}")
+        raise TryAgain(f"no connection: {self._quote(reason)}") from None
 
 
 def read_completion(content: bytes) -> str | None:
-    """The text in a chat completion; empty if the model gave none, None if it is something else."""
+    """The text of a chat completion; empty if there is none, None if it is no completion."""
     try:
         message = json.loads(content)["choices"][0]["message"]
         text = message.get("content")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
-    if isinstance(text, list):  # parts, of which some are texts
+    if isinstance(text, list):  # content parts, not all of which are texts
         text = "".join(str(p.get("text") or "") for p in text if isinstance(p, dict))
     return text if isinstance(text, str) else ""
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for: a number, or a date (RFC 9110)."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value)) if value.strip().lower() != "nan" else None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
-
-
 def check_url(base_url: str) -> str:
-    """The address without a slash at its end.
+    """Return the base URL without a slash at its end.
 
     Raises:
-        ValueError: No http address, or one that holds a password, a query or a fragment, which
-            may be a key: the message does not show them.
+        ValueError: It is no http URL, or has a password, a query or a fragment. These may hold a
+            key, so the message does not show them.
     """
     if "@" in base_url:
         raise ValueError("--base-url must not hold a name or a password; see --api-key-env")
@@ -254,7 +244,7 @@ def check_url(base_url: str) -> str:
         parts = urllib.parse.urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         usable = usable and parts.path.isascii() and plain(base_url) == base_url
-    except ValueError:  # brackets, or a port that is no number
+    except ValueError:  # unmatched brackets, or a port that is no number
         usable = False
     if not usable or re.search(r"[?#\s]", base_url):
         raise ValueError(
@@ -265,16 +255,16 @@ def check_url(base_url: str) -> str:
 
 
 def proxy_passwords() -> list[str]:
-    """What the proxies' environment variables hold that is nobody's business."""
+    """Users and passwords in the environment variables of proxies, which no message may show."""
     users = [url.rpartition("@")[0].split("//")[-1] for url in urllib.request.getproxies().values()]
     return [*users, *(user.partition(":")[2] for user in users)]
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable; empty if it is not set.
+    """Return the key in an environment variable; empty if it is not set.
 
     Raises:
-        ValueError: The name looks as if it were the key itself. The message does not show it.
+        ValueError: The name looks like the key itself, so the message does not show it.
     """
     if name not in os.environ and not re.fullmatch(r"[A-Z_][A-Z\d_]*", name):
         raise ValueError(
@@ -285,10 +275,10 @@ def read_key(name: str) -> str:
 
 
 def check_key(key: str, name: str) -> str:
-    """The key without space around it.
+    """Return the key without surrounding space.
 
     Raises:
-        ValueError: It cannot stand in a header. The message does not show it.
+        ValueError: It has characters that a header cannot hold. The message does not show it.
     """
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

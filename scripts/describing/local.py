@@ -1,4 +1,8 @@
-"""A language model of transformers on this machine, as scripts/describe.py asks it."""
+"""A language model that transformers runs in this process: --local of scripts/describe.py.
+
+It is kept beside the endpoints because it needs no server and no further package, and because a
+seed makes its answers reproducible, which the servers do not promise.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,21 @@ from typing import Any
 
 from scripts.describing.text import Messages, ModelError
 
-NO_ROOM = 32  # new tokens below which a model is not asked
+NO_ROOM = 32  # fewest new tokens for which a model is asked
 
 
 class LocalModel:
-    """A causal language model of transformers, on this machine.
+    """A causal language model.
 
     Args:
         name: Directory, or id on the hub.
         device: auto, cpu, cuda, cuda:N or mps.
-        temperature: Of sampling.
-        seed: Of sampling.
-        new_tokens: Length of an answer.
+        temperature: Sampling temperature.
+        seed: Seed of the sampling.
+        new_tokens: Longest answer, in tokens.
 
     Raises:
-        ModelError: There is no such model, or transformers is not installed.
+        ModelError: There is no such model.
         ValueError: There is no such device.
     """
 
@@ -34,7 +38,7 @@ class LocalModel:
         seed: int = 1,
         new_tokens: int = 400,
     ) -> None:
-        # Imported here: whoever asks an endpoint needs neither.
+        # Imported here, as an endpoint needs neither.
         import torch
 
         from dassl.config import get_cfg_default
@@ -50,10 +54,10 @@ class LocalModel:
         torch.manual_seed(seed)
 
     def __call__(self, messages: Messages) -> str:
-        """The answer's text.
+        """Return the answer's text.
 
         Raises:
-            ModelError: The conversation is longer than the model's context.
+            ModelError: The conversation does not fit into the model's context.
         """
         import torch
 
@@ -61,7 +65,7 @@ class LocalModel:
         text, start = self._text(messages)
         tokens = self.tokenizer(text, return_tensors="pt", add_special_tokens=bool(start))
         inputs = {k: tokens[k].to(self.device) for k in ("input_ids", "attention_mask")}
-        length = inputs["input_ids"].shape[1]
+        length = inputs["input_ids"].shape[1]  # of (1, length)
         context = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         room = min(self.new_tokens, context - length)
         if room < NO_ROOM:
@@ -81,11 +85,11 @@ class LocalModel:
         return start + self.tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
     def _text(self, messages: Messages) -> tuple[str, str]:
-        """What the model continues, and the part of it that belongs to the answer."""
+        """Return the text to continue, and its end that already belongs to the answer."""
         if self.tokenizer.chat_template:
             chat = self.tokenizer.apply_chat_template
             return chat(messages, tokenize=False, add_generation_prompt=True), ""
-        # A model that was not trained on conversations goes on where the answer has begun.
+        # A base model, not trained on conversations, continues a list that has been begun.
         start = '["'
         return "\n\n".join([*(m["content"] for m in messages), start]), start
 

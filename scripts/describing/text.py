@@ -1,4 +1,4 @@
-"""What scripts/describe.py asks a language model, and what it accepts of the answer."""
+"""The prompt that scripts/describe.py sends to a language model, and the check of the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Messages = list[dict[str, str]]
 CONTEXT_LENGTH = 77  # tokens of CLIP's text encoder, start and end included
 FEWEST_WORDS = 3
 MOST_OTHERS = 20  # other classes that a request names
-MOST_CHARACTERS = 20_000  # of an answer; what comes after is not looked at
+MOST_CHARACTERS = 20_000  # of an answer; the rest is ignored
 
 SYSTEM = (
     "You write short visual descriptions of image classes, by which a vision-language model can "
@@ -46,27 +46,27 @@ _TYPOGRAPHIC = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u20
 
 
 class ModelError(Exception):
-    """A model cannot be used; the message says what to change."""
+    """A model cannot be used; the message says what the user can change."""
 
 
 class Model(Protocol):
-    """Anything that answers a conversation, and counts how often it was asked."""
+    """Answers a conversation, and counts the requests."""
 
     requests: int
 
     def __call__(self, messages: Messages) -> str:
-        """The answer; empty if the model gave none."""
+        """Return the answer; empty if the model gave none."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is wanted of every class.
+    """What the model is asked for.
 
     Attributes:
         classnames: All classes, each once.
-        template: Prompt template that the sentences follow, with ``{}``.
+        template: Prompt template, with ``{}``, that is put before each sentence.
         count: Sentences per class.
-        about: What the pictures are, in the user's words; may be empty.
+        about: What the images show, in the user's words; may be empty.
     """
 
     classnames: tuple[str, ...]
@@ -77,11 +77,11 @@ class Task:
     def messages(
         self, name: str, known: Sequence[str] = (), complaints: Sequence[str] = ()
     ) -> Messages:
-        """The request for the sentences that a class still lacks.
+        """Return the request for the sentences that a class still lacks.
 
         Args:
             name: The class.
-            known: Sentences it has.
+            known: Sentences that it has.
             complaints: What was wrong with the last answer.
         """
         wanted = self.count - len(known)
@@ -107,7 +107,7 @@ class Task:
 def _told_apart(name: str, classnames: Sequence[str]) -> str:
     others = [readable(other) for other in classnames if other != name]
     if len(others) > MOST_OTHERS:
-        # the names most alike are, as a rule, the classes most easily mixed up
+        # Classes with similar names are usually those that are most easily confused.
         others = difflib.get_close_matches(readable(name), others, MOST_OTHERS, 0.0)
     return f"It has to be told from: {', '.join(others)}." if others else ""
 
@@ -117,17 +117,18 @@ def _bulleted(head: str, items: Sequence[str]) -> str:
 
 
 def parse(answer: str) -> list[str]:
-    """The sentences in an answer: a JSON list, be it wrapped or cut short, or one in each line.
+    """Return the sentences in an answer: a JSON list, even a truncated one, or one per line.
 
     Args:
-        answer: As the model gave it, with thoughts, code fences, bullets or numbers.
+        answer: The raw answer; it may have thoughts, code fences, bullets or numbers.
     """
     text = _THINKING.sub("", answer[:MOST_CHARACTERS]).strip()
     fenced = _FENCE.search(text)
     text = fenced[1].strip() if fenced else text
     found = _json_strings(text)
     if found is None:
-        # quotation marks of print may stand for JSON's, but also inside a text of proper JSON
+        # Some models write curly quotation marks for JSON's. Valid JSON may contain them as well,
+        # so they are only replaced after parsing has failed.
         text = text.translate(_TYPOGRAPHIC)
         found = _json_strings(text)
     if found is None and text.startswith(("[", "{")):
@@ -136,7 +137,7 @@ def parse(answer: str) -> list[str]:
 
 
 def _json_strings(text: str) -> list[str] | None:
-    """The first list of texts among the JSON values in a text; None if there is none."""
+    """Return the first list of strings among the JSON values in a text; None if there is none."""
     for match in itertools.islice(re.finditer(r"[\[{]", text), 20):
         try:
             value, _ = json.JSONDecoder().raw_decode(text, match.start())
@@ -149,7 +150,7 @@ def _json_strings(text: str) -> list[str] | None:
 
 
 def _strings(value: Any) -> list[str]:
-    """Texts of a list of texts, of an object that holds one, or of a list of such objects."""
+    """Return the strings of a list, of an object that holds a list, or of a list of objects."""
     if isinstance(value, dict):
         inner = [_strings(v) for v in value.values() if isinstance(v, list)]
         return next((found for found in inner if found), [])
@@ -161,7 +162,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def json_text(escaped: str) -> str:
-    """What stands between the quotation marks of a JSON text, as it reads."""
+    """Decode the inside of a JSON string, which is the last one of a truncated list."""
     try:
         return str(json.loads(f'"{escaped}"'))
     except ValueError:
@@ -169,9 +170,9 @@ def json_text(escaped: str) -> str:
 
 
 def clean(line: str) -> str:
-    """A sentence without bullet, number, quotation marks and doubled spaces, with a full stop.
+    """Remove bullet, number, quotation marks and doubled spaces; end with a full stop.
 
-    What cannot be seen is gone, such as a terminal's escape sequences: the file is read by people.
+    Escape sequences and other invisible characters are removed too, as people read the file.
     """
     text = _BULLET.sub("", plain(line).translate(_TYPOGRAPHIC)).replace("**", "")
     text = " ".join(text.split()).strip("\"' ,")
@@ -181,23 +182,23 @@ def clean(line: str) -> str:
 
 
 def sentence_key(sentence: str, name: str) -> str:
-    """What makes two sentences the same: their words, the class's own name aside."""
+    """Return the words of a sentence without the class name; equal keys mean equal sentences."""
     words = re.findall(r"\w+", match_key(sentence))
     return " ".join(words).replace(" ".join(re.findall(r"\w+", match_key(name))), "{}")
 
 
 def keys_of(descriptions: Iterable[tuple[str, Sequence[str]]]) -> set[str]:
-    """The keys of all sentences of all classes."""
+    """Return the keys of all sentences of all classes."""
     return {sentence_key(s, name) for name, sentences in descriptions for s in sentences}
 
 
 def problem(sentence: str, name: str, template: str, taken: set[str]) -> str:
-    """Say why a sentence cannot be used; empty if it can.
+    """Say why a cleaned sentence cannot be used; empty if it can.
 
     Args:
-        sentence: Cleaned.
+        sentence: The sentence.
         name: Its class.
-        template: The prompt template it follows.
+        template: The prompt template before it.
         taken: :func:`sentence_key` of the sentences of all classes so far.
     """
     if _REFUSAL.search(sentence):
@@ -221,14 +222,14 @@ def problem(sentence: str, name: str, template: str, taken: set[str]) -> str:
 def accept(
     answer: str, name: str, template: str, taken: set[str], most: int
 ) -> tuple[list[str], list[str]]:
-    """Sort an answer's sentences into good ones and complaints.
+    """Split an answer into usable sentences and complaints about the others.
 
     Args:
-        answer: As the model gave it.
+        answer: The raw answer.
         name: The class.
         template: The prompt template.
-        taken: Keys of the sentences of all classes; those of the good ones are added.
-        most: Good sentences wanted; what comes after is ignored.
+        taken: Keys of the sentences of all classes; those of the usable ones are added.
+        most: Upper bound of usable sentences; the rest of the answer is ignored.
     """
     good: list[str] = []
     complaints: list[str] = []

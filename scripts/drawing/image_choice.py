@@ -10,7 +10,7 @@ import numpy as np
 
 from dassl.config import user_path
 from dassl.data.datasets import Datum
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 
 CLASSES_SHOWN = 20  # as many as colours that can be told apart, unless --classes names more
 MOST_IMAGES = 12  # of the heat maps: more rows no longer fit a page

@@ -22,7 +22,7 @@ from trainers.heads import HeadOutput
 CHUNK_ELEMENTS = 2**22
 
 
-class Part(NamedTuple):
+class HeadBatch(NamedTuple):
     """Some images and what the head made of them.
 
     Attributes:
@@ -82,7 +82,7 @@ def require_head(trainer: Any) -> None:
 
 
 @torch.no_grad()
-def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[Part]:
+def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[HeadBatch]:
     """Run a trained model on images, a few at a time.
 
     Args:
@@ -110,7 +110,7 @@ def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[Part]:
             with trainer.autocast():
                 output = model.head(here, weights, model.scale)
             rational = here.float()[:, None] * weights.float()
-            yield Part(batch["index"][some], label.cpu()[some], rational, output)
+            yield HeadBatch(batch["index"][some], label.cpu()[some], rational, output)
 
 
 class ValueCounts:

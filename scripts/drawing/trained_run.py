@@ -9,7 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401 - registers the datasets
+import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.config import merge_options
 from dassl.engine import build_trainer

@@ -48,8 +48,10 @@ class ContentReader:
         name = str(section.get("NAME"))
         dataset = _without_harmless(self.content(dataset_file, name))
         trainer = _without_harmless(self.content(trainer_file, name))
+        # An option is compared as it is written: only `content_changes` knows that 0.10 is 0.1.
         pairs = zip(options[::2], options[1::2], strict=True)
         options = [word for pair in pairs if pair[0] not in CANNOT_MATTER for word in pair]
+        # Any text may name a file; those that do not are looked for in vain.
         places = (self.repo, self.root, self.root / str(section.get("DIR") or ""))
         named = {value: find_file(value, places) for _, value in texts([dataset, trainer, options])}
         return {
@@ -83,12 +85,7 @@ class ContentReader:
 
 
 def content_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say in what two results of :meth:`ContentReader.decisive` differ.
-
-    Args:
-        before: Of an earlier call, as JSON gives it back.
-        now: The current one.
-    """
+    """List how two results of `ContentReader.decisive` differ; ``before`` came from JSON."""
     old, new = before.get("files") or {}, now["files"]
     changed = [f"the file {n} changed" for n in sorted(old.keys() & new.keys()) if old[n] != new[n]]
     lines = config_changes(_flat(before), _flat(now))

@@ -1,4 +1,4 @@
-"""Jobs of a protocol: expanding them, their command lines, and when one is done.
+"""A job: one run of ``train.py``, its command line, and when it is done.
 
 A directory that exists proves nothing. A job is done when all of these hold:
 
@@ -20,89 +20,20 @@ Keys that cannot change a result, such as the device and the data directory, are
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dassl.config.identity import IDENTITY_NAME, digest_of, shown
-from dassl.config.inputs import DATA, START, WEIGHTS, InputCheck, places_of
+from dassl.config.inputs import InputCheck
 from dassl.results import RESULT_NAME, no_result, read_identity, read_object, read_result
 from dassl.utils.files import atomic_write
-from scripts.jobs.content import ContentReader, content_changes
-from scripts.jobs.protocols import Protocol, RunKey
+from scripts.jobs.content import content_changes
+from scripts.jobs.protocols import RunKey
 
 PREVIOUS, RECORD = "result.previous.json", "job.json"
 LOG, RESUME = "job.log", "resume.pth.tar"
-FIRST_STAGE = "train"  # directory of first stages where a protocol has no training of its own
-
-# Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
-# driver's back would file a run under a directory that lies about it.
-RESERVED = {
-    "DATASET.NAME": "--datasets",
-    "DATASET.NUM_SHOTS": "--shots",
-    "DATASET.ROOT": "--root",
-    "DATASET.SUBSAMPLE_CLASSES": "--protocol",
-    "DEVICE": "--devices",
-    "FIRST_STAGE.CONFIG": "a config file of the trainer (--cfg)",
-    "FIRST_STAGE.DIR": "FIRST_STAGE.CONFIG in a config file of the trainer",
-    "OUTPUT_DIR": "--output",
-    "RESUME": "the run directory",
-    "SEED": "--seeds",
-    "TRAINER.NAME": "--trainer",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line asks for, with names checked and paths absolute.
-
-    Attributes:
-        protocol: The protocol to expand.
-        trainers: Trainer names.
-        cfgs: Stems of the trainers' config files; each trainer runs with each.
-        datasets: Datasets to train on; cross_dataset has one, its source.
-        targets: Datasets to evaluate a cross-dataset run on.
-        shots: Images per class.
-        seeds: Seeds.
-        root: Data directory.
-        output: Directory that the run directories are under.
-        options: Trailing KEY VALUE options, for every job.
-        repo: Repository; jobs run there and paths below it are printed relative to it.
-        train_command: Program that trains, before its flags.
-        relative: Whether to print paths below ``repo`` relative to it.
-    """
-
-    protocol: Protocol
-    trainers: tuple[str, ...]
-    cfgs: tuple[str, ...]
-    datasets: tuple[str, ...]
-    targets: tuple[str, ...]
-    shots: tuple[int, ...]
-    seeds: tuple[int, ...]
-    root: Path
-    output: Path
-    options: tuple[str, ...]
-    repo: Path
-    train_command: tuple[str, ...]
-    relative: bool = True
-
-    def dataset_file(self, dataset: str) -> Path:
-        """Return the config file of a dataset."""
-        return self.repo / "configs" / "datasets" / f"{dataset}.yaml"
-
-    def trainer_file(self, trainer: str, cfg: str) -> Path:
-        """Return a config file of a trainer."""
-        return self.repo / "configs" / "trainers" / trainer / f"{cfg}.yaml"
-
-    def shown(self, path: Path) -> str:
-        """Return a path as it is put into a command."""
-        if self.relative and path.is_relative_to(self.repo):
-            return str(path.relative_to(self.repo))
-        return str(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +87,7 @@ class Job:
 
     def to_do(self) -> str:
         """Return why the job has to run; empty when it is done."""
+        # From the cheapest question to the dearest, which looks at the dataset's files.
         if self.parent is not None and self.parent.to_do():
             return "its training run is not done"
         result = read_result(self.directory)
@@ -178,6 +110,7 @@ class Job:
         before = record.get("content")
         if not isinstance(before, dict):  # of an older version
             return "config or options changed"
+        # Another hash over the same content: a file has only moved.
         lines = content_changes(before, self.content)
         return f"config or options changed: {shown(lines)}" if lines else ""
 
@@ -209,144 +142,3 @@ class Job:
         }
         with atomic_write(self.directory / RECORD) as file:
             file.write(json.dumps(record, indent=1, default=str) + "\n")
-
-
-@dataclass
-class Planner:
-    """Expands settings into jobs, each after the training job that it needs.
-
-    A trainer whose config file has FIRST_STAGE.CONFIG, as ``LP/fft``, starts from a run of that
-    trainer with that file: on the same dataset, shots and seed, a training job like any other, and
-    the same one where it is also asked for by itself.
-    """
-
-    settings: Settings
-    _read: ContentReader = field(init=False)
-    _training: dict[RunKey, Job] = field(default_factory=dict)
-    _check: InputCheck = field(default_factory=InputCheck)
-
-    def __post_init__(self) -> None:
-        """Read no file yet."""
-        self._read = ContentReader(self.settings.repo, self.settings.root)
-
-    def jobs(self) -> list[Job]:
-        """Return all jobs of the protocol in the order they should start.
-
-        Raises:
-            FileNotFoundError: A config file names a base or a first stage that does not exist.
-            ValueError: A config file cannot be read.
-        """
-        return list(self._expand())
-
-    def _expand(self) -> Iterator[Job]:
-        settings, protocol = self.settings, self.settings.protocol
-        runs = itertools.product(
-            settings.datasets, settings.trainers, settings.cfgs, settings.shots, settings.seeds
-        )
-        for dataset, trainer, cfg, shots, seed in runs:
-            stage = protocol.train_stage or FIRST_STAGE
-            key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed)
-            known = len(self._training)
-            trained = self._train(key) if protocol.train_stage else self._first_stage(key)
-            yield from list(self._training.values())[known:]
-            yield from self._evaluations(key, trained)
-
-    def _train(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job:
-        """Return a training job; it and those before it are in ``_training``, in their order."""
-        if key in chain:
-            file = self.settings.shown(self.settings.trainer_file(key.trainer, key.cfg))
-            raise ValueError(f"{file}: by FIRST_STAGE.CONFIG, it is its own first stage.")
-        if key not in self._training:
-            first = self._first_stage(key, (*chain, key))
-            self._training[key] = self._job(key, first)
-        return self._training[key]
-
-    def _first_stage(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job | None:
-        """Return the training job that a run starts from, if there is one."""
-        file = self.settings.trainer_file(key.trainer, key.cfg)
-        section = self._read.content(file).get("FIRST_STAGE")
-        config = str(section.get("CONFIG") or "") if isinstance(section, dict) else ""
-        if not config:
-            return None
-        trainer, _, cfg = config.partition("/")
-        if not self.settings.trainer_file(trainer, cfg).is_file():
-            raise FileNotFoundError(
-                f"{self.settings.shown(file)}: FIRST_STAGE.CONFIG is {config!r}, but there is no "
-                f"{self.settings.shown(self.settings.trainer_file(trainer, cfg))}."
-            )
-        return self._train(replace(key, trainer=trainer, cfg=cfg), chain)
-
-    def _evaluations(self, key: RunKey, trained: Job | None) -> Iterator[Job]:
-        protocol = self.settings.protocol
-        if not protocol.test_stage:
-            return
-        for target in self.settings.targets or (key.dataset,):
-            rest = (key.shots, key.trainer, key.cfg, key.seed)
-            test = RunKey(key.protocol, protocol.test_stage, target, *rest)
-            yield self._job(test, trained, evaluates=True)
-
-    def _job(self, key: RunKey, parent: Job | None = None, *, evaluates: bool = False) -> Job:
-        settings = self.settings
-        directory = key.directory(settings.output)
-        flags = {
-            "--root": settings.shown(settings.root),
-            "--seed": str(key.seed),
-            "--trainer": key.trainer,
-            "--dataset-config-file": settings.shown(settings.dataset_file(key.dataset)),
-            "--config-file": settings.shown(settings.trainer_file(key.trainer, key.cfg)),
-            "--output-dir": settings.shown(directory),
-        }
-        words = [*settings.train_command, *(word for pair in flags.items() for word in pair)]
-        if evaluates and parent is not None:
-            words += ["--model-dir", settings.shown(parent.directory)]
-        words += ["--eval-only"] * evaluates
-        options = list(settings.options)
-        # A target has no shots of its own: its training images play no part.
-        if not evaluates or key.dataset in settings.datasets:
-            options += ["DATASET.NUM_SHOTS", str(key.shots)]
-        options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
-        content = {
-            "run": [getattr(key, part) for part in key.__dataclass_fields__],
-            **self._read.decisive(
-                settings.dataset_file(key.dataset),
-                settings.trainer_file(key.trainer, key.cfg),
-                options,
-            ),
-            "parent": parent.fingerprint if parent else "",
-        }
-        if parent is not None and not evaluates:
-            # Where the first stage lies is no part of the fingerprint; what it is, is.
-            options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
-        start = parent.directory if parent is not None else ""
-        places = places_of({DATA: settings.root, START: start, WEIGHTS: start})
-        places["repository"] = str(settings.repo)
-        canonical = json.dumps(content, sort_keys=True, default=str)
-        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-        return Job(
-            *(key, directory, tuple(words), tuple(options), fingerprint, parent),
-            content=content,
-            places=places,
-            check=self._check,
-        )
-
-
-def check_options(words: list[str]) -> tuple[str, ...]:
-    """Check trailing KEY VALUE options as far as that goes without the config.
-
-    Args:
-        words: What followed ``--``.
-
-    Raises:
-        ValueError: A key without value, something that is no key, or a key the driver sets.
-    """
-    for key in words[::2]:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
-            raise ValueError(
-                f"After -- come KEY VALUE pairs such as OPTIM.MAX_EPOCH 5, but {key!r} is no key."
-                " Flags of the driver go before the --."
-            )
-        if key in RESERVED:
-            raise ValueError(f"{key} is set by the driver; use {RESERVED[key]} instead.")
-    if len(words) % 2:
-        raise ValueError(f"Option {words[-1]!r} after -- has no value.")
-    return tuple(words)

@@ -1,95 +1,30 @@
-"""Runs jobs as subprocesses, one per device at a time, and outlives the ones that fail."""
+"""Decides which job starts when, by its parent's end and the launcher's room, until all have ended.
+
+A job that fails stops only those that build on it. One that another driver or a run started by hand
+is at work on is waited for, not run twice.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
 from tqdm import tqdm
 
 from dassl.locks import FileLock, LockedError, Owner, acquire, at_work
 from dassl.results import read_result
+from scripts.jobs.launchers import Ended, Launcher
 from scripts.jobs.plan import Job
 
 _TAIL_BYTES = 16384
-_LOCK = ".job.lock"  # of a job's folder, held by the driver that runs it; names the job's process
-
-
-@dataclass(frozen=True)
-class Device:
-    """A place where jobs run.
-
-    Attributes:
-        name: As given on the command line.
-        flags: Flags of ``train.py`` that choose it.
-        environment: Variables set for its jobs.
-        processes: Processes of a job, one for each of its GPUs.
-    """
-
-    name: str
-    flags: tuple[str, ...]
-    environment: dict[str, str]
-    processes: int = 1
-
-    def command(self, job: Job) -> list[str]:
-        """Return the command line that runs a job here."""
-        python, *rest = job.command(self.flags)
-        if self.processes == 1:
-            return [python, *rest]
-        torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        return [python, *torchrun, f"--nproc_per_node={self.processes}", *rest]
-
-
-def parse_devices(words: Sequence[str], jobs_per_device: int) -> list[Device]:
-    """Read ``--devices``.
-
-    Args:
-        words: GPU numbers as nvidia-smi counts them (or its GPU-... names), several joined by ``+``
-            for one job on all of them; ``cpu``, ``mps``, or ``auto`` for one job at a time where
-            ``train.py`` sees fit.
-        jobs_per_device: Jobs that share a device.
-
-    Raises:
-        ValueError: Something else, or a device given twice.
-    """
-    devices: list[Device] = []
-    names = [part.removeprefix("cuda:") for word in words for part in word.split("+")]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"--devices: {twice} is given twice; see --jobs-per-device.")
-    for word in words:
-        gpus = [part.removeprefix("cuda:") for part in word.split("+")]
-        name = ",".join(gpus)
-        if all(gpu.isdecimal() or gpu.startswith(("GPU-", "MIG-")) for gpu in gpus):
-            visible = {"CUDA_VISIBLE_DEVICES": name}
-            device = Device(name, ("--device", "cuda"), visible, len(gpus))
-        elif name == "cpu":
-            device = Device(name, ("--device", "cpu"), {"CUDA_VISIBLE_DEVICES": ""})
-        elif name == "mps":
-            device = Device(name, ("--device", "mps"), {})
-        elif name == "auto":
-            device = Device(name, (), {})
-        else:
-            raise ValueError(
-                f"--devices: {word!r} is no device; give GPU numbers (0 1, or 0+1 for one job on "
-                "both), cpu, mps or auto."
-            )
-        if name == "cpu" and jobs_per_device > 1 and "OMP_NUM_THREADS" not in os.environ:
-            # One job takes all cores by itself; several that all do so only hinder each other.
-            threads = max(1, (os.cpu_count() or 1) // jobs_per_device)
-            device.environment["OMP_NUM_THREADS"] = str(threads)
-        devices.append(device)
-    return devices
+_LOCK = ".job.lock"  # in a job's folder, held by the driver that runs it; names the job's process
 
 
 @dataclass(frozen=True)
@@ -107,46 +42,26 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass
-class _Running:
-    job: Job
-    device: Device
-    process: subprocess.Popen[bytes]
-    lock: FileLock
-    started: float
-
-
 class JobPool:
     """Runs jobs until all have ended or a signal asks to stop.
 
     Args:
         jobs: Jobs in starting order; a job's parent is among them.
-        devices: Where to run.
-        jobs_per_device: Jobs that share a device.
-        cwd: Directory the jobs run in.
+        launcher: Where they run.
     """
 
-    grace = 10.0  # seconds between asking children to stop and killing them
-    poll = 0.1  # seconds between looks at the children
+    poll = 0.1  # seconds between looks at the running jobs
     patience = 1.0  # seconds between looks at a job that another driver's process runs
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        devices: Sequence[Device],
-        *,
-        jobs_per_device: int = 1,
-        cwd: Path,
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], launcher: Launcher) -> None:
         """Prepare; nothing starts before ``run``."""
         self.waiting = list(jobs)
-        self.running: list[_Running] = []
+        self.running: dict[Job, FileLock] = {}
         self.outcomes: dict[Job, Outcome] = {}
         self.signals: list[int] = []
+        self._launcher = launcher
         self._reasons: dict[Job, str] = {}
         self._busy: dict[Job, float] = {}  # jobs that other processes run, and when to look again
-        self._free = [device for _ in range(jobs_per_device) for device in devices]
-        self._cwd = cwd
 
     def run(self) -> list[Outcome]:
         """Run everything and return the outcomes in the order of the jobs."""
@@ -156,7 +71,8 @@ class JobPool:
             try:
                 while (self.waiting or self.running) and not self.signals:
                     self._start_ready(bar)
-                    self._reap(bar)
+                    for ended in self._launcher.ended():
+                        self._finish(ended, bar)
                     if self.running or self.waiting:
                         time.sleep(self.poll)
             finally:
@@ -183,6 +99,7 @@ class JobPool:
                 signal.signal(number, handler)
 
     def _start_ready(self, bar: tqdm) -> None:
+        """Start or end every waiting job that need not wait any longer."""
         for job in list(self.waiting):
             if self.signals:
                 return
@@ -195,7 +112,7 @@ class JobPool:
                 self._end(Outcome(job, "skipped", f"{parent.job} {parent.status}"), bar)
             elif not self._reason(job):
                 self._end(Outcome(job, "done"), bar)
-            elif self._free:
+            elif self._launcher.has_room():
                 self._start(job, bar)
 
     def _reason(self, job: Job) -> str:
@@ -214,7 +131,7 @@ class JobPool:
                 return
             lock = found
             if job.to_do():
-                self._run(job, lock, bar)
+                self._launch(job, lock, bar)
                 return
             # Another driver finished it between our look and the lock.
             self._end(Outcome(job, "done"), bar)
@@ -226,15 +143,19 @@ class JobPool:
     def _take(self, job: Job) -> FileLock | str:
         """Return a job's lock, or which process is at work on it."""
         path = job.directory / _LOCK
+        left = Owner.read(path)  # read first: older versions of filelock empty the file they lock
         try:
             lock = acquire(path, patience=0)
         except LockedError as busy:
             return str(busy.owner or "another driver")
         # A driver that was killed leaves its job behind, which goes on.
-        left = Owner.read(path)
-        others = str(left) if left is not None and left.runs() else at_work(job.directory)
-        if others:
+        if left is not None and left.runs():
+            lock.record(left)
             lock.release(keep=True)
+            return str(left)
+        others = at_work(job.directory)
+        if others:
+            lock.release()
             return others
         return lock
 
@@ -244,62 +165,36 @@ class JobPool:
         self._busy[job] = time.monotonic() + self.patience
         self._reasons.pop(job, None)  # it may be done then
 
-    def _run(self, job: Job, lock: FileLock, bar: tqdm) -> None:
-        device = self._free[0]
-        with open(job.log, "ab") as log:
-            process = self._launch(job, device, log)
+    def _launch(self, job: Job, lock: FileLock, bar: tqdm) -> None:
+        owner = self._launcher.start(job, self._reason(job))
         self.waiting.remove(job)
-        self._free.remove(device)
-        self.running.append(_Running(job, device, process, lock, time.monotonic()))
+        self.running[job] = lock
         with contextlib.suppress(OSError):  # it only tells others who is at work
-            lock.record(Owner.of(process.pid))
+            lock.record(owner)
         bar.set_postfix(running=len(self.running), refresh=True)
 
-    def _launch(self, job: Job, device: Device, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command = device.command(job)
-        job.begin(command)
-        variables = [f"{name}={shlex.quote(value)}" for name, value in device.environment.items()]
-        line = " ".join([*variables, shlex.join(command)])
-        log.write(f"# {self._reason(job)}\n$ {line}\n".encode())
-        log.flush()
-        return subprocess.Popen(
-            command,
-            cwd=self._cwd,
-            env={**os.environ, **device.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Its own process group, so that its data loading workers stop with it.
-            start_new_session=True,
-        )
-
-    def _reap(self, bar: tqdm) -> None:
-        for entry in list(self.running):
-            status = entry.process.poll()
-            if status is None:
-                continue
-            self.running.remove(entry)
-            self._free.append(entry.device)
-            job = entry.job
-            others = at_work(job.directory) if status > 0 else ""
-            entry.lock.release()
-            if others:  # they were there first, unseen, and the job would not disturb them
-                self.waiting.append(job)
-                self._wait_for(job, others, bar)
-                continue
-            result = read_result(job.directory)
-            if status < 0:
-                outcome = Outcome(job, "failed", f"killed by {signal.Signals(-status).name}")
-            elif status > 0:
-                outcome = Outcome(job, "failed", f"exit status {status}")
-            elif result is None:
-                outcome = Outcome(job, "failed", "ended without a complete result.json")
-            else:
-                outcome = Outcome(job, "ran")
-                seconds = time.monotonic() - entry.started
-                accuracy = result["metrics"]["accuracy"]
-                bar.write(f"{job}: {accuracy:.2f} % in {seconds:.0f} s", file=sys.stderr)
-            self._end(outcome, bar)
+    def _finish(self, ended: Ended, bar: tqdm) -> None:
+        """Judge how a job ended: by its result, not by its exit status alone."""
+        job = ended.job
+        others = at_work(job.directory) if ended.status > 0 else ""
+        self.running.pop(job).release()
+        if others:  # they were there first, unseen, and the job would not disturb them
+            self.waiting.append(job)
+            self._wait_for(job, others, bar)
+            return
+        result = read_result(job.directory)
+        if ended.status < 0:
+            reason = f"killed by {signal.Signals(-ended.status).name}"
+        elif ended.status > 0:
+            reason = f"exit status {ended.status}"
+        elif result is None:
+            reason = "ended without a complete result.json"
+        else:
+            accuracy = result["metrics"]["accuracy"]
+            bar.write(f"{job}: {accuracy:.2f} % in {ended.seconds:.0f} s", file=sys.stderr)
+            self._end(Outcome(job, "ran"), bar)
+            return
+        self._end(Outcome(job, "failed", reason), bar)
 
     def _end(self, outcome: Outcome, bar: tqdm) -> None:
         self.outcomes[outcome.job] = outcome
@@ -311,28 +206,11 @@ class JobPool:
         bar.update()
 
     def _stop_running(self) -> None:
-        """Ask all children to stop; kill them after the grace time or at a second signal."""
+        """Stop what still runs, which is nothing at an ordinary end; a second signal hurries."""
         seen = len(self.signals)
-        for entry in self.running:
-            _signal_group(entry.process, signal.SIGTERM)
-        deadline = time.monotonic() + self.grace
-        while any(entry.process.poll() is None for entry in self.running):
-            if time.monotonic() > deadline or len(self.signals) > seen:
-                break
-            time.sleep(self.poll)
-        for entry in self.running:
-            # Also when the leader is gone: a worker of its group may have ignored the request.
-            _signal_group(entry.process, signal.SIGKILL)
-            entry.process.wait()
-            entry.lock.release()
-            self.outcomes[entry.job] = Outcome(entry.job, "interrupted", "stopped while running")
-        self.running.clear()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # PermissionError is how macOS answers for a group of which only a zombie is left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        for job in self._launcher.stop(hurry=lambda: len(self.signals) > seen):
+            self.running.pop(job).release()
+            self.outcomes[job] = Outcome(job, "interrupted", "stopped while running")
 
 
 def last_lines(path: Path, count: int = 15) -> list[str]:

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from datasets.rows import ROWS
 
 REPO = Path(__file__).resolve().parents[2]
 ALL_SHOTS = (1, 2, 4, 8, 16)
 ALL_IMAGES = -1  # in the place of a number of shots
 
-# Order of the field's tables. ImageNet first, as in every paper of the CoOp family.
-FEW_SHOT_DATASETS = (
-    "imagenet",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-)
-IMAGENET_SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-# ObjectNet is a shift of ImageNet too, but not among the four that domain generalisation averages.
-EXTRA_SHIFTS = ("objectnet",)
-SUITE_SOURCE = "shapes"
-SUITE_TARGETS = ("shapes_colours", "shapes_textures", "shapes_forms", "shapes_counts")
-SUITE_SHIFTS = ("shapes_v2", "shapes_sketch", "shapes_r", "shapes_a")
-SUITE = (SUITE_SOURCE, *SUITE_TARGETS, *SUITE_SHIFTS)
-SHIFTS = (*IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE_SHIFTS)
-# What models of a source are evaluated on by default; a protocol names its groups.
-TARGET_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    name: {"targets": tuple(other for other in FEW_SHOT_DATASETS if other != name)}
-    for name in FEW_SHOT_DATASETS
-}
-TARGET_GROUPS["imagenet"] |= {"shifts": IMAGENET_SHIFTS, "extra": EXTRA_SHIFTS}
-TARGET_GROUPS[SUITE_SOURCE] = {"targets": SUITE_TARGETS, "shifts": SUITE_SHIFTS}
-DATASET_ORDER = (*FEW_SHOT_DATASETS, *IMAGENET_SHIFTS, *EXTRA_SHIFTS, *SUITE)
+FEW_SHOT_DATASETS = tuple(row.config for row in ROWS if row.group == "few_shot")
+
+
+def _target_groups() -> dict[str, dict[str, tuple[str, ...]]]:
+    groups: dict[str, dict[str, tuple[str, ...]]] = {
+        name: {"targets": tuple(other for other in FEW_SHOT_DATASETS if other != name)}
+        for name in FEW_SHOT_DATASETS
+    }
+    for row in ROWS:
+        if row.trained_on:
+            of_source = groups.setdefault(row.trained_on, {})
+            of_source[row.group] = (*of_source.get(row.group, ()), row.config)
+    return groups
+
+
+# What models of a source are evaluated on by default, by group; a protocol names its groups.
+TARGET_GROUPS = _target_groups()
+IMAGENET_SHIFTS = TARGET_GROUPS["imagenet"]["shifts"]
+SHIFTS = tuple(row.config for row in ROWS if row.group in ("shifts", "extra"))
+SUITE = tuple(row.config for row in ROWS if row.bundled)
+# Sets that nobody has published numbers on come after these by name, like data of the user's own.
+DATASET_ORDER = tuple(row.config for row in ROWS if row.published or row.bundled)
 
 
 @dataclass(frozen=True)
@@ -163,29 +156,6 @@ def dataset_rank(dataset: str) -> tuple[int, str]:
     """Sort key: the field's order first, the user's own datasets after it by name."""
     known = dataset in DATASET_ORDER
     return (DATASET_ORDER.index(dataset) if known else len(DATASET_ORDER), dataset)
-
-
-def check_name(flag: str, name: str, allowed: Iterable[str], where: str = "") -> str:
-    """Return ``name`` if it is allowed.
-
-    Args:
-        flag: Flag that carried the name, for the message.
-        name: Value received.
-        allowed: All values that exist.
-        where: Place the values come from, for the message.
-
-    Raises:
-        ValueError: The name is unknown; the message gives the nearest and all known names.
-    """
-    names = list(allowed)
-    if name in names:
-        return name
-    # Compared without case: "lightra" must find LightRA.
-    folded = {known.casefold(): known for known in names}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(folded[match] for match in close)}?" if close else ""
-    known = ", ".join(names) if names else "none"
-    raise ValueError(f"{flag}: unknown name {name!r}.{hint} Known{where}: {known}.")
 
 
 def split_words(words: Sequence[str] | None) -> list[str]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dassl.names import check_availability
 from dassl.results import RESULT_NAME, read_result
 from scripts.jobs.protocols import (
     ALL_IMAGES,
     PROTOCOLS,
     RunKey,
-    check_name,
     dataset_rank,
     source_of,
 )
@@ -94,7 +94,7 @@ def collect(selection: Selection) -> pd.DataFrame:
     """
     import pandas as pd
 
-    check_name("--protocol", selection.protocol, PROTOCOLS)
+    check_availability(selection.protocol, PROTOCOLS, "--protocol")
     finished = {
         key: (path, result)
         for key, path in run_directories(selection)
@@ -142,11 +142,11 @@ def _source(key: RunKey, result: dict[str, Any]) -> str:
 
 def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
     for name in selection.trainers:
-        check_name("--trainer", name, sorted({trainer for trainer, _ in found}), where)
+        check_availability(name, sorted({trainer for trainer, _ in found}), "--trainer", where)
     # A stem that only a trainer outside of the selection has would leave an empty table.
     stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
     for name in selection.cfg:
-        check_name("--cfg", name, sorted(stems), where)
+        check_availability(name, sorted(stems), "--cfg", where)
 
 
 def with_labels(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:

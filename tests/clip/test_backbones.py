@@ -69,9 +69,34 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, name):
     state = tiny_model().state_dict()
     state[name].view(-1)[1] = float("inf")
     torch.save(state, tmp_path / "bad.pt")
-    for function in (clip.load, input_spec):
-        with pytest.raises(ValueError, match=rf"bad\.pt.*'{name}' in it has infinite or NaN"):
-            function(str(tmp_path / "bad.pt"))
+    with pytest.raises(ValueError, match=rf"bad\.pt.*'{name}' in it has infinite or NaN"):
+        clip.load(str(tmp_path / "bad.pt"))
+
+
+def test_size_of_a_file_is_read_off_shapes_alone(tmp_path, monkeypatch):
+    vision = {"layers": (1, 1, 1, 1), "width": 16, "image_size": 96}
+    resnet = open_clip.model.CLIP(
+        64, open_clip.model.CLIPVisionCfg(**vision), open_clip.model.CLIPTextCfg(width=64, heads=1)
+    )
+    for name, model in (("resnet", resnet), ("vit", tiny_model())):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    loaded = {name: clip.load(str(tmp_path / f"{name}.pt")) for name in ("resnet", "vit")}
+    bundled = clip.load("shapes")
+    monkeypatch.setattr(torch, "frombuffer", None)  # what makes numbers of a file's bytes
+    for name, backbone in loaded.items():
+        spec = input_spec(str(tmp_path / f"{name}.pt"))
+        assert spec == clip.InputSpec(backbone.image_size, backbone.image_mean, backbone.image_std)
+    assert (loaded["resnet"].image_size, loaded["vit"].image_size) == (96, 32)
+    assert input_spec("shapes").size == bundled.image_size
+
+
+def test_size_of_a_file_that_is_no_clip(tmp_path):
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="'text_projection' is missing"):
+        input_spec(str(tmp_path / "other.pt"))
+    torch.save({"text_projection": torch.ones(1)}, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"part\.pt does not fit OpenAI's CLIP layout"):
+        input_spec(str(tmp_path / "part.pt"))
 
 
 def test_weights_too_large_for_half_precision_are_refused(tmp_path):

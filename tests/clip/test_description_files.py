@@ -11,6 +11,7 @@ import yaml
 import clip
 from clip.prompts import described_prompts, match_key
 from datasets.readers import EUROSAT_NEW_NAMES
+from datasets.rows import row_of
 from datasets.shapes import SUITE
 from tests.conftest import REPOSITORY
 
@@ -48,7 +49,7 @@ def test_every_file_is_used():
 def test_every_class_has_prompts_that_fit(config, number):
     names, section = CLASSES[config], dataset_section(config)
     assert len(names) == len(set(names)) == number
-    template = section["PROMPT_TEMPLATE"]
+    template = row_of(config).template
     prompts = described_prompts(names, template, REPOSITORY / section["PROMPT_PATH"])
     for texts in prompts:
         assert len(texts) >= (4 if config == "shapes" else 5)

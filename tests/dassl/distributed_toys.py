@@ -16,12 +16,10 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput, TrainerX, build_trainer
 from dassl.engine.distributed import (
     PeerLostError,
     WorldSizeError,
-    barrier,
     gather_features,
-    gather_objects,
     process_group,
-    rank,
 )
+from dassl.utils.distributed import barrier, gather_objects, rank
 from tests.dassl.toys import toy_cfg
 
 # Every run: clipped gradients, a batch whose share is uneven where the images are few.

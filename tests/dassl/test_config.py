@@ -233,6 +233,15 @@ class TestBase:
         assert make_config(None, flags=("--config-file", str(file))).INPUT.SIZE == (48, 48)
 
 
+def test_images_keep_the_size_that_an_entry_sets(tmp_path, make_config):
+    """It was silently replaced by the backbone's."""
+    entries = "{Shapes: {INPUT: {SIZE: [32, 32]}, PER_SHOTS: {4: {INPUT: {SIZE: [40, 40]}}}}}"
+    file = write(tmp_path, f"TRAINER: {{NAME: ZeroshotCLIP}}\nPER_DATASET: {entries}")
+    flags = ("--config-file", str(file))
+    assert make_config(None, flags=flags).INPUT.SIZE == (32, 32)
+    assert make_config(None, "DATASET.NUM_SHOTS", "4", flags=flags).INPUT.SIZE == (40, 40)
+
+
 def test_config_files_are_read_without_pytorch():
     """The job driver reads them, whose dry run should not take seconds."""
     code = "import sys, dassl.config; sys.exit('torch' in sys.modules)"

@@ -135,15 +135,15 @@ def test_download_data(tmp_path, monkeypatch, capsys, name):
 def level_map(operation, value):
     """Return what an operation makes of the 256 grey levels."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0)).convert("RGB")
-    return np.asarray(operation(ramp, value))[0, :, 0]
+    return np.asarray(randaugment._APPLY[operation](ramp, value))[0, :, 0]
 
 
 def test_randaugment_has_dassls_ranges(monkeypatch):
     levels = np.arange(256)
-    ranges = {operation.__name__: (low, high) for operation, low, high in randaugment._OPERATIONS}
-    assert len(randaugment._OPERATIONS) == 16
-    assert ranges["_posterize"] == (4, 8)
-    picked = [op for op in randaugment._OPERATIONS if op[0].__name__ == "_posterize"]
+    ranges = {operation: (low, high) for operation, low, high in randaugment.RandAugment.table}
+    assert len(randaugment.RandAugment.table) == 16
+    assert ranges["posterize"] == (4, 8)
+    picked = [op for op in randaugment.RandAugment.table if op[0] == "posterize"]
     monkeypatch.setattr(random, "choices", lambda operations, k: picked)
     ramp = Image.fromarray(levels.astype(np.uint8)[None].repeat(3, 0)).convert("RGB")
     for magnitude, bits in ((0, 4), (10, 5), (15, 6), (30, 8)):
@@ -151,33 +151,31 @@ def test_randaugment_has_dassls_ranges(monkeypatch):
         assert np.array_equal(out, levels >> (8 - bits) << (8 - bits))
     brighter = np.minimum(255, levels + 36.5).astype(int)
     expected = np.where(brighter < 128, brighter, 255 - brighter)
-    assert np.array_equal(level_map(randaugment._solarize_add, 36.5), expected)
+    assert np.array_equal(level_map("solarize_add", 36.5), expected)
     expected = np.where(levels < 85.3, levels, 255 - levels)
-    assert np.array_equal(level_map(randaugment._solarize, 85.3), expected)
+    assert np.array_equal(level_map("solarize", 85.3), expected)
 
 
 @pytest.mark.parametrize(
-    ("make", "operations", "number", "low"),
-    [
-        (randaugment.RandAugment2, "_OPERATIONS2", 15, 0.1),
-        (randaugment.RandAugmentFixMatch, "_FIXMATCH", 14, 0.05),
-    ],
+    ("make", "number", "low"),
+    [(randaugment.RandAugment2, 15, 0.1), (randaugment.RandAugmentFixMatch, 14, 0.05)],
 )
-def test_randaugment_with_random_magnitudes(monkeypatch, make, operations, number, low):
-    ranges = {op.__name__: span for op, *span in getattr(randaugment, operations)}
+def test_randaugment_with_random_magnitudes(monkeypatch, make, number, low):
+    ranges = {operation: span for operation, *span in make.table}
     assert len(ranges) == number
-    assert ranges["_posterize"] == [4, 8]
-    assert ranges["_rotate"] == [-30, 30]
-    assert ranges["_translate_x"] == ranges["_shear_y"] == [-0.3, 0.3]
-    assert ranges["_contrast"][0] == low
-    assert ("_invert" in ranges) == (number == 15)
+    assert ranges["posterize"] == [4, 8]
+    assert ranges["rotate"] == [-30, 30]
+    assert ranges["translate_x"] == ranges["shear_y"] == [-0.3, 0.3]
+    assert ranges["contrast"][0] == low
+    assert ("invert" in ranges) == (number == 15)
     seen = []
 
     def note(image, value):
         seen.append(value)
         return image
 
-    monkeypatch.setattr(randaugment, operations, [(note, -2, 4)])
+    monkeypatch.setattr(make, "table", [("note", -2, 4)])
+    monkeypatch.setitem(randaugment._APPLY, "note", note)
     random.seed(0)
     for _ in range(1000):
         make(3)(picture())
@@ -195,14 +193,13 @@ def test_moving_is_a_share_of_the_side_or_pixels():
     dark = {}
     random.seed(0)
     for operation, value in (
-        (randaugment._translate_x, 0.25),
-        (randaugment._translate_y, 0.25),
-        (randaugment._translate_x_pixels, 4),
-        (randaugment._translate_y_pixels, 4),
+        ("translate_x", 0.25),
+        ("translate_y", 0.25),
+        ("translate_x_pixels", 4),
+        ("translate_y_pixels", 4),
     ):
-        dark[operation.__name__] = 255 * 800 - int(
-            np.asarray(operation(image, value))[..., 0].sum()
-        )
+        moved = randaugment._APPLY[operation](image, value)
+        dark[operation] = 255 * 800 - int(np.asarray(moved)[..., 0].sum())
     assert [count // 255 for count in dark.values()] == [200, 200, 80, 160]
 
 

@@ -150,7 +150,7 @@ def test_shapes_name_the_classes(trained):
 def test_other_class_names_alone_are_fine(trained):
     directory = rewrite(trained, lambda c: c["meta"].update(classnames=["x"], num_classes=1))
     trained.load_model(directory, epoch=1)
-    assert trained.loaded_from == (directory, 1)
+    assert trained.identity.loaded_from == (directory, 1)
 
 
 @pytest.mark.parametrize("key", ["method", "backbone"])

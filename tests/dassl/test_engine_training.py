@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.config import config_hash
-from dassl.engine import StepOutput, TrainerBase, build_trainer, is_done, read_result
+from dassl.engine import StepOutput, TrainerBase, build_trainer, device, is_done, read_result
 from dassl.utils import set_random_seed
 from tests.dassl.toys import ToyCoOp, ToyMethod, ToyModel
 
@@ -282,6 +282,24 @@ def test_precision_the_device_lacks_falls_back_and_says_so_once(make_cfg, capsys
     result = read_result(trainer.output_dir)
     assert result["precision"] == "fp32"
     assert message in result["notes"]
+
+
+def test_the_class_line_is_dassls_three():
+    """What else the engine knows is in objects that a trainer holds."""
+    line = [cls.__name__ for cls in ToyMethod.__mro__]
+    assert line == ["ToyMethod", "TrainerX", "SimpleTrainer", "TrainerBase", "object"]
+
+
+def test_precision_is_resolved_once(make_cfg, monkeypatch):
+    asked = []
+    read = device.requested_precision
+    monkeypatch.setattr(
+        device, "requested_precision", lambda *args: asked.append(args) or read(*args)
+    )
+    trainer = build_trainer(make_cfg())
+    built = len(asked)
+    trainer.train()
+    assert len(asked) == built > 0
 
 
 def test_unknown_precision_is_refused(make_cfg):

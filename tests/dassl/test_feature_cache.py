@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from dassl import locks
 from dassl.data import feature_cache, feature_entry
 from dassl.data.feature_cache import FeatureCache, FeatureCacheError, clear_cache, list_cache
 
@@ -236,7 +236,11 @@ def test_an_extraction_that_fails_leaves_nothing(tmp_path, error):
 # ------------------------------------------------------------------ processes
 
 
-def run(directory, log, pause, fcntl=True):
+def no_locks(descriptor, mode):
+    raise OSError(errno.ENOLCK, "no locks here")
+
+
+def run(directory, log, pause, locks=True):
     """A job: makes the entry slowly and leaves a line in the log when it starts to."""
 
     def make(writer):
@@ -246,8 +250,8 @@ def run(directory, log, pause, fcntl=True):
             writer.add([row], ROWS[[row]])
             time.sleep(pause)
 
-    if not fcntl:
-        locks.fcntl = None
+    if not locks:
+        fcntl.flock = no_locks
     _, features = FeatureCache(directory).fetch(KEY, 6, make)
     os._exit(0 if torch.equal(features, torch.from_numpy(ROWS)) else 1)
 
@@ -267,7 +271,7 @@ def wait_for(condition):
 
 
 def temporaries(directory):
-    return list(directory.glob(".*.tmp/features.npy"))
+    return list(directory.glob(".*.tmp"))
 
 
 def test_of_jobs_at_the_same_time_one_makes_the_entry(tmp_path):
@@ -331,17 +335,14 @@ def test_killed_at_any_moment(tmp_path):
 
 def test_without_locks_every_job_makes_it_and_one_entry_stays(tmp_path, monkeypatch, capsys):
     cache, log = tmp_path / "c", tmp_path / "log"
-    jobs = [start(cache, log, 0.05, fcntl=False) for _ in range(2)]
+    jobs = [start(cache, log, 0.05, locks=False) for _ in range(2)]
     for job in jobs:
         job.join(20)
     assert [job.exitcode for job in jobs] == [0, 0]
     assert log.read_text() == "made\nmade\n"
     only_entry(cache)
 
-    def none(descriptor, mode):
-        raise OSError(errno.ENOLCK, "no locks here")
-
-    monkeypatch.setattr(locks.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     _, features = FeatureCache(cache).fetch({**KEY, "split": "val"}, 6, writing())
     assert torch.equal(features, torch.from_numpy(ROWS))
 

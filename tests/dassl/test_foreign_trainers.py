@@ -308,6 +308,19 @@ def test_an_evaluator_made_inside_of_the_test(make_cfg):
     assert result["per_class"] == plain["per_class"]
 
 
+def test_weights_that_are_loaded_while_the_model_is_built(make_cfg):
+    trained, _ = run(make_cfg, style())
+
+    def build_model(self):
+        super(Foreign, self).build_model()
+        self.load_model(trained.output_dir, epoch=2)
+
+    cls = style(build_model=build_model)
+    built = build_trainer(make_cfg("started", trainer=cls.__name__))
+    assert built.identity.loaded_from == (trained.output_dir, 2)
+    assert torch.equal(built.model.prompt_learner.ctx, trained.model.prompt_learner.ctx)
+
+
 def test_a_failing_test_leaves_no_result(make_cfg):
     def test(self, split=None):
         raise RuntimeError("my own mistake")
@@ -341,7 +354,7 @@ def test_what_other_repositories_use_of_a_trainer(make_cfg):
 def test_several_processes_cannot_share_a_test_of_its_own(make_cfg, monkeypatch):
     cls = style()
     trainer = build_trainer(make_cfg(trainer=cls.__name__))
-    monkeypatch.setattr("dassl.engine.run_result.world_size", lambda: 2)
+    monkeypatch.setattr("dassl.engine.overrides.world_size", lambda: 2)
     with pytest.raises(WorldSizeError, match=rf"{cls.__name__} has a test\(\) of its own"):
         trainer.test()
     assert read_result(trainer.output_dir) is None

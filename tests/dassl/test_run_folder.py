@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import sys
 import pytest
 from torch import nn
 
-from dassl import locks
 from dassl.engine.run_folder import check_room, run_folder
 from dassl.locks import RUN_LOCK, Owner
 from tests.conftest import REPOSITORY
@@ -71,7 +71,7 @@ def test_without_locks_a_run_goes_on_and_removes_only_what_is_old(tmp_path, monk
     def none(descriptor, mode):
         raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr(locks.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
     gone.wait()
     (tmp_path / f".result.json.{gone.pid}.tmp").touch()  # it may be another machine's

@@ -59,7 +59,7 @@ def test_registry():
     assert len(registry) == 4
     with pytest.raises(ValueError, match="Did you mean 'Alpha'"):
         registry.get("alpha")
-    with pytest.raises(ValueError, match="not registered in THING. Registered"):
+    with pytest.raises(ValueError, match="THING: .* is not available"):
         registry.get("xyz")
 
 

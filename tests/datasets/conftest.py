@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets import extend_cfg
+from datasets.folder import extend_cfg
 from tests.datasets.trees import (  # noqa: F401 - fixtures
     actions,
     aircraft,

@@ -161,7 +161,7 @@ def test_zero_shots_are_an_error_before_anything_is_read(tmp_path, build, shots)
 
 
 def test_unknown_half_is_an_error_before_anything_is_read(tmp_path, build) -> None:
-    with pytest.raises(ValueError, match=r"SUBSAMPLE_CLASSES is 'novel'; allowed are all, base"):
+    with pytest.raises(ValueError, match=r"SUBSAMPLE_CLASSES: 'novel' is not available"):
         build("OxfordPets", tmp_path / "nowhere", SUBSAMPLE_CLASSES="novel")
 
 

@@ -10,7 +10,8 @@ from torchvision.datasets import ImageFolder
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets import extend_cfg, folder
+from datasets import folder
+from datasets.folder import extend_cfg
 
 
 def paths(items: list[Any], directory: Path) -> list[str]:
@@ -348,17 +349,17 @@ class TestLeftOut:
             (base / "val" / target).rename(tmp_path / target)
         (base / "val" / "wren").symlink_to(base / "train" / "wren")
         note = self.note_of(build("Folder", birds, DIR="birds"))
-        assert note.startswith("4 picture(s), first")
+        assert note.startswith("4 image(s), first")
         assert "are in train and val" in note
         (base / "train" / "owl").symlink_to(base / "train" / "wren")
-        with pytest.raises(ValueError, match=r"4 picture\(s\) have more than one label"):
+        with pytest.raises(ValueError, match=r"4 image\(s\) have more than one label"):
             build("Folder", birds, DIR="birds")
 
     def test_a_whole_part_that_is_a_link(self, birds: Path, build, tmp_path) -> None:
         base = birds / "birds"
         (base / "test").rename(tmp_path / "unused")
         (base / "test").symlink_to(base / "train")
-        with pytest.raises(ValueError, match=r"8 picture\(s\) have a place in train and in test"):
+        with pytest.raises(ValueError, match=r"8 image\(s\) have a place in train and in test"):
             build("Folder", birds, DIR="birds")
 
     def test_links_outside_and_loops_are_fine(self, tree: Path, build, tmp_path, touch) -> None:

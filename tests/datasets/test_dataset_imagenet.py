@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from datasets import table
-from datasets.imagenet import read_names, standard_names
+from datasets.imagenet import read_wnid_names, standard_names
+from datasets.rows import row_of
 from tests.datasets.trees import NAMES, SHIFTS, V2, WNIDS, write_names
 
 
@@ -205,7 +205,7 @@ def test_empty_folder_is_named(name: str, root: Path, build) -> None:
 
 @pytest.mark.parametrize("name", [*SHIFTS, "ImageNetV2", "ImageNet"])
 def test_missing_data_names_path_flag_and_source(name: str, tmp_path: Path, build) -> None:
-    row = table.row_of(name)
+    row = row_of(name)
     with pytest.raises(FileNotFoundError, match=r"--root is .* The layout is in DATASETS") as error:
         build(name, tmp_path)
     assert str(tmp_path / row.directory / row.images) in str(error.value)
@@ -225,7 +225,7 @@ def test_malformed_list_is_named(content: str, message: str, tmp_path: Path) -> 
     path = tmp_path / "classnames.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_names(path)
+        read_wnid_names(path)
 
 
 def test_no_file_is_asked_about(root: Path, build, monkeypatch) -> None:

@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets import table
-from datasets.imagenet import imagenet_labels, misnamed, standard_names
-from datasets.masking import masked_logits
+from datasets.imagenet import imagenet_labels, logits_of_classes, misnamed, standard_names
+from datasets.rows import ROWS, row_of
 from tests.datasets.trees import NAMES, SHIFTS, V2, WNIDS, write_names
 
 
@@ -32,7 +31,7 @@ def groups(draw) -> tuple[int, list[list[int]]]:
 def test_a_class_has_the_maximum_of_its_columns(case, seed: int, rows: int) -> None:
     total, columns = case
     logits = torch.randn(rows, total, generator=torch.Generator().manual_seed(seed))
-    masked = masked_logits(logits, columns)
+    masked = logits_of_classes(logits, columns)
     expected = [[max(row[c].item() for c in group) for group in columns] for row in logits]
     assert masked.tolist() == expected
     # Right if any of the mapped columns wins among all that are mapped.
@@ -43,13 +42,13 @@ def test_a_class_has_the_maximum_of_its_columns(case, seed: int, rows: int) -> N
 
 def test_plain_selection_keeps_columns_in_the_order_of_the_classes() -> None:
     logits = torch.arange(12.0).reshape(2, 6)
-    assert masked_logits(logits, [[5], [0], [3]]).tolist() == [[5, 0, 3], [11, 6, 9]]
-    assert masked_logits(logits.bfloat16(), [[1]]).dtype == torch.bfloat16
+    assert logits_of_classes(logits, [[5], [0], [3]]).tolist() == [[5, 0, 3], [11, 6, 9]]
+    assert logits_of_classes(logits.bfloat16(), [[1]]).dtype == torch.bfloat16
 
 
 def test_gradient_reaches_the_winning_columns_alone() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 5.0]], requires_grad=True)
-    masked_logits(logits, [[1], [0, 2]]).sum().backward()
+    logits_of_classes(logits, [[1], [0, 2]]).sum().backward()
     assert logits.grad.tolist() == [[1, 1, 0, 0]]
 
 
@@ -64,7 +63,7 @@ def test_gradient_reaches_the_winning_columns_alone() -> None:
 )
 def test_impossible_maps_are_refused(columns: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        masked_logits(torch.zeros(2, 4), columns)
+        logits_of_classes(torch.zeros(2, 4), columns)
 
 
 @pytest.mark.parametrize("name", ["ImageNetA", "ImageNetR"])
@@ -76,7 +75,7 @@ def test_subsets_select_their_wnids(name: str, imagenets: Path, build) -> None:
     # A head that knows one thing about each picture: the wnid of its folder.
     wnids = [Path(d.impath).parent.name for d in dataset.test]
     logits = torch.eye(12)[[WNIDS.index(wnid) for wnid in wnids]]
-    masked = masked_logits(logits, dataset.imagenet_labels)
+    masked = logits_of_classes(logits, dataset.imagenet_labels)
     assert masked.argmax(1).tolist() == [d.label for d in dataset.test]
 
 
@@ -150,7 +149,7 @@ def test_names_of_other_classes_are_found() -> None:
 
 
 def test_only_imagenet_and_its_shifts_have_a_map() -> None:
-    mapped = {row.name for row in table.ROWS if row.wnids}
+    mapped = {row.name for row in ROWS if row.wnids}
     assert mapped == {"ImageNet", "ImageNetV2", *SHIFTS, "ObjectNet"}
-    assert {row.name for row in table.ROWS if row.shifted} == mapped - {"ImageNet"}
-    assert table.row_of("ImageNetV2").images in V2
+    assert {row.name for row in ROWS if row.shifted} == mapped - {"ImageNet"}
+    assert row_of("ImageNetV2").images in V2

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.classnames import read_class_names
-from datasets.imagenet import read_names as read_wnids
-from datasets.lists import read_lines
-from datasets.name_lists import read_name_list
-from scripts.describe import read_names as read_for_descriptions
+from datasets.classnames import read_class_names, read_name_list
+from datasets.imagenet import read_wnid_names
+from datasets.readers import read_lines
+from scripts.describe import names_to_describe as read_for_descriptions
 from trainers.predict_files import read_names as read_for_predict
 
 THREE = ["chat noir", "café", "red, dog"]
@@ -135,7 +134,7 @@ def test_lists_of_datasets_are_read_in_the_same_encodings(tmp_path: Path, encodi
     path = tmp_path / "classnames.txt"
     path.write_bytes("n01440764 tench\r\n\r\nn01443537\tpoisson doré\r\n".encode(encoding))
     assert read_lines(path, "")[1] == (f"{path}:3", "n01443537\tpoisson doré")
-    assert read_wnids(path) == {"n01440764": "tench", "n01443537": "poisson doré"}
+    assert read_wnid_names(path) == {"n01440764": "tench", "n01443537": "poisson doré"}
     path.write_bytes("n01440764 tench\nn01443537 poisson doré\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"classnames\.txt, line 2: not UTF-8 .*poisson doré"):
-        read_wnids(path)
+        read_wnid_names(path)

@@ -13,8 +13,7 @@ from PIL import Image
 
 from dassl.data import DataManager
 from dassl.data.transforms import CropBorder, crop_border_first
-from datasets.imagenet import standard_names
-from datasets.masking import masked_logits
+from datasets.imagenet import logits_of_classes, standard_names
 from tests.datasets.trees import NAMES, paint, write_mappings, write_names
 
 FILES = ("folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json",
@@ -72,7 +71,7 @@ def test_any_of_several_classes_makes_a_prediction_right(objects: Path, build) -
     logits[0, [530, 954]] = torch.tensor([2.0, 1.0])  # a digital clock, rather than a banana
     logits[1, [0, 409, 560]] = torch.tensor([9.0, 1.0, 2.0])  # no class of ObjectNet leads
     logits[2, 610] = 0.5
-    masked = masked_logits(logits, dataset.imagenet_labels)
+    masked = logits_of_classes(logits, dataset.imagenet_labels)
     assert masked.argmax(1).tolist() == [0, 3, 4]
     assert masked[0].tolist() == [2.0, 0.0, 1.0, 0.0, 0.0]
 

@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum, build_dataset
-from datasets import extend_cfg
 from datasets.classnames import rename_classes
+from datasets.folder import extend_cfg
 from datasets.imagenet import standard_names
-from datasets.lists import split_official
-from datasets.readers import read_class_folders
+from datasets.readers import class_folders, split_official
 from datasets.sampling import draw_few_shot
 from datasets.splits import Splits
 
@@ -157,7 +156,7 @@ def check_split(parts: Sequence[Sequence[Datum]], counts: Sequence[int], ratio: 
 @given(counts=folder_sizes)
 def test_own_split_of_class_folders(counts: list[int]) -> None:
     with folder_tree(counts) as root:
-        splits, again = (read_class_folders(root / "birds") for _ in range(2))
+        splits, again = (class_folders(root, root / "birds") for _ in range(2))
     check_split(splits, counts, (0.5, 0.2, 0.3))
     assert [files(part) for part in splits] == [files(part) for part in again]
     for part in splits:

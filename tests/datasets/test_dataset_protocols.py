@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import trainers  # noqa: F401 - registers the methods
 from dassl.data import DataManager
 from dassl.engine import build_trainer, read_result
-from datasets import table
+from datasets.rows import ROWS, row_of
 from tests.datasets.trees import TREES, WNIDS, paint
 from trainers.base import CLIPTrainer
 
 SMALL = ("INPUT.SIZE", "[32, 32]", "DATALOADER.NUM_WORKERS", "0", "DATASET.ALLOW_OWN_SPLIT", "True",
          "DATALOADER.TRAIN_X.BATCH_SIZE", "2", "DATALOADER.TEST.BATCH_SIZE", "8")  # fmt: skip
-SHIFTS = [row.name for row in table.ROWS if row.shifted]
+SHIFTS = [row.name for row in ROWS if row.shifted]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def tree(request):
 def make(tree, make_config):
     def config(name: str, method: str, *options: str, output: str = "run") -> Any:
         return make_config(
-            method, *SMALL, *options, dataset=table.row_of(name).config, output=output,
+            method, *SMALL, *options, dataset=row_of(name).config, output=output,
             flags=("--root", str(tree(name))),
         )  # fmt: skip
 
@@ -47,7 +47,7 @@ def make(tree, make_config):
 
 
 def test_every_published_dataset_has_a_tree() -> None:
-    assert TREES.keys() == {row.name for row in table.ROWS if row.published}
+    assert TREES.keys() == {row.name for row in ROWS if row.published}
 
 
 @pytest.mark.parametrize("name", TREES)

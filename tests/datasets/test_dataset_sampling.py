@@ -146,7 +146,7 @@ def test_test_only_sets_have_halves_too() -> None:
 
 
 def test_unknown_half_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="'novel'; allowed are all, base, new"):
+    with pytest.raises(ValueError, match="'novel' is not available. .*: all, base, new"):
         subsample_classes(Splits(items([0]), [], []), "novel")
 
 

@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from datasets import shapes
-from datasets.table import ROWS
+from datasets.row import DatasetRow
+from datasets.rows import ROWS
+from tests.conftest import REPOSITORY
 
 BUNDLED = [row.name for row in ROWS if not row.published]
+SIZES = {name: (len(entry.classes), entry.per_class) for name, entry in shapes.SUITE.items()}
 SIBLINGS = ["ShapesV2", "ShapesSketch", "ShapesR", "ShapesA"]
 
 
@@ -31,6 +34,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_every_set_of_the_suite_has_a_row() -> None:
     assert sorted(BUNDLED) == sorted(shapes.SUITE)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.bundled], ids=lambda row: row.config)
+def test_documentation_has_the_sizes_of_the_suite(row: DatasetRow) -> None:
+    guide = (REPOSITORY / "DATASETS.md").read_text()
+    (line,) = (line for line in guide.splitlines() if line.startswith(f"| `{row.config}` | ")
+               and line.count("|") == 6 and " / " in line)  # fmt: skip
+    number, per_class = SIZES[row.name]
+    per_class_cell, images_cell = (
+        " / ".join(f"{count * times:,}" for count in per_class) for times in (1, number)
+    )
+    assert line.split(" | ")[2:4] == [per_class_cell, images_cell]
+    assert f"{number}" in line.split(" | ")[1] or "the same" in line.split(" | ")[1]
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -14,7 +14,7 @@ from dassl.data.datasets import Datum
 from datasets.splits import (
     Splits,
     check_labels,
-    check_pictures,
+    check_repeats,
     missing_files,
     read_split_file,
     require_images,
@@ -204,10 +204,10 @@ def test_a_part_that_is_there_twice_is_refused(tmp_path: Path, key: str) -> None
 @pytest.mark.parametrize(
     ("part", "entry", "said"),
     [
-        ("train", [1, "dog"], "1 picture(s) have more than one label"),
-        ("val", [1, "dog"], "1 picture(s) have more than one label"),
-        ("test", [1, "dog"], "1 picture(s) have more than one label"),
-        ("test", [0, "cat"], "1 picture(s) have a place in train and in test"),
+        ("train", [1, "dog"], "1 image(s) have more than one label"),
+        ("val", [1, "dog"], "1 image(s) have more than one label"),
+        ("test", [1, "dog"], "1 image(s) have more than one label"),
+        ("test", [0, "cat"], "1 image(s) have a place in train and in test"),
     ],
 )
 def test_a_split_that_contradicts_itself_is_refused(
@@ -224,7 +224,7 @@ def test_a_split_that_contradicts_itself_is_refused(
 
 def test_twice_in_test_is_refused_even_behind_val(tmp_path: Path) -> None:
     twice = [["a/2.jpg", 0, "cat"], ["./a/2.jpg", 0, "cat"]]
-    with pytest.raises(ValueError, match=r"1 picture\(s\) have more than one place in test"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) have more than one place in test"):
         read_split_file(write(tmp_path, {**GOOD, "test": [*GOOD["test"], *twice]}), tmp_path)
 
 
@@ -242,14 +242,14 @@ def test_what_may_be_meant_is_said(tmp_path: Path, part: str, path: str, said: s
         write(tmp_path, {**GOOD, part: [*GOOD[part], [path, 0, "cat"]]}), tmp_path
     )
     (note,) = split_notes(splits)
-    assert note.startswith(f"1 picture(s), first {tmp_path}/{path}, {said}")
+    assert note.startswith(f"1 image(s), first {tmp_path}/{path}, {said}")
 
 
 def test_links_are_what_they_lead_to() -> None:
     splits = Splits([Datum("x/1.jpg", 0, 0, "a")], [], [Datum("y/1.jpg", 0, 0, "a")])
-    check_pictures(splits, "x")
+    check_repeats(splits, "x")
     with pytest.raises(ValueError, match="in train and in test"):
-        check_pictures(splits, "x", {"y/1.jpg": "x/1.jpg"})
+        check_repeats(splits, "x", {"y/1.jpg": "x/1.jpg"})
 
 
 def test_a_good_split_has_nothing_to_say(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import yaml
 
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import extend_cfg, table
-from datasets.base import DatasetRow, SplitFileDataset
-from datasets.table import ROWS
+from datasets import rows, table
+from datasets.base import SplitFileDataset, function_of
+from datasets.folder import extend_cfg
+from datasets.row import DatasetRow
+from datasets.rows import ROWS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 # One line per published dataset: config, class, where images lie, split file, template, counts
@@ -81,16 +83,17 @@ def test_every_row_of_real_data_is_checked() -> None:
 @real
 def test_row_holds_the_published_facts(name: str) -> None:
     config, images, template, classes, counts = FACTS[name]
-    row = table.row_of(name)
-    assert row is table.row_of(config)
+    row = rows.row_of(name)
+    assert row is rows.row_of(config)
     assert f"{row.directory}/{row.images}".rstrip("/") == images
     assert row.split_file == (f"split_zhou_{name}.json" if name in PUBLISHED else None)
     assert (row.template, row.num_classes, row.counts) == (template, classes, counts)
     assert row.published
     assert row.prepare is None
-    assert row.reader is not None
+    assert callable(function_of(row.reader))
     assert row.shifted == (counts[0] == 0)
-    assert (row.wnids is not None) == (row.shifted or name == "ImageNet")
+    assert bool(row.wnids) == (row.shifted or name == "ImageNet")
+    assert not row.wnids or callable(function_of(row.wnids))
     assert row.border == (2 if name == "ObjectNet" else 0)
 
 
@@ -113,7 +116,27 @@ def test_rows_are_unique_and_unknown_ones_listed() -> None:
         values = [getattr(row, key) for row in ROWS]
         assert len(set(values)) == len(values)
     with pytest.raises(KeyError, match="no dataset 'Petz' in the table"):
-        table.row_of("Petz")
+        rows.row_of("Petz")
+
+
+@every_row
+def test_the_protocols_place_of_a_row(row: DatasetRow) -> None:
+    assert row.group in ("", "few_shot", "shifts", "extra", "targets")
+    assert bool(row.trained_on) == (row.group in ("shifts", "extra", "targets"))
+    if row.trained_on:
+        source = rows.row_of(row.trained_on)
+        assert (source.config, source.trained_on) == (row.trained_on, "")
+        assert source.bundled == row.bundled
+    if row.group == "shifts" and not row.bundled:
+        assert row.num_classes <= source.num_classes
+
+
+def test_shifts_read_the_texts_of_their_source() -> None:
+    names = [*rows.ROW_OF, "Folder"]
+    assert {name: rows.texts_of(name) for name in names if rows.texts_of(name) != name} == {
+        **dict.fromkeys(("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"),
+        **dict.fromkeys(("ShapesV2", "ShapesSketch", "ShapesR", "ShapesA"), "Shapes"),
+    }
 
 
 @published
@@ -163,7 +186,7 @@ def test_missing_data_names_path_flag_and_source(name: str, tmp_path: Path, buil
     message = str(error.value)
     assert str(tmp_path / "nowhere" / PUBLISHED[name][1]) in message
     assert f"--root is {tmp_path / 'nowhere'}" in message
-    assert table.row_of(name).source in message
+    assert rows.row_of(name).source in message
 
 
 @published
@@ -189,7 +212,7 @@ def test_missing_image_names_path_count_and_split(name: str, tree, build) -> Non
         build(name, root)
     assert str(gone) in str(error.value)
     assert f"split_zhou_{name}.json" in str(error.value)
-    assert table.row_of(name).source in str(error.value)
+    assert rows.row_of(name).source in str(error.value)
 
 
 @published
@@ -225,8 +248,10 @@ def test_yaml_agrees_with_the_row(row: DatasetRow) -> None:
     cfg = get_cfg_default()
     merge_file(cfg, path)
     assert row.name == cfg.DATASET.NAME
-    assert row.template == cfg.DATASET.PROMPT_TEMPLATE
-    assert cfg.DATASET.PROMPT_TEMPLATE.count("{}") == 1
+    # A text here would be taken for the user's choice.
+    assert cfg.DATASET.PROMPT_TEMPLATE == ""
+    for text in (row.template, row.hand_made, row.kgcoop or "{}", row.hint_first or "{}"):
+        assert text.count("{}") == 1
     assert cfg.MODEL.BACKBONE.NAME == ("" if row.published else "shapes")
 
 
@@ -242,7 +267,7 @@ def test_every_config_file_belongs_to_a_dataset(path: Path) -> None:
     elif path.stem == "split":
         assert (cfg.DATASET.NAME, cfg.DATASET.SPLIT_FILE) == ("Split", "split.json")
     else:
-        assert table.row_of(cfg.DATASET.NAME).config == path.stem
+        assert rows.row_of(cfg.DATASET.NAME).config == path.stem
     # What belongs to a method or a protocol would be overruled, or overrule, by surprise.
     assert not {"TRAINER", "OPTIM", "TRAIN"} & set(yaml.safe_load(path.read_text()))
 
@@ -304,10 +329,8 @@ def test_row_without_reader_has_no_own_split(tmp_path, make_cfg, touch) -> None:
 
 
 def test_official_reader_needs_no_permission_and_no_note(tmp_path, make_cfg, touch) -> None:
-    from datasets.readers import describable_textures
-
     touch(tmp_path / "toy", [f"{c}/{i}.jpg" for c in "xy" for i in range(4)])
-    cls = dataset_of(row(split_file=None, reader=describable_textures))
+    cls = dataset_of(row(split_file=None, reader="readers.class_folders"))
     dataset = cls(make_cfg("Toy"))
     assert dataset.notes == []
     assert dataset.classnames == ["x", "y"]

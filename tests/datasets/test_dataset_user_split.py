@@ -11,7 +11,7 @@ from PIL import Image
 from dassl.config import get_cfg_default, merge_file
 from dassl.data import DataManager
 from dassl.data.datasets import build_dataset
-from datasets import extend_cfg
+from datasets.folder import extend_cfg
 from tests.conftest import REPOSITORY
 
 SIZES = (3, 1, 2)
@@ -159,5 +159,5 @@ def test_pictures_of_val_that_are_tested_on_are_noted(tmp_path: Path, build, wri
     listed = write_split(tmp_path / "split.json", tmp_path, FOLDERS, (3, 0, 2))
     (tmp_path / "split.json").write_text(json.dumps({**listed, "val": listed["test"]}))
     (note,) = build("Split", SPLIT_FILE="split.json", NUM_SHOTS=1).notes
-    assert note.startswith("4 picture(s), first")
+    assert note.startswith("4 image(s), first")
     assert "are in val and test; a model selected on val (TEST.FINAL_MODEL best_val)" in note

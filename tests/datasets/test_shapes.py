@@ -23,6 +23,7 @@ from clip.checkpoints import BUNDLED
 from clip.prompts import ENSEMBLES, fill, readable, template_prompts
 from dassl.locks import acquire
 from datasets import shapes
+from datasets.rows import row_of
 from datasets.shapes import CLASSES, SUITE, draw_class, ensure_rendered
 from datasets.shapes_captions import class_name, describe
 from datasets.shapes_render import (
@@ -34,7 +35,6 @@ from datasets.shapes_render import (
     Style,
     render,
 )
-from datasets.table import row_of
 from tests.conftest import REPOSITORY
 from trainers.base import PromptedCLIP
 from trainers.base.templates import hand_made

@@ -112,7 +112,7 @@ def test_arguments_win_over_variables_and_options_pass(repo):
 def test_error_status_passes_through(repo):
     result = bash(repo, "run_base2novel.sh", "--dry-run", TRAINER="LightRa")
     assert result.returncode == 2
-    assert "Did you mean LightRA" in result.stderr
+    assert "Did you mean 'LightRA'" in result.stderr
 
 
 def test_repository_environment_is_preferred_when_none_is_active(repo):

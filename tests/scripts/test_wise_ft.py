@@ -64,7 +64,7 @@ def test_targets_are_the_shifts_unless_named():
     assert choose_targets("Shapes", ["dtd"]) == ["dtd"]
     with pytest.raises(ValueError, match="DescribableTextures has no shifts"):
         choose_targets("DescribableTextures", [])
-    with pytest.raises(ValueError, match="--targets: unknown name 'shape_r'. Did you mean"):
+    with pytest.raises(ValueError, match="--targets: 'shape_r' is not available. Did you mean"):
         choose_targets("Shapes", ["shape_r"])
 
 

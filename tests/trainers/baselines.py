@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dassl.optim import build_lr_scheduler
+from tests.trainers import plain
 
 
 def uncut_text(model, embeddings: Tensor, end: Tensor) -> Tensor:
@@ -48,18 +49,9 @@ def around_names(model, names: list[str], n_ctx: int, context: Tensor, position=
 
 
 def write_released(folder: Path, name: str, state: dict[str, Tensor], epoch: int) -> str:
-    """A checkpoint as Dassl writes it, half precision and with a live scheduler object."""
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2e-3)
-    content = {
-        "state_dict": {key: value.half() for key, value in state.items()},
-        "epoch": epoch,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": {"successor": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)},
-        "val_result": None,
-    }
-    torch.save(content, folder / name / f"model.pth.tar-{epoch}")
-    return str(folder)
+    """:func:`tests.trainers.plain.write_released` of half-precision weights."""
+    half = {key: value.half() for key, value in state.items()}
+    return plain.write_released(folder, name, half, epoch)
 
 
 def epoch_rates(cfg) -> list[float]:

@@ -128,8 +128,8 @@ def learning_rates(trainer):
 
 def write_released(folder: Path, model_name: str, state, epoch: int) -> str:
     """A checkpoint as Dassl writes it, with a live scheduler in it."""
-    path = folder / "released" / model_name
-    path.mkdir(parents=True)
+    path = folder / model_name
+    path.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1e-3)
     live = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epoch)
     torch.save(
@@ -142,7 +142,7 @@ def write_released(folder: Path, model_name: str, state, epoch: int) -> str:
         },
         path / f"model.pth.tar-{epoch}",
     )
-    return str(folder / "released")
+    return str(folder)
 
 
 def whole_clip(prefix_text="text_encoder.", prefix_image="image_encoder."):

@@ -7,25 +7,17 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from clip import adapters_disabled
+from clip import FeatureAdapter, adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import build_trainer
-from trainers.clip_adapter import FeatureAdapter
+from tests.trainers.plain import write_released
+
+METHOD = "CLIPAdapter"
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of CLIPAdapter on Shapes."""
-
-    def make(*options, output="run", method="CLIPAdapter/base2novel"):
-        return build_trainer(make_config(method, *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -110,13 +102,6 @@ def test_imagenet_is_trained_for_fewer_epochs(make_config, protocol):
     assert make_config(f"CLIPAdapter/{protocol}").OPTIM.MAX_EPOCH == 200
 
 
-def write(folder, state):
-    (folder / "clip_adapter").mkdir(parents=True)
-    content = {"state_dict": state, "epoch": 50, "optimizer": {}, "scheduler": {}}
-    torch.save(content, folder / "clip_adapter/model.pth.tar-50")
-    return folder
-
-
 def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     source, loaded = build(), build("SEED", "2", output="loaded")
     state = {
@@ -125,7 +110,7 @@ def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     }
     image = torch.randn(2, 3, 48, 48)
     before = loaded.model.eval()(image)
-    loaded.load_model(write(tmp_path / "released", state), epoch=50)
+    loaded.load_model(write_released(tmp_path / "released", "clip_adapter", state, 50), epoch=50)
     after = loaded.model(image)
     assert torch.equal(after, source.model.eval()(image))
     assert not torch.equal(before, after)
@@ -144,7 +129,9 @@ def test_released_checkpoints_load_and_evaluate(build, tmp_path):
 )
 def test_weights_that_do_not_fit_are_refused(build, tmp_path, state, message):
     with pytest.raises(ValueError, match=message):
-        build().load_model(write(tmp_path / "released", state), epoch=50)
+        build().load_model(
+            write_released(tmp_path / "released", "clip_adapter", state, 50), epoch=50
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,15 @@ from torch.nn import functional as F
 
 import clip.adapters.coop
 from clip import ConditionalPrompts, adapters_disabled
-from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
     write_released,
 )
-from tests.trainers.plain import SMALL, unit
+from tests.trainers.plain import unit
 
-
-@pytest.fixture
-def build(make_config):
-    """Trailing options -> trainer on Shapes."""
-
-    def make(*options, output="run"):
-        return build_trainer(make_config("CoCoOp/base2novel", *SMALL, *options, output=output))
-
-    return make
+METHOD = "CoCoOp"
 
 
 def one_step(trainer):

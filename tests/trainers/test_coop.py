@@ -10,25 +10,16 @@ import torch
 from torch.nn import functional as F
 
 from clip import attach_context
-from dassl.engine import build_trainer
 from tests.trainers.baselines import (
     around_names,
     assert_sgd,
     epoch_rates,
     write_released,
 )
-from tests.trainers.plain import SMALL, unit
+from tests.trainers.plain import unit
 from trainers.coop import ContextCLIP
 
-
-@pytest.fixture
-def build(make_config):
-    """Trailing options -> trainer on Shapes."""
-
-    def make(*options, output="run"):
-        return build_trainer(make_config("CoOp/base2novel", *SMALL, *options, output=output))
-
-    return make
+METHOD = "CoOp"
 
 
 def section(**values):
@@ -83,7 +74,7 @@ def test_names_end_where_the_release_cuts_them(tiny_backbone, position, init, cl
     context.vectors.data = torch.randn_like(context.vectors)
     vectors = context.vectors.data if classes else context.vectors.data[0]
     bank = ContextCLIP(backbone, names).bank
-    found = bank.raw_features(backbone, torch.arange(len(names)))
+    found = bank.encode(backbone, torch.arange(len(names)), unit=False)
     expected = around_names(plain, names, 4, vectors, position)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -16,22 +16,15 @@ from clip.adapters.hpt import end_states
 from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
 from tests.conftest import REPOSITORY
+from tests.trainers.plain import write_released
+
+METHOD = "HPT"
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
 HIERARCHY = "backbone.hierarchical_prompts."
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of HPT on Shapes."""
-
-    def make(*options, output="run", method="HPT/base2novel", dataset="shapes"):
-        return build_trainer(make_config(method, *SMALL, *options, output=output, dataset=dataset))
-
-    return make
 
 
 def read(kind: str) -> dict:
@@ -300,20 +293,15 @@ def released(model) -> dict[str, torch.Tensor]:
     return {**state, "logit_scale": torch.tensor(4.6)}
 
 
-def write(folder, state):
-    (folder / "Model").mkdir(parents=True)
-    content = {"state_dict": state, "epoch": 10, "optimizer": {}, "scheduler": {}}
-    torch.save(content, folder / "Model/model.pth.tar-10")
-    return folder
-
-
 def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     source, loaded = build(), build("SEED", "2", output="loaded")
     for parameter in clip.adapter_parameters(source.model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     image = torch.randn(2, 3, 48, 48)
     before = loaded.model.eval()(image)
-    loaded.load_model(write(tmp_path / "released", released(source.model)), epoch=10)
+    loaded.load_model(
+        write_released(tmp_path / "released", "Model", released(source.model), 10), epoch=10
+    )
     after = loaded.model(image)
     assert torch.equal(after, source.model.eval()(image))
     assert not torch.equal(before, after)
@@ -324,8 +312,12 @@ def test_weights_that_do_not_fit_are_refused(build, tmp_path):
     state = released(build().model)
     state["prompt_learner.p_input"] = torch.zeros(9, 128)
     with pytest.raises(ValueError, match=r"input.*\(9, 128\).*needs \(7, 128\)"):
-        build(output="b").load_model(write(tmp_path / "wide", state), epoch=10)
-    folder = write(tmp_path / "other", {"prompt_learner.ctx": torch.zeros(4, 128)})
+        build(output="b").load_model(
+            write_released(tmp_path / "wide", "Model", state, 10), epoch=10
+        )
+    folder = write_released(
+        tmp_path / "other", "Model", {"prompt_learner.ctx": torch.zeros(4, 128)}, 10
+    )
     with pytest.raises(ValueError, match=r"Missing keys.*Unexpected keys: prompt_learner.ctx"):
         build(output="c").load_model(folder, epoch=10)
 

@@ -61,7 +61,7 @@ def test_loss_and_gradients_equal_the_plain_formula(tiny_backbone, c, w):
     index = torch.tensor([1, 2, 3])
     parameters = list(clip.adapter_parameters(tiny_backbone).values())
 
-    f0, h0 = model.frozen_image(images), model.frozen_text()[index]
+    f0, h0 = model.frozen_image_features(images), model.frozen_text_features()[index]
     f, h = model.image_features(images), model.bank.encode(tiny_backbone, index)
     out = lightra_loss(f, h, f0, h0, label, model.scale, c, w)
     fast = torch.autograd.grad(out.loss, parameters)

@@ -12,22 +12,15 @@ import clip
 from clip.text import unit_norm
 from dassl.engine import build_trainer, trainable_state
 from tests.clip.adapters.test_mma import plain_features
+from tests.trainers.plain import write_released
+
+METHOD = "MMA"
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
 PARTS = ("down_text", "down_vision", "shared", "up_text", "up_vision")
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options) -> trainer of MMA on Shapes."""
-
-    def make(*options, output="run"):
-        return build_trainer(make_config("MMA/base2novel", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -126,20 +119,15 @@ def released(model, first: int = 5) -> dict[str, torch.Tensor]:
     return state
 
 
-def write(folder, state):
-    (folder / "adapter_learner").mkdir(parents=True)
-    content = {"state_dict": state, "epoch": 5, "optimizer": {}, "scheduler": {}}
-    torch.save(content, folder / "adapter_learner/model.pth.tar-5")
-    return folder
-
-
 def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     source, loaded = build(), build("SEED", "2", output="loaded")
     for parameter in clip.adapter_parameters(source.model).values():
         parameter.data += torch.randn_like(parameter)
     image = torch.randn(2, 3, 48, 48)
     before = loaded.model.eval()(image)
-    loaded.load_model(write(tmp_path / "released", released(source.model)), epoch=5)
+    loaded.load_model(
+        write_released(tmp_path / "released", "adapter_learner", released(source.model), 5), epoch=5
+    )
     after = loaded.model(image)
     assert torch.equal(after, source.model.eval()(image))
     assert not torch.equal(before, after)
@@ -150,14 +138,21 @@ def test_weights_of_another_number_of_blocks_are_refused(build, tmp_path):
     state = released(build().model, first=11)
     state = {name: tensor for name, tensor in state.items() if ".11." not in name}
     with pytest.raises(ValueError, match=r"1 blocks from number 12 on.*ADAPTER_START.*to 12"):
-        build(output="b").load_model(write(tmp_path / "released", state), epoch=5)
+        build(output="b").load_model(
+            write_released(tmp_path / "released", "adapter_learner", state, 5), epoch=5
+        )
 
 
 def test_weights_of_another_width_or_method_are_refused(build, tmp_path):
     narrow = build("TRAINER.MMA.ADAPTER_DIM", "8")
     with pytest.raises(ValueError, match=r"down_text.weight.*\(8, 128\).*needs \(32, 128\)"):
-        build(output="b").load_model(write(tmp_path / "narrow", released(narrow.model)), epoch=5)
-    folder = write(tmp_path / "other", {"prompt_learner.ctx": torch.zeros(4, 128)})
+        build(output="b").load_model(
+            write_released(tmp_path / "narrow", "adapter_learner", released(narrow.model), 5),
+            epoch=5,
+        )
+    folder = write_released(
+        tmp_path / "other", "adapter_learner", {"prompt_learner.ctx": torch.zeros(4, 128)}, 5
+    )
     with pytest.raises(ValueError, match=r"Missing keys.*Unexpected keys: prompt_learner.ctx"):
         build(output="c").load_model(folder, epoch=5)
 

@@ -11,7 +11,6 @@ import torch
 import clip
 from dassl.engine import build_trainer, trainable_state
 from tests.trainers.plain import (
-    SMALL,
     check_step,
     cosine_loss,
     learning_rates,
@@ -19,18 +18,11 @@ from tests.trainers.plain import (
     plain_text,
     tokens_of,
     unit,
-    write_released,
 )
-from tests.trainers.test_ivlp import TEXT, VISION, check_released, released_state
+from tests.trainers.test_ivlp import TEXT, VISION
 from trainers.base.averages import gaussian_weights
 
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, protocol="base2novel", output="run"):
-        return build_trainer(make_config(f"PromptSRC/{protocol}", *SMALL, *options, output=output))
-
-    return make
+METHOD = "PromptSRC"
 
 
 def teacher_text(model, names):
@@ -192,23 +184,6 @@ def test_settings_of_the_average(make_config, protocol, dataset, epochs, mean, s
     options = cfg.TRAINER.PromptSRC
     assert (cfg.OPTIM.MAX_EPOCH, options.GPA_MEAN, options.GPA_STD) == (epochs, mean, std)
     assert options.PROMPT_DEPTH_TEXT == (3 if protocol == "cross_dataset" else 9)
-
-
-def test_released_checkpoint_loads_and_evaluates(build, tmp_path):
-    """With its second, unprompted vision tower."""
-    trainer = build()
-    state = released_state(trainer)
-    state["prompt_learner.ZS_image_encoder.class_embedding"] = torch.randn(768).half()
-    state["prompt_learner.ZS_image_encoder.proj"] = torch.randn(768, 512).half()
-    check_released(trainer, state, write_released(tmp_path, "VLPromptLearner", state, 5))
-
-
-def test_released_checkpoint_of_another_depth_is_refused(build, tmp_path):
-    state = released_state(build())
-    folder = write_released(tmp_path, "VLPromptLearner", state, 5)
-    small = build("TRAINER.PromptSRC.PROMPT_DEPTH_VISION", "1", output="other")
-    with pytest.raises(ValueError, match=r"vision tower has J = 3.*PromptSRC.PROMPT_DEPTH_VISION"):
-        small.load_model(folder, epoch=5)
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,12 @@ from tests.trainers.plain import (
     plain_text,
     tokens_of,
     unit,
-    write_released,
 )
 from trainers import provp
 
+METHOD = "ProVP"
+
 VISION = "backbone.vision_prompts.vectors"
-
-
-@pytest.fixture
-def build(make_config):
-    def make(*options, output="run"):
-        return build_trainer(make_config("ProVP/base2novel", *SMALL, *options, output=output))
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -60,7 +53,7 @@ def test_two_processes_contrast_the_whole_batch(build, monkeypatch):
     image, label = torch.randn(5, 3, 48, 48).double(), torch.randint(20, (5,))
     whole = trainer.forward_loss(image, label)
     (expected,) = torch.autograd.grad(whole.loss, model.backbone.vision_prompts.vectors)
-    frozen = model.frozen_image(image)
+    frozen = model.frozen_image_features(image)
     monkeypatch.setattr(provp, "gather_features", lambda own: frozen)
     found, ref = 0, 0
     for rows in (slice(0, 2), slice(2, 5)):
@@ -135,25 +128,6 @@ def test_schedule(make_config):
 def test_settings(make_config, protocol, dataset, shots, expected):
     cfg = make_config(f"ProVP/{protocol}", "DATASET.NUM_SHOTS", str(shots), dataset=dataset)
     assert (cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY, cfg.OPTIM.MAX_EPOCH) == expected
-
-
-def test_released_checkpoint_loads_and_evaluates(build, tmp_path):
-    trainer = build()
-    vectors = torch.randn(trainer.model.backbone.vision_prompts.vectors.shape)
-    folder = write_released(tmp_path, "Prompt_learner", {"prompt_embeddings": vectors}, 5)
-    before = trainer.test()
-    trainer.load_model(folder, epoch=5)
-    assert trainer.test() != before
-    assert torch.equal(trainer.model.backbone.vision_prompts.vectors, vectors)
-    small = build("TRAINER.ProVP.N_CTX", "8", output="other")
-    with pytest.raises(ValueError, match="n = 16 .*has J = 3 sets of n = 8 .*N_CTX"):
-        small.load_model(folder, epoch=5)
-
-
-def test_file_without_prompts_is_refused(build, tmp_path):
-    folder = write_released(tmp_path, "Prompt_learner", {"ctx": torch.zeros(2)}, 5)
-    with pytest.raises(ValueError, match=r"Missing keys: backbone.vision_prompts.vectors"):
-        build().load_model(folder, epoch=5)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ def expected_loss(trainer, image, label):
 
     if trainer.cfg.TRAINER.NAME != "LightRAda":
         return masked_loss(trainer, f, text(model.bank.tokens), label)
-    state = model.prompt_generator.get_state()
-    tokens = model.bank.tokens[model.bank.sample(model.prompt_generator)]
-    model.prompt_generator.set_state(state)
+    state = trainer.prompt_generator.get_state()
+    tokens = model.bank.tokens[model.bank.sample(trainer.prompt_generator)]
+    trainer.prompt_generator.set_state(state)
     with torch.no_grad(), adapters_disabled(backbone):
         f0, h0 = unit_norm(backbone.encode_image(image)), text(tokens)
     h, s = text(tokens), model.scale

@@ -1,5 +1,6 @@
 """What methods share: the trainer, the classifier over prompts, options, texts, features."""
 
-from trainers.base.clip_trainer import CLIPTrainer, FrozenTextCLIP, PromptedCLIP, backbone_content
+from trainers.base.clip_trainer import CLIPTrainer
+from trainers.base.prompted_clip import FrozenTextCLIP, PromptedCLIP
 
-__all__ = ["CLIPTrainer", "FrozenTextCLIP", "PromptedCLIP", "backbone_content"]
+__all__ = ["CLIPTrainer", "FrozenTextCLIP", "PromptedCLIP"]

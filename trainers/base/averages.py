@@ -1,8 +1,9 @@
-"""Averages of parameters over the epochs of a training."""
+"""PromptSRC's average of parameters over the epochs of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +43,16 @@ class GaussianAverage:
         self.start = 0
 
     def add(self, epoch: int, state: Mapping[str, Tensor]) -> None:
-        """Add parameters.
-
-        Args:
-            epoch: That has just ended, the first is 0.
-            state: By name.
-        """
+        """Add parameters by name at the end of an epoch, of which the first is 0."""
         weight = gaussian_weights(self.epochs, self.mean, self.std, self.start)[epoch]
         for name, value in state.items():
             weighted = weight * value.detach().cpu().double()
             self.values[name] = self.values.get(name, 0) + weighted
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum so far, for a resumed run."""
+        return {"average": self.values, "average_start": self.start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.values, self.start = state["average"], state["average_start"]

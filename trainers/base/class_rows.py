@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from clip.adapters.coop import ContextPrompts
 from clip.prompts import match_key
-from dassl.engine import TrainerX
-from dassl.engine.checkpoint import saved_classes
+from dassl.engine.checkpoint import last_checkpoint, saved_classes
+from dassl.engine.record import Notes
 from dassl.utils import load_checkpoint
 
 
@@ -76,27 +77,38 @@ def _keys(names: Sequence[str]) -> list[str]:
     return [match_key(name) for name in names]
 
 
-class ClassRows(TrainerX):
-    """The part of a trainer that knows what of its model has a row per class, and whose it is."""
+def contexts_in(model: nn.Module) -> dict[str, ContextPrompts]:
+    """The learned contexts in a model, by the names of their parameters."""
+    return {
+        f"{name}.vectors": module
+        for name, module in model.named_modules()
+        if isinstance(module, ContextPrompts)
+    }
 
-    def per_class(self) -> list[str]:
-        """Names of what the model learns with a row per class: contexts of classes of their own."""
-        contexts = {
-            f"{name}.vectors": module
-            for name, module in self.model.named_modules()
-            if isinstance(module, ContextPrompts)
-        }
-        return [name for name, module in contexts.items() if module.per_class]
 
-    def row_names(self) -> list[str]:
-        """The classes of these rows, in their order."""
-        return self.dm.dataset.classnames
+@dataclass(frozen=True)
+class ClassRows:
+    """What a model learns with a row per class, and which class each row is of.
 
-    def class_free(self) -> str:
-        """What to train to be free of the classes of training, for messages."""
-        return "with TRAINER.CoOp.CSC False, one context for all classes"
+    Attributes:
+        model: The trainer's.
+        dataset: The run's.
+        cfg: Its ``DATASET`` section.
+        notes: The run's.
+        keys: Names of the parameters with a row per class.
+        classes: The classes of these rows, in their order.
+        remedy: What to train to be free of the classes of training, for messages.
+    """
 
-    def match_classes(
+    model: nn.Module
+    dataset: Any
+    cfg: CfgNode
+    notes: Notes
+    keys: Sequence[str]
+    classes: Sequence[str]
+    remedy: str = "with TRAINER.CoOp.CSC False, one context for all classes"
+
+    def match(
         self, path: Path, state_dict: dict[str, Tensor], classnames: Sequence[str] | None
     ) -> dict[str, Tensor]:
         """Pick the rows of the run's classes, in their order, by name.
@@ -111,32 +123,30 @@ class ClassRows(TrainerX):
                 others.
         """
         self._check_contexts(path, state_dict)
-        own = list(self.row_names())
-        keys = [key for key in self.per_class() if key in state_dict]
+        own = list(self.classes)
+        keys = [key for key in self.keys if key in state_dict]
         if classnames is None:
             return self._unnamed(path, state_dict, keys)
         keys = [key for key in keys if len(state_dict[key]) == len(classnames)]
         if not keys or list(classnames) == own:
             return state_dict
-        rows = dataset_rows(self.dm.dataset, classnames)
+        rows = dataset_rows(self.dataset, classnames)
         absent = [name for name, row in zip(own, rows, strict=True) if row is None]
         if absent:
             raise ValueError(
                 f'"{path}" has weights for each class ({keys[0]}), and {len(absent)} of the '
-                f"{len(own)} classes of {self.cfg.DATASET.NAME} are none of the {len(classnames)} "
+                f"{len(own)} classes of {self.cfg.NAME} are none of the {len(classnames)} "
                 f"that were trained: {', '.join(map(repr, absent[:5]))}"
                 f"{' ...' if len(absent) > 5 else ''}. Choose classes that are among them "
                 "(--dataset-config-file, DATASET.SUBSAMPLE_CLASSES, --classnames), or train "
-                f"{self.class_free()}"
+                f"{self.remedy}"
             )
-        return {**state_dict, **{key: state_dict[key][rows] for key in keys}}
+        return {**state_dict, **{key: state_dict[key][rows] for key in keys}}  # (K, ...) each
 
     def _check_contexts(self, path: Path, state_dict: dict[str, Tensor]) -> None:
         """Refuse one context for all classes where each has its own, and the other way round."""
-        for name, module in self.model.named_modules():
-            if not isinstance(module, ContextPrompts):
-                continue
-            found = state_dict.get(f"{name}.vectors")
+        for name, module in contexts_in(self.model).items():
+            found = state_dict.get(name)
             if found is not None and (len(found) > 1) != module.per_class:
                 has = f"{len(found)} contexts, one per class" if len(found) > 1 else "one context"
                 raise ValueError(
@@ -147,50 +157,52 @@ class ClassRows(TrainerX):
         self, path: Path, state_dict: dict[str, Tensor], keys: Sequence[str]
     ) -> dict[str, Tensor]:
         """Rows in the order of the labels, with a note; a released file names no classes."""
-        keys = [key for key in keys if len(state_dict[key]) == len(self.row_names())]
+        keys = [key for key in keys if len(state_dict[key]) == len(self.classes)]
         if not keys:  # nothing per class, or its shape is what is wrong
             return state_dict
-        if self.cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+        if self.cfg.SUBSAMPLE_CLASSES == "new":
             raise ValueError(
                 f'"{path}" has weights for each class ({keys[0]}) and does not name the classes, '
                 "but new classes (DATASET.SUBSAMPLE_CLASSES) are never those that were trained; "
                 "test it on the classes it was trained on"
             )
-        self.add_note(f'"{path}" does not name its classes: {keys[0]} is taken in label order')
+        self.notes.add(f'"{path}" does not name its classes: {keys[0]} is taken in label order')
         return state_dict
 
-    def match_initial_weights(self) -> None:
-        """Put what MODEL.INIT_WEIGHTS has per class where the names say; errors as match_classes.
+    def match_initial_weights(self, path: str) -> None:
+        """Put what MODEL.INIT_WEIGHTS has per class where the names say; errors as `match`.
 
         It was loaded by its place, if there are as many classes, and else left out.
+
+        Args:
+            path: MODEL.INIT_WEIGHTS.
         """
-        path = self.cfg.MODEL.INIT_WEIGHTS
-        if not path or not self.per_class():
+        if not path or not self.keys:
             return
         content = load_checkpoint(path)
         state = content.get("state_dict", content)
         own = self.model.state_dict()
-        keys = [key for key in self.per_class() if key in state]
+        keys = [key for key in self.keys if key in state]
         loaded = {key: state[key] for key in keys if state[key].shape == own[key].shape}
         if loaded:
-            matched = self.match_classes(Path(path), loaded, saved_classes(content))
+            matched = self.match(Path(path), loaded, saved_classes(content))
             self.model.load_state_dict(matched, strict=False)
 
-    def resume_model_if_exist(self, directory: str | os.PathLike[str]) -> int:
-        """Continue from the last checkpoints in a directory, of the same classes.
+    def check_resumed(self, folder: Path) -> None:
+        """Refuse to go on from a checkpoint of other classes, or of another order.
+
+        Args:
+            folder: Of the model's checkpoints.
 
         Raises:
-            ValueError: What has a row per class was trained on other classes, or in another order.
+            ValueError: What has a row per class was trained on them.
         """
-        path = Path(directory, self.model_name or type(self).__name__)
-        if self.per_class() and (path / "checkpoint").is_file():
-            file = path / (path / "checkpoint").read_text(encoding="utf-8").strip()
-            names = saved_classes(load_checkpoint(file))
-            if names is not None and names != list(self.row_names()):
-                raise ValueError(
-                    f'"{file}" (--resume) has weights for each class ({self.per_class()[0]}) and '
-                    f"was trained on {len(names)} classes, {', '.join(names[:3])} ..., this run "
-                    f"has {len(self.row_names())}, {', '.join(self.row_names()[:3])} ...; training "
-                    "goes on with the same classes in the same order only"
-                )
-        return super().resume_model_if_exist(directory)
+        file = last_checkpoint(folder) if self.keys else None
+        names = saved_classes(load_checkpoint(file)) if file is not None else None
+        if names is not None and names != list(self.classes):
+            raise ValueError(
+                f'"{file}" (--resume) has weights for each class ({self.keys[0]}) and '
+                f"was trained on {len(names)} classes, {', '.join(names[:3])} ..., this run "
+                f"has {len(self.classes)}, {', '.join(self.classes[:3])} ...; training "
+                "goes on with the same classes in the same order only"
+            )

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer, weight_files
-from clip.text import unit_norm
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
-from datasets.masking import masked_logits
-from trainers.base.class_rows import ClassRows
+from dassl.engine import TrainerX
+from datasets.imagenet import logits_of_classes
+from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
-from trainers.base.prompt_texts import PromptTexts
+from trainers.base.prompt_texts import PromptTexts, text_notes
+from trainers.base.released import Convert
 from trainers.base.zero_shot_check import sanity_check
-from trainers.heads import CosineHead, HeadOutput, cosine_logits
 
 
 def backbone_content(name: str) -> str:
@@ -32,12 +34,23 @@ def backbone_content(name: str) -> str:
     return digest_of([file_hash(path) for path in files]) if files else ""
 
 
-class CLIPTrainer(PromptTexts, ClassRows):
+class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
-    A method sets ``defaults`` (its keys under ``TRAINER.<name>``, each a plain value or an
-    :class:`dassl.config.schema.Option` that says what is allowed and what it means), returns one
-    module from ``build_model`` and computes its loss in ``forward_loss``. The engine does the rest.
+    What the author of a method needs. It *sets* ``defaults``, its keys under ``TRAINER.<name>``
+    (each a plain value or a :class:`dassl.config.schema.Option` that says what is allowed and what
+    it means), and those of the flags below that apply; it *defines*
+
+    - ``build_model()``: one module, in which exactly what trains requires a gradient;
+    - ``forward_loss(image, label)``: a step's :class:`dassl.engine.StepOutput`;
+
+    with ``self.options`` (its section of the config), ``self.load_backbone()``, ``self.prompts()``
+    (or ``template``, ``ensemble``), ``self.dm.dataset``, ``self.register_generator(name)`` for
+    random numbers that survive a resume, and ``self.notes.add(text)`` for a remark in the result.
+    The engine does the rest. Few methods override more: ``check_cfg``, ``choices``,
+    ``keeps_features``, ``param_groups``, ``extra_state`` with ``load_extra_state``,
+    ``extra_result``, ``convert_state_dict`` and ``checkpoint_folder`` for released weights,
+    ``text_bank`` and ``rows_by_class`` for a classifier that is not made of prompts.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -49,19 +62,21 @@ class CLIPTrainer(PromptTexts, ClassRows):
     compares_images: ClassVar[bool] = False
     # Whether the release trains in pure half precision, what is learned included.
     released_in_half: ClassVar[bool] = False
+    # Reads the layout of the authors' own checkpoints, one of :mod:`trainers.base.released`.
+    released_layout: ClassVar[Convert | None] = None
     # Protocols that it makes sense in: it has a YAML for each, and tests run it by the first.
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "few_shot", "cross_dataset")
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
-        self.match_initial_weights()
+        self.rows_by_class().match_initial_weights(cfg.MODEL.INIT_WEIGHTS)
         self._print_choices()
         self.show_prompts()
         self.zero_shot_check = sanity_check(self)
         if self.uses_features(cfg):
             use_features(self)
         elif cfg.FEATURE_CACHE.ENABLED:
-            self.add_note(
+            self.notes.add(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
 
@@ -70,10 +85,12 @@ class CLIPTrainer(PromptTexts, ClassRows):
         return []
 
     def _print_choices(self) -> None:
-        section = self.config_section or type(self).__name__
-        options = self.cfg.TRAINER.get(section, {})  # a class that is not registered has none
+        # A class that is not registered has no options.
+        options = self.cfg.TRAINER.get(self.section(), {})
         if options:
-            print(f"TRAINER.{section}: {', '.join(f'{k} {v!r}' for k, v in options.items())}")
+            print(
+                f"TRAINER.{self.section()}: {', '.join(f'{k} {v!r}' for k, v in options.items())}"
+            )
         lines = self.choices()
         if self.released_in_half:
             lines.append(
@@ -113,14 +130,66 @@ class CLIPTrainer(PromptTexts, ClassRows):
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the method's own keys and their defaults to a config."""
-        cfg.TRAINER[cls.config_section or cls.__name__] = CfgNode(
-            values_of({"PREC": "fp32", **cls.defaults})
-        )
+        cfg.TRAINER[cls.section()] = CfgNode(values_of({"PREC": "fp32", **cls.defaults}))
+
+    @classmethod
+    def section(cls) -> str:
+        """Name of the method's section under ``TRAINER``."""
+        return cls.config_section or cls.__name__
 
     @property
     def options(self) -> CfgNode:
         """The method's section of the config."""
-        return self.cfg.TRAINER[self.config_section or type(self).__name__]
+        return self.cfg.TRAINER[self.section()]
+
+    # ------------------------------------------------------------------ prompts
+
+    @cached_property
+    def texts(self) -> PromptTexts:
+        """What makes prompts of the config and the class names."""
+        context = values_of(self.defaults).get("CTX_INIT")
+        return PromptTexts(self.cfg.DATASET, self.dm.dataset.classnames, context)
+
+    def prompts(self, context: str = "", learned: bool = False) -> list[list[str]]:
+        """Each class's prompts, see :meth:`PromptTexts.prompts`."""
+        return self.texts.prompts(context, learned)
+
+    def template(self, own: str) -> str:
+        """The user's template, else the method's own, see :meth:`PromptTexts.template`."""
+        return self.texts.template(own)
+
+    def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
+        """Each class's prompts of 7 or 80 templates, see :meth:`PromptTexts.ensemble`."""
+        return self.texts.ensemble(classnames, size, own)
+
+    def text_bank(self) -> clip.TextBank | None:
+        """The texts that stand for the classes; None if the method has none."""
+        model = getattr(self, "model", None)
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        return next((module for module in modules if isinstance(module, clip.TextBank)), None)
+
+    def show_prompts(self) -> None:
+        """Log the first prompt; note what is wrong with the texts, or has no effect on them."""
+        bank = self.text_bank()
+        first = ""
+        if bank is not None:
+            first = f", the first is {bank.texts[0]!r}"
+            counts = f"{bank.num_classes} classes, {len(bank)} texts"
+            print(f'First prompt: "{bank.texts[0]}" ({counts})')
+            for note in text_notes(bank, self.dm.dataset.classnames, self.cfg.DATASET.NAME):
+                self.notes.add(note)
+            backbone = getattr(self.model, "backbone", None)
+            cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
+            if cut and cut not in self.notes:
+                self.notes.append(cut)  # logged when they were tokenised
+        if self.texts.unused_template:
+            self.notes.add(
+                f"DATASET.PROMPT_TEMPLATE {self.texts.unused_template!r} has no effect: "
+                f"{type(self).__name__} has other prompts{first}; see the options of "
+                f"TRAINER.{self.section()}"
+            )
+
+    # ------------------------------------------------------------------ the backbone and the data
 
     def load_backbone(self) -> clip.Backbone:
         """The pre-trained model the config names, frozen."""
@@ -146,117 +215,44 @@ class CLIPTrainer(PromptTexts, ClassRows):
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]
         if over_imagenet and logits.shape[1] != self.num_classes:
-            return masked_logits(logits, dataset.imagenet_labels)
+            return logits_of_classes(logits, dataset.imagenet_labels)
         return logits
 
     def extra_result(self) -> dict[str, Any]:
         """Add what zero-shot accuracy was checked to be, see ``zero_shot_check``."""
         return {"zero_shot_check": self.zero_shot_check}
 
+    # ------------------------------------------------------------------ checkpoints
+
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Let the head say what is wrong with weights that cannot fit it; the rest is the engine's.
+        """Translate a released layout, and let the head say what is wrong with weights for it.
 
         Args:
             state_dict: Of a checkpoint.
         """
+        convert = type(self).released_layout
+        if convert is not None:
+            state_dict = convert(state_dict, self.model, type(self).__name__)
         check = getattr(self.model.head, "check_state", None)
         if check is not None:
             check({name: value for name, value in state_dict.items() if name.startswith("head.")})
         return state_dict
 
+    def rows_by_class(self) -> ClassRows:
+        """What the model learns with a row per class: contexts of classes of their own."""
+        keys = [name for name, module in contexts_in(self.model).items() if module.per_class]
+        dataset = self.dm.dataset
+        return ClassRows(
+            self.model, dataset, self.cfg.DATASET, self.notes, keys, dataset.classnames
+        )
 
-class PromptedCLIP(nn.Module):
-    """A backbone with a bank of prompts and a head: a classifier over K classes.
+    def match_classes(
+        self, path: Path, state_dict: dict[str, Tensor], classnames: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """Pick the rows of the run's classes, in their order, by name."""
+        return self.rows_by_class().match(path, state_dict, classnames)
 
-    Args:
-        backbone: The (possibly adapted) model.
-        prompts: Each class's prompts.
-        renormalize: Scale the means of a class's prompt features to unit norm.
-        head: What makes logits of features, see :mod:`trainers.heads`; by default CLIP's cosine.
-    """
-
-    def __init__(
-        self,
-        backbone: clip.Backbone,
-        prompts: list[list[str]],
-        *,
-        renormalize: bool,
-        head: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
-        self.renormalize = renormalize
-        self.head = head or CosineHead()
-
-    @property
-    def scale(self) -> Tensor:
-        """Factor of the cosine similarities, a scalar without gradient."""
-        return self.backbone.logit_scale.detach().exp()
-
-    def raw_image_features(self, image: Tensor) -> Tensor:
-        """Image features, not normalised, (B, D); methods that change features override it.
-
-        Args:
-            image: Pictures (B, 3, S, S), or what the encoder made of them (B, D), from a cache.
-        """
-        return image if image.ndim == 2 else self.backbone.encode_image(image)
-
-    def image_features(self, image: Tensor) -> Tensor:
-        """Unit-norm image features, (B, D); ``image`` as for :meth:`raw_image_features`."""
-        return unit_norm(self.raw_image_features(image))
-
-    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A step's features f' (B, D) and, of classes with one prompt each, h' (K, D).
-
-        Not normalised, with gradients into both towers.
-        """
-        text = self.bank.raw_features(self.backbone, torch.arange(len(self.bank)))
-        return self.raw_image_features(image), text
-
-    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """CLIP's logits of what :meth:`features` returns, (B, K)."""
-        return cosine_logits(unit_norm(image), unit_norm(text), self.scale)
-
-    @torch.no_grad()
-    def frozen_image(self, image: Tensor) -> Tensor:
-        """``f0``: the pre-trained model's image features, unit norm, (B, D)."""
-        with clip.adapters_disabled(self):
-            return self.image_features(image)
-
-    def class_weights(self) -> Tensor:
-        """Each class's mean prompt feature, (K, D)."""
-        return self._weights_of(self.bank.class_features(self.backbone))
-
-    def _weights_of(self, means: Tensor) -> Tensor:
-        return F.normalize(means, dim=-1) if self.renormalize else means
-
-    def training_weights(self) -> Tensor:
-        """The same with gradients into the text tower, in one batch."""
-        text = self.bank.encode(self.backbone, torch.arange(len(self.bank)))
-        return self._weights_of(self.bank.class_means(text))
-
-    def training_output(self, image: Tensor) -> HeadOutput:
-        """The head's output on pictures (B, 3, S, S), with gradients into both towers."""
-        return self.head(self.image_features(image), self.training_weights(), self.scale)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits for evaluation: (B, 3, S, S), or cached features (B, D) -> (B, K)."""
-        return self.head(self.image_features(image), self.class_weights(), self.scale).logits
-
-
-class FrozenTextCLIP(PromptedCLIP):
-    """The same for methods that leave the text encoder alone: class weights are made once."""
-
-    _frozen_weights: Tensor | None = None
-
-    @torch.no_grad()
-    def class_weights(self) -> Tensor:
-        """Each class's mean prompt feature, (K, D), in training too."""
-        if self._frozen_weights is None:
-            self._frozen_weights = super().class_weights()
-        return self._frozen_weights
-
-    def training_weights(self) -> Tensor:
-        """The same: nothing that trains takes part in them."""
-        return self.class_weights()
+    def resume_model_if_exist(self, directory: str | os.PathLike[str]) -> int:
+        """Continue from the last checkpoints in a directory, of the same classes."""
+        self.rows_by_class().check_resumed(Path(directory, self.model_name or type(self).__name__))
+        return super().resume_model_if_exist(directory)

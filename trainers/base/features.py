@@ -1,15 +1,13 @@
 """Image features of a frozen encoder: computed once, kept on disk, served as batches.
 
-Epoch e shows the augmentations of view e % VIEWS, and view v is what the plain loop would show in
-epoch v: with VIEWS >= MAX_EPOCH both train on the same pictures.
+A view is one augmentation of every training image. Epoch e shows view e % VIEWS, and view v holds
+what the plain loop would show in epoch v: with VIEWS >= MAX_EPOCH both train on the same images.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from dassl.config import to_plain, user_path
-from dassl.config.identity import file_hash
+from dassl.config import to_plain
 from dassl.data.feature_cache import FeatureCache, FeatureWriter
+from dassl.data.feature_key import described, hash_files, hash_tensors
 from dassl.data.wrapper import ImageLoader
 from dassl.utils.tools import package_versions
 
@@ -61,7 +59,7 @@ def check_features(cfg: CfgNode, method: str, frozen: bool) -> None:
 
 
 def use_features(trainer: Any) -> None:
-    """Let a trainer's loaders give features instead of pictures; nothing is computed yet.
+    """Let a trainer's loaders give features instead of images; nothing is computed yet.
 
     Args:
         trainer: Built, with a ``backbone`` in its model.
@@ -79,6 +77,7 @@ def use_features(trainer: Any) -> None:
         loader = getattr(trainer, name)
         if loader is not None:
             features = FeatureLoader(encoder, loader, split, views)
+            # In both places, since trainers written for Dassl read either.
             setattr(trainer, name, features)
             setattr(trainer.dm, name, features)
 
@@ -106,13 +105,14 @@ class FrozenEncoder:
         """Hash of the image encoder; computed again only if something was loaded into it."""
         tower = self.tower
         tensors = dict(sorted([*tower.named_parameters(), *tower.named_buffers()]))
+        # PyTorch counts the in-place writes to a tensor; loading a state dict is one.
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
         if state != self._hashed[0]:
-            self._hashed = state, hash_tensors(tensors, _described(tower))
+            self._hashed = state, hash_tensors(tensors, described(tower))
         return self._hashed[1]
 
     def identity(self) -> dict[str, Any]:
-        """What features depend on besides the pictures, as plain data."""
+        """What features depend on besides the images, as plain data."""
         trainer = self.trainer
         device = trainer.device.type
         autocast = None
@@ -137,25 +137,25 @@ class FrozenEncoder:
         Args:
             loader: Gives dicts with ``img`` and ``index``.
             title: Of the progress bar.
-            writer: Takes the features (N, D); bfloat16 as float32, which holds it exactly.
+            writer: Takes the features (N, D).
         """
         trainer = self.trainer
         with _evaluating(self.tower):
             for batch in tqdm(loader, desc=title, file=sys.stderr, disable=None):
                 image = batch["img"].to(trainer.device, non_blocking=True)
                 with trainer.autocast():
-                    features = trainer.model.backbone.encode_image(image)
+                    features = trainer.model.backbone.encode_image(image)  # (B, D)
                 if features.dtype == torch.bfloat16:
-                    features = features.float()
+                    features = features.float()  # exact; NumPy has no bfloat16
                 writer.add(batch["index"].tolist(), features.cpu().numpy())
 
 
 class FeatureLoader:
-    """Gives the batches of a loader with features (B, D) in place of the pictures.
+    """Gives the batches of a loader with features (B, D) in place of the images.
 
     Args:
         encoder: Makes the features, when they are first needed.
-        loader: The loader it stands for: same images, order and batches.
+        loader: The loader it stands for: same items, order and batches.
         split: train, val or test.
         views: Augmentations of each image, one per epoch in turn.
 
@@ -205,7 +205,7 @@ class FeatureLoader:
             if not rows:
                 continue
             index = torch.from_numpy(np.array(rows, dtype=np.int64))
-            image = features.index_select(0, index)
+            image = features.index_select(0, index)  # (B, D)
             if pin and image.nbytes >= _PINNED_FROM:
                 image = image.pin_memory()
             yield {
@@ -218,6 +218,7 @@ class FeatureLoader:
 
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all images (N, D) in one view, and the rows that have none."""
+        # By the weights too: `load_model` may replace them between two evaluations.
         served = view, self.encoder.weights()
         if served not in self._served:
             self._note_views()
@@ -236,7 +237,10 @@ class FeatureLoader:
         return self._served[served]
 
     def draw(self, view: int) -> list[list[int]]:
-        """Batches of extraction: the sampler's pass of an epoch, then what that leaves out."""
+        """Return the batches to encode for a view: that epoch's pass, then the images it lacks.
+
+        A pass may lack some: group samplers leave images out, and other epochs may show them.
+        """
         sampler = copy.copy(whole_sampler(self.loader))
         sampler.set_epoch(view)
         order = list(sampler)
@@ -258,12 +262,18 @@ class FeatureLoader:
         name = self.encoder.trainer.cfg.DATASET.NAME
         self.encoder.encode(loader, f"Features of {name} ({self.split})", writer)
         for row in writer.unwritten():
+            # A row missing for any other reason is an error, which `finish` raises.
             if self._paths[row] in self.bad_images:
                 writer.missing[row] = self.bad_images[self._paths[row]]
 
     def _key(self, view: int, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """All that the features depend on."""
+        """Return all that the features depend on.
+
+        Order and size of the batches are part of it: the batch that an image is encoded in may
+        change the last bits of its features.
+        """
         cfg, sampler = self.encoder.trainer.cfg, whole_sampler(self.loader)
+        # Once per loader: asking the file system for a million images takes a while.
         self._images = self._images or hash_files(
             self._paths, cfg.DATASET.ROOT, cfg.DATASET.HASH_IMAGES
         )
@@ -271,7 +281,7 @@ class FeatureLoader:
             "dataset": cfg.DATASET.NAME,
             "split": self.split,
             **self.encoder.identity(),
-            "transform": _described(self.dataset.transform),
+            "transform": described(self.dataset.transform),
             "input": to_plain(cfg.INPUT),
             "images": len(self.dataset),
             "files": self._images,
@@ -286,68 +296,15 @@ class FeatureLoader:
     def _note_views(self) -> None:
         trainer = self.encoder.trainer
         if self.split == "train" and self.views < trainer.max_epoch:
-            trainer.add_note(
+            trainer.notes.add(
                 f"feature cache: {self.views} augmentations of each training image take turns in "
                 f"{trainer.max_epoch} epochs (FEATURE_CACHE.VIEWS)"
             )
 
 
 def whole_sampler(loader: Any) -> Any:
-    """Return a loader's sampler; of one that is shared with other processes, the common one.
-
-    Args:
-        loader: An ImageLoader.
-    """
+    """Return a loader's sampler; of one that is shared with other processes, the common one."""
     return getattr(loader.sampler, "whole", loader.sampler)
-
-
-def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:
-    """SHA-256 of names, types, shapes and bytes.
-
-    Args:
-        tensors: By name.
-        structure: Text that belongs to them.
-    """
-    digest = hashlib.sha256(structure.encode())
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def hash_files(paths: Sequence[str], root: str, contents: bool = False) -> str:
-    """SHA-256 of the files' places below a folder, and of what tells that one was replaced.
-
-    These are its size, times and inode number: two pictures that change places may agree in size
-    and time of modification. A copied data set is another one; its features are made once more.
-
-    Args:
-        paths: In their order; a file that is not there counts as such.
-        root: DATASET.ROOT.
-        contents: Tell files apart by their contents instead, wherever they are copied to; all of
-            them are read.
-    """
-    base = os.path.abspath(user_path(root))
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            state = file_hash(path) if contents else _state(os.stat(path))
-        except OSError:  # loading it will raise or skip, as INPUT.ON_BAD_IMAGE says
-            state = "missing"
-        place = os.path.relpath(os.path.abspath(path), base).replace(os.sep, "/")
-        digest.update(f"{place}\t{state}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _state(status: os.stat_result) -> str:
-    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return "\t".join(map(str, state))
-
-
-def _described(thing: Any) -> str:
-    """Return repr without the addresses that default ones contain."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 @contextmanager

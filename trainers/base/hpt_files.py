@@ -9,14 +9,9 @@ from typing import Any
 
 from clip.adapters.hpt_structures import Structure, read_structures
 from clip.prompts import find_description, match_key, read_descriptions
+from dassl.config.paths import resolve
+from datasets.rows import texts_of
 from trainers.base import CLIPTrainer
-from trainers.config import resolve
-
-# Test sets of another one's classes read its files.
-FILES_OF = {
-    **dict.fromkeys(("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"),
-    **dict.fromkeys(("ShapesV2", "ShapesSketch", "ShapesA", "ShapesR"), "Shapes"),
-}
 
 
 def class_descriptions(trainer: CLIPTrainer) -> list[list[str]]:
@@ -72,8 +67,8 @@ def _of_classes(
 
 
 def _file(trainer: CLIPTrainer, key: str) -> Path | None:
-    name, named = trainer.cfg.DATASET.NAME, trainer.options[key]
-    path = resolve(named.replace("{}", FILES_OF.get(name, name)))
+    named = trainer.options[key]
+    path = resolve(named.replace("{}", texts_of(trainer.cfg.DATASET.NAME)))
     if path.is_file():
         return path
     if named and "{}" not in named:

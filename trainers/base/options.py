@@ -1,8 +1,28 @@
-"""Options that several methods have, under ``TRAINER.<name>``; each takes the method's default."""
+"""Options that several methods have.
+
+``OPTIONS`` are keys of their own; what a method has under ``TRAINER.<name>`` is made by the
+functions, each of which takes the method's default.
+"""
 
 from __future__ import annotations
 
-from dassl.config.schema import TEXT, Option, count, number, one_of
+from dassl.config.schema import PATH, TEXT, Option, count, number, one_of
+from dassl.data.feature_cache import DEFAULT_DIR
+
+OPTIONS = {
+    # At the top level, as in RAda's released code.
+    "ALPHA": Option(1.5, number(0), "RAda: weight of the mask's regulariser"),
+    "TEMP": Option(1.0, number(above=0), "RAda: temperature of the mask's attention"),
+    "FEATURE_CACHE.ENABLED": Option(False, None, "compute a frozen encoder's features once"),
+    "FEATURE_CACHE.REQUIRED": Option(
+        True, None, "False: methods that change image features run without the cache"
+    ),
+    "FEATURE_CACHE.DIR": Option(DEFAULT_DIR, PATH, "folder that they are kept in"),
+    "FEATURE_CACHE.VIEWS": Option(4, count(1, 10_000), "augmentations of each training image"),
+    "FIRST_STAGE.CONFIG": Option("", TEXT, "such as RAdaFFT/fft; how scripts/run.py makes DIR"),
+    "FIRST_STAGE.DIR": Option("", PATH, "directory of the run that a two-stage method starts from"),
+    "FIRST_STAGE.EPOCH": Option(0, count(0), "its epoch, 0 for the last"),
+}
 
 # CLIP's texts have 77 tokens, of which one starts and one ends them.
 TEXT_ROOM = 75

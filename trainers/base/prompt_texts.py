@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from open_clip import IMAGENET_CLASSNAMES
-from torch import nn
 from yacs.config import CfgNode
 
 from clip.prompts import described_prompts, ensemble_prompts, readable, template_prompts
 from clip.text import TextBank
-from dassl.config.schema import values_of
-from dassl.engine import TrainerX
+from dassl.config.paths import REPOSITORY, resolve
 from datasets.base import CLIPDataset
-from trainers.base.templates import chosen_template, hand_made
-from trainers.config import REPOSITORY, resolve
+from datasets.rows import ROW_OF
+from trainers.base.templates import own_template
 
 
-class PromptTexts(TrainerX):
-    """The part of a trainer that makes prompts of the config and the class names."""
+class PromptTexts:
+    """Makes prompts of the config and the class names.
 
-    defaults: ClassVar[dict[str, Any]] = {}
-    _template_read = False  # whether prompts were made of the template that the user chose
+    Args:
+        dataset: The config's ``DATASET`` section.
+        classnames: K names.
+        default_context: Of the method, CTX_INIT's default value; None if it has none.
+    """
+
+    def __init__(self, dataset: CfgNode, classnames: list[str], default_context: Any) -> None:
+        self.dataset = dataset
+        self.classnames = classnames
+        self.default_context = default_context
+        self._template_read = False
+
+    @property
+    def unused_template(self) -> str:
+        """The template that the user chose, if no prompts were made of it; else ""."""
+        chosen = self.dataset.PROMPT_TEMPLATE
+        # The configs that users copy for data of their own come with a text, which is no choice.
+        own_data = self.dataset.NAME not in ROW_OF
+        untouched = own_data and chosen == CLIPDataset.default_template
+        return "" if self._template_read or untouched else chosen
 
     def template(self, own: str) -> str:
         """The template that the user chose for the dataset, else the method's.
@@ -31,7 +47,7 @@ class PromptTexts(TrainerX):
             own: The method's, with ``{}`` for the name; "" for none.
         """
         self._template_read = True
-        return chosen_template(self.cfg.DATASET) or own
+        return self.dataset.PROMPT_TEMPLATE or own
 
     def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
         """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class.
@@ -62,13 +78,12 @@ class PromptTexts(TrainerX):
             FileNotFoundError: The file of descriptions is missing.
             ValueError: A value is not allowed, or classes have no description.
         """
-        names = self.dm.dataset.classnames
+        names, dataset = self.classnames, self.dataset
         if context:
             words = context.replace("_", " ") + " {}."
-            default = context == values_of(self.defaults).get("CTX_INIT") and not learned
+            default = context == self.default_context and not learned
             return template_prompts(names, self.template(words) if default else words)
-        dataset = self.cfg.DATASET
-        template = self.template(dataset.PROMPT_TEMPLATE or hand_made(dataset.NAME))
+        template = self.template(own_template(dataset.NAME))
         source = _prompt_source(dataset)
         if source == "json":
             print(f"Prompts: {template!r} before each description of {dataset.PROMPT_PATH}")
@@ -78,65 +93,46 @@ class PromptTexts(TrainerX):
             return template_prompts(names, template)
         return self.ensemble(names, dataset.PROMPT_ENSEMBLE, template)
 
-    def text_bank(self) -> TextBank | None:
-        """The texts that stand for the classes; None if the method has none."""
-        model = getattr(self, "model", None)
-        modules = model.modules() if isinstance(model, nn.Module) else ()
-        return next((module for module in modules if isinstance(module, TextBank)), None)
 
-    def show_prompts(self) -> None:
-        """Log the first prompt; note what is wrong with the texts, or has no effect on them.
+def text_notes(bank: TextBank, classnames: Sequence[str], dataset: str) -> list[str]:
+    """What is wrong with texts: classes that the text encoder cannot tell apart or make sense of.
 
-        Raises:
-            ValueError: A class has no name.
-        """
-        bank = self.text_bank()
-        if bank is not None:
-            print(
-                f'First prompt: "{bank.texts[0]}" ({bank.num_classes} classes, {len(bank)} texts)'
-            )
-            self._note_texts(bank)
-        chosen = chosen_template(self.cfg.DATASET)
-        if chosen not in ("", CLIPDataset.default_template) and not self._template_read:
-            first = f", the first is {bank.texts[0]!r}" if bank is not None else ""
-            self.add_note(
-                f"DATASET.PROMPT_TEMPLATE {chosen!r} has no effect: {type(self).__name__} has "
-                f"other prompts{first}; see the options of TRAINER."
-                f"{self.config_section or type(self).__name__}"
-            )
+    Args:
+        bank: The texts that stand for the classes.
+        classnames: K names.
+        dataset: Its name.
 
-    def _note_texts(self, bank: TextBank) -> None:
-        """Note classes that the text encoder cannot tell apart or make sense of, and cut texts."""
-        names = list(self.dm.dataset.classnames)
-        nameless = [label for label, name in enumerate(names) if not readable(name).strip()]
-        if nameless:
-            raise ValueError(
-                f"{len(nameless)} of {len(names)} classes have no name (labels {nameless[:5]}, "
-                f"{names[nameless[0]]!r}); every class needs one that a text encoder can read, "
-                "DATASET.CLASSNAMES names a file with others"
-            )
-        signs = [name for name in names if not any(sign.isalnum() for sign in name)]
-        if signs:
-            self.add_note(
-                f"{len(signs)} of {len(names)} class names have neither letter nor digit: "
-                f"{_listed(signs)}"
-            )
-        groups = [[names[k] for k in group] for group in bank.twins() if max(group) < len(names)]
-        groups = [group for group in groups if not self._known_twins(group)]
-        if groups:
-            self.add_note(
-                f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
-                f"apart, whose prompts have the same tokens: {_listed(groups)}"
-            )
-        backbone = getattr(self.model, "backbone", None)
-        cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
-        if cut and cut not in self.notes:
-            self.notes.append(cut)  # logged when they were tokenised
+    Raises:
+        ValueError: A class has no name.
+    """
+    names = list(classnames)
+    nameless = [label for label, name in enumerate(names) if not readable(name).strip()]
+    if nameless:
+        raise ValueError(
+            f"{len(nameless)} of {len(names)} classes have no name (labels {nameless[:5]}, "
+            f"{names[nameless[0]]!r}); every class needs one that a text encoder can read, "
+            "DATASET.CLASSNAMES names a file with others"
+        )
+    notes = []
+    signs = [name for name in names if not any(sign.isalnum() for sign in name)]
+    if signs:
+        notes.append(
+            f"{len(signs)} of {len(names)} class names have neither letter nor digit: "
+            f"{_listed(signs)}"
+        )
+    groups = [[names[k] for k in group] for group in bank.twins() if max(group) < len(names)]
+    # Some classes of ImageNet share a name in the field's own list, which is nobody's mistake.
+    groups = [g for g in groups if not ("ImageNet" in dataset and _known_twins(g))]
+    if groups:
+        notes.append(
+            f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
+            f"apart, whose prompts have the same tokens: {_listed(groups)}"
+        )
+    return notes
 
-    def _known_twins(self, names: list[str]) -> bool:
-        """Whether two classes of ImageNet share a name in the field's list too."""
-        of_imagenet = "ImageNet" in self.cfg.DATASET.NAME
-        return of_imagenet and len(set(names)) == 1 and IMAGENET_CLASSNAMES.count(names[0]) > 1
+
+def _known_twins(names: Sequence[str]) -> bool:
+    return len(set(names)) == 1 and IMAGENET_CLASSNAMES.count(names[0]) > 1
 
 
 def _listed(items: Sequence[Any]) -> str:

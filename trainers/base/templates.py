@@ -1,55 +1,27 @@
-"""CoOp's hand-made templates, by dataset; what zero-shot CLIP and several teachers read."""
+"""The templates that methods read, by dataset: columns of ``datasets/rows.py``.
+
+Each method falls back on ``DEFAULT`` for data of the user's own, which has no row, and takes
+``DATASET.PROMPT_TEMPLATE`` instead where the user has set it (``PromptTexts.template``).
+"""
 
 from __future__ import annotations
 
-from yacs.config import CfgNode
+from datasets.row import HAND_MADE as DEFAULT
+from datasets.rows import ROW_OF
 
-from datasets.table import ROWS
-
-_SHIPPED = {row.name: row.template for row in ROWS}
-
-DEFAULT = "a photo of a {}."
-
-HAND_MADE = {
-    "OxfordPets": "a photo of a {}, a type of pet.",
-    "OxfordFlowers": "a photo of a {}, a type of flower.",
-    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
-    "DescribableTextures": "{} texture.",
-    "EuroSAT": "a centered satellite photo of {}.",
-    "Food101": "a photo of {}, a type of food.",
-    "UCF101": "a photo of a person doing {}.",
-    "ShapesCounts": "a photo of {}.",
-}
+# CoOp's, which zero-shot CLIP and several teachers read.
+HAND_MADE = {name: row.hand_made for name, row in ROW_OF.items()}
+# KgCoOp's reference prompts (arXiv:2303.13283).
+KGCOOP = {name: row.kgcoop or row.hand_made for name, row in ROW_OF.items()}
+# ProGrad's and ProVP's (arXiv:2205.14865).
+HINT_FIRST = {name: row.hint_first or row.hand_made for name, row in ROW_OF.items()}
 
 
 def hand_made(dataset: str) -> str:
-    """The template of a dataset (its registered name); "a photo of a {}." if CoOp has no other."""
+    """CoOp's template for a dataset (its registered name)."""
     return HAND_MADE.get(dataset, DEFAULT)
 
 
-def chosen_template(dataset: CfgNode) -> str:
-    """``DATASET.PROMPT_TEMPLATE`` where the user has chosen it; else "".
-
-    A dataset of this repository has a template in its YAML, for descriptions and the ensemble.
-    Published numbers of methods with a template of their own were made with that one, so that the
-    YAML's is no choice; any other text is. A dataset of the user's own has no other template.
-
-    Args:
-        dataset: The config's section.
-    """
-    template = dataset.PROMPT_TEMPLATE
-    return "" if template == _SHIPPED.get(dataset.NAME) else template
-
-
-# KgCoOp's reference prompts (arXiv:2303.13283) differ in one dataset.
-KGCOOP = {**HAND_MADE, "DescribableTextures": "a photo of a {}, a type of texture."}
-
-# ProGrad's and ProVP's (arXiv:2205.14865) have what the classes are in front.
-HINT_FIRST = {
-    **HAND_MADE,
-    "OxfordPets": "a type of pet, a photo of a {}.",
-    "OxfordFlowers": "a type of flower, a photo of a {}.",
-    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
-    "DescribableTextures": "a texture of {}.",
-    "Food101": "a type of food, a photo of {}.",
-}
+def own_template(dataset: str) -> str:
+    """LightRA's template for a dataset, which descriptions and the ensemble go with."""
+    return ROW_OF[dataset].template if dataset in ROW_OF else DEFAULT

@@ -11,7 +11,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -20,37 +20,25 @@ from tqdm import tqdm
 import clip
 from clip.prompts import template_prompts
 from clip.text import unit_norm
-from dassl.data.samplers import SeededIndex, mix_seed
+from dassl.data.epoch_samplers import SeededIndex, mix_seed
 from dassl.data.wrapper import ImageLoader
 from datasets.imagenet import misnamed, standard_names
+from datasets.row import Figure
+from datasets.rows import ROWS
 from trainers.base.templates import hand_made
 
 if TYPE_CHECKING:
     from trainers.base import CLIPTrainer
 
-# Values of TEST.ZERO_SHOT_CHECK: shifted sets and those with DATASET.CLASSNAMES, every set, none.
-IMAGES = 500
-# Below the published figure by more than this and the sample's scatter is no matter of prompts.
+IMAGES = 500  # of the test set, at most
+# A gap to the published figure beyond this, and beyond three standard deviations of the sampling
+# error, cannot be explained by other prompts.
 TOLERANCE = 5.0
 
 
-class Figure(NamedTuple):
-    """A published zero-shot accuracy in percent, and the prompts it was reached with."""
-
-    accuracy: float
-    prompts: str
-
-
-# ViT-B/16 over all classes of the set, as the RAda paper (arXiv:2507.15480) lists them: from its
-# test-time training table, or, with the ensemble, from the one of full fine-tuning.
-FIGURES_OF = "ViT-B/16"
+# Published, by dataset and backbone; of all classes of a set.
 FIGURES = {
-    "ImageNet": Figure(68.3, "80 templates"),
-    "ImageNetV2": Figure(60.86, "'a photo of a {}.'"),
-    "ImageNetSketch": Figure(46.09, "'a photo of a {}.'"),
-    "ImageNetA": Figure(47.87, "'a photo of a {}.'"),
-    "ImageNetR": Figure(73.98, "'a photo of a {}.'"),
-    "ObjectNet": Figure(54.2, "80 templates"),
+    (row.name, backbone): figure for row in ROWS for backbone, figure in row.zero_shot.items()
 }
 
 
@@ -84,7 +72,7 @@ def sanity_check(trainer: CLIPTrainer) -> dict[str, Any] | None:
     )
     doubt = verdict(accuracy, images, chance, figure)
     if doubt:
-        trainer.add_note(
+        trainer.notes.add(
             f"zero-shot check of {cfg.DATASET.NAME}: {accuracy:.2f}% on {images:,} test images "
             f"{doubt}. Most likely labels and class names are in different order: check the "
             "folders of the data, classnames.txt and DATASET.CLASSNAMES"
@@ -111,7 +99,7 @@ def check_names(trainer: CLIPTrainer) -> None:
     wrong = misnamed(dataset.classnames, labels, standard if whole else dataset.imagenet_names)
     # One in ten: lists of names differ in a few that read alike, such as crane or maillot.
     if len(wrong) > dataset.num_classes / 10:
-        trainer.add_note(
+        trainer.notes.add(
             f"{len(wrong)} of {dataset.num_classes} classes of {cfg.DATASET.NAME} have the name of "
             f"another class of ImageNet: {wrong[0]}. Most likely the list of names "
             "(classnames.txt, DATASET.CLASSNAMES) is in another order than the labels"
@@ -186,8 +174,9 @@ def _loader(plain: Any, rows: Sequence[int], cfg: Any) -> ImageLoader:
 def published_figure(trainer: CLIPTrainer) -> Figure | None:
     """The published accuracy of what the check measures, if one is known."""
     cfg = trainer.cfg
-    same = cfg.MODEL.BACKBONE.NAME == FIGURES_OF and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
-    return FIGURES.get(cfg.DATASET.NAME) if same else None
+    if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+        return None
+    return FIGURES.get((cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME))
 
 
 def verdict(accuracy: float, images: int, chance: float, figure: Figure | None) -> str:

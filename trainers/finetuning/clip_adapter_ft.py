@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from clip import FeatureAdapter
 from dassl.engine import TRAINER_REGISTRY
-from trainers.clip_adapter import CLIPAdapter, FeatureAdapter
+from trainers.clip_adapter import CLIPAdapter
 from trainers.finetuning.ft import FineTuner
 
 
 class AdapterFineTuner(FineTuner):
-    """Base of both stages: a bottleneck on the image feature, :class:`FeatureAdapter`."""
+    """Base of both stages: a bottleneck on the image feature, :class:`clip.FeatureAdapter`."""
 
     defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, **CLIPAdapter.defaults}
 
@@ -25,7 +26,7 @@ class AdapterFineTuner(FineTuner):
 class CLIPAdapterFFT(AdapterFineTuner):
     """Stage 1: a bottleneck on the image feature trains; encoder and W do not.
 
-    Config, ``TRAINER.CLIPAdapterFFT``: REDUCTION and RATIO, see :class:`FeatureAdapter`; TEMPLATES.
+    Config, ``TRAINER.CLIPAdapterFFT``: REDUCTION and RATIO are :class:`clip.FeatureAdapter`'s.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("adapter",)

@@ -36,7 +36,7 @@ def contrastive_loss(f: Tensor, h: Tensor, label: Tensor, scale: Tensor, positiv
             as in CLIP's own loss; ``class``, positives with equal shares of the target; ``mask``,
             neither, so that they are left out of the denominator.
     """
-    logits = scale * f @ h.T
+    logits = scale * f @ h.T  # (B, B)
     same = label[:, None] == label  # (B, B)
     own = torch.eye(len(label), dtype=torch.bool, device=label.device)
     if positives == "mask":
@@ -94,7 +94,7 @@ class FLYP(CLIPTrainer):
         return bank.starts[label] + (draw * counts).long().clamp(max=counts - 1)
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: pictures (B, 3, S, S), labels (B,).
+        """One training step: images (B, 3, S, S), labels (B,).
 
         Of several processes each encodes its own images and captions and contrasts those of all.
         """
@@ -102,7 +102,7 @@ class FLYP(CLIPTrainer):
         whole = gather_features(label)
         # Drawn for all images on every process, so that they are those of a single process.
         own = self.draw_captions(whole)[first : first + len(label)]
-        f = gather_features(model.image_features(image))
-        h = gather_features(model.caption_features(own))
+        f = gather_features(model.image_features(image))  # (B, D), B over all processes
+        h = gather_features(model.caption_features(own))  # (B, D)
         scale = model.backbone.logit_scale.exp()
         return StepOutput(contrastive_loss(f, h, whole, scale, self.options.POSITIVES))

@@ -6,6 +6,7 @@ loop, the engine's; a method is what trains and its loss.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from clip.prompts import ensemble_prompts, match_key, template_prompts
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import checkpoint_path, read_checkpoint
 from trainers.base import CLIPTrainer
-from trainers.base.class_rows import class_rows
+from trainers.base.class_rows import ClassRows, class_rows
 from trainers.base.options import templates, weight
 from trainers.finetuning.linear_clip import LinearCLIP
 from trainers.finetuning.stages import FirstStageError, read_stage
@@ -28,13 +29,17 @@ from trainers.finetuning.stages import FirstStageError, read_stage
 class FineTuner(CLIPTrainer):
     """Base of the methods with a classifier W; cross entropy unless a method has another loss.
 
+    A method names what ``trains``, and overrides at most ``build_head`` (what makes logits of f and
+    W), ``build_adapter`` (what f goes through), ``forward_loss``, and ``first_stage`` (what it
+    takes from the run that it starts from).
+
     W starts as the text features of the classes, for each the normalised mean over ``TEMPLATES``
     prompts: 80 or 7, open_clip's ImageNet ensembles, and a template that the user chose
     (``DATASET.PROMPT_TEMPLATE``). A two-stage method starts from a run of another trainer, whose
     directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch).
 
-    What was trained is evaluated on data sets with the same classes or some of them, by name; a
-    classifier over ImageNet also on its shifts, see
+    What was trained is evaluated on datasets with the same classes or some of them, by name; a
+    classifier over ImageNet's also on its shifts, see
     :meth:`trainers.base.CLIPTrainer.model_inference`.
     """
 
@@ -79,7 +84,7 @@ class FineTuner(CLIPTrainer):
     def ensemble_weights(self, backbone: clip.Backbone) -> Tensor:
         """Unit-norm text features of the classes from the prompt ensemble, (K, D)."""
         prompts = self.ensemble(self.classes, self.options.TEMPLATES)
-        bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        bank = backbone.text_bank(prompts)
         return F.normalize(bank.to(self.device).class_features(backbone), dim=-1)
 
     def text_bank(self) -> clip.TextBank:
@@ -90,18 +95,18 @@ class FineTuner(CLIPTrainer):
             if chosen
             else [texts[:1] for texts in ensemble_prompts(self.classes, self.options.TEMPLATES)]
         )
-        return clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text())
+        return backbone.text_bank(prompts)
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """Cross entropy: pictures (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        """Cross entropy: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         logits = self.model.output(image).logits
         return StepOutput(F.cross_entropy(logits, label), logits)
 
     def before_train(self) -> None:
         """Start from the first stage, if there is one, or from where an earlier process stopped."""
-        self.model.class_weights()
+        self.model.class_weights()  # W is made before anything of it is loaded
         if self.first_stages:
-            with self.reading_weights():
+            with self.identity.reading_weights():
                 self.model.load_state_dict(self.first_stage(), strict=False)
         super().before_train()
 
@@ -123,17 +128,14 @@ class FineTuner(CLIPTrainer):
         meta = self.checkpoint_meta()
         return read_stage(stage.DIR, stage.EPOCH, self.first_stages, self.model, meta)
 
-    def per_class(self) -> list[str]:
-        """W, one row per class."""
-        return ["classifier"]
-
-    def row_names(self) -> list[str]:
-        """Of W's classes."""
-        return self.classes
-
-    def class_free(self) -> str:
-        """See :meth:`trainers.base.class_rows.ClassRows.class_free`."""
-        return "a method with a text encoder"
+    def rows_by_class(self) -> ClassRows:
+        """W has a row for each of its classes, which may be more than the dataset's."""
+        return dataclasses.replace(
+            super().rows_by_class(),
+            keys=["classifier"],
+            classes=self.classes,
+            remedy="a method with a text encoder",
+        )
 
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
@@ -146,7 +148,7 @@ class FineTuner(CLIPTrainer):
 
         Raises:
             FileNotFoundError: A file is not there.
-            ValueError: It does not fit, or a class of the data set is none of those it knows.
+            ValueError: It does not fit, or the checkpoint lacks a class of the dataset.
         """
         if directory:
             name = self.model_name or type(self).__name__
@@ -157,13 +159,14 @@ class FineTuner(CLIPTrainer):
         super().load_model(directory, epoch)
 
     def take_classes(self, classes: Sequence[str]) -> None:
-        """Make W one over other classes, of which the data set's are some.
+        """Make W a classifier over other classes, which include the dataset's.
 
         Raises:
-            ValueError: They are not.
+            ValueError: They do not include all of the dataset's.
         """
         dataset, model = self.dm.dataset, self.model
-        # Its labels are ImageNet's in any case, and a class may stand for several of them.
+        # Over ImageNet's classes its shifts are evaluated by label, see model_inference: names do
+        # not tell, since one class of a shift may stand for several labels.
         if [match_key(n) for n in dataset.imagenet_names] != [match_key(n) for n in classes]:
             rows = class_rows(dataset.classnames, classes)
             absent = [n for n, row in zip(dataset.classnames, rows, strict=True) if row is None]
@@ -240,7 +243,7 @@ class L2SP(FineTuner):
         super().before_train()
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: pictures (B, 3, S, S), labels (B,)."""
+        """One training step: images (B, 3, S, S), labels (B,)."""
         start = self.start()
         out = super().forward_loss(image, label)
         now = [p for p in self.model.parameters() if p.requires_grad]

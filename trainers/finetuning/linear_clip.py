@@ -25,7 +25,7 @@ class LinearCLIP(nn.Module):
     """CLIP's image encoder with a linear classifier W (K, D) in place of the text encoder.
 
     ``logits = s f W^T`` with the unit-norm image feature f, or what another head makes of f and W.
-    W's rows start as text features, of unit norm; nothing keeps them so.
+    W's rows start as text features of unit norm; training may change their norms.
 
     Args:
         backbone: The pre-trained model; its text encoder only serves to make W.
@@ -70,7 +70,8 @@ class LinearCLIP(nn.Module):
         return self.backbone.logit_scale.detach().exp()
 
     def image_features(self, image: Tensor) -> Tensor:
-        """Unit-norm image features: pictures (B, 3, S, S), or cached features (B, D) -> (B, D)."""
+        """Unit-norm image features: images (B, 3, S, S), or cached features (B, D) -> (B, D)."""
+        # Two dimensions are features already, from the cache.
         features = image if image.ndim == 2 else self.backbone.encode_image(image)
         return unit_norm(self.adapter(features))
 
@@ -83,7 +84,7 @@ class LinearCLIP(nn.Module):
         return self.classifier
 
     def output(self, image: Tensor) -> HeadOutput:
-        """What the head makes of pictures (B, 3, S, S) or cached features (B, D), over all K."""
+        """What the head makes of images (B, 3, S, S) or cached features (B, D), over all K."""
         return self.head(self.image_features(image), self.class_weights(), self.scale)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -16,8 +16,18 @@ from trainers.finetuning.stages import FirstStageError
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
 
+class MaskFineTuner(FineTuner):
+    """Base of both stages: the mask is the head."""
+
+    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, **MASK_DEFAULTS}
+
+    def build_head(self, embed_dim: int) -> nn.Module:
+        """The mask."""
+        return rational_head(self.cfg, self.options, embed_dim)
+
+
 @TRAINER_REGISTRY.register()
-class RAdaFFT(FineTuner):
+class RAdaFFT(MaskFineTuner):
     """Stage 1, the paper's "RAda": the mask over R = f * W trains on a frozen encoder.
 
     ``loss = CE + ALPHA * regulariser``. Config, ``TRAINER.RAdaFFT``: TRAIN_CLASSIFIER, whether W
@@ -26,8 +36,7 @@ class RAdaFFT(FineTuner):
     """
 
     defaults: ClassVar[dict[str, Any]] = {
-        **FineTuner.defaults,
-        **MASK_DEFAULTS,
+        **MaskFineTuner.defaults,
         "TRAIN_CLASSIFIER": Option(False, None, "W trains too"),
     }
     trains = ("head",)
@@ -37,17 +46,13 @@ class RAdaFFT(FineTuner):
         """The mask, and W if it is to train."""
         return ("head", "classifier") if self.options.TRAIN_CLASSIFIER else ("head",)
 
-    def build_head(self, embed_dim: int) -> nn.Module:
-        """The mask."""
-        return rational_head(self.cfg, self.options, embed_dim)
-
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: pictures (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
         return mask_loss(self.model.output(image), label, self.cfg.ALPHA)
 
 
 @TRAINER_REGISTRY.register()
-class RAdaFT(FineTuner):
+class RAdaFT(MaskFineTuner):
     """Stage 2, the paper's "RAda-FT": encoder, W and mask train on, with cross entropy alone.
 
     Its first stage is a run of :class:`RAdaFFT`. The paper takes the adapter "after 5 epochs":
@@ -57,13 +62,8 @@ class RAdaFT(FineTuner):
     Config, ``TRAINER.RAdaFT``: TEMPLATES and the mask's keys, which must be the first stage's.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, **MASK_DEFAULTS}
     trains = ("encoder", "classifier", "head")
     first_stages = ("RAdaFFT",)
-
-    def build_head(self, embed_dim: int) -> nn.Module:
-        """The mask."""
-        return rational_head(self.cfg, self.options, embed_dim)
 
     def first_stage(self) -> dict[str, Tensor]:
         """The mask of the run in FIRST_STAGE.DIR, and its W if that trained.
@@ -73,6 +73,7 @@ class RAdaFT(FineTuner):
         """
         state = super().first_stage()
         config = (read_result(self.cfg.FIRST_STAGE.DIR) or {}).get("config") or {}
+        # Weights fit whatever these are, so that nothing else would notice a difference.
         there = {"TEMP": config.get("TEMP"), **config.get("TRAINER", {}).get("RAdaFFT", {})}
         here = {"TEMP": self.cfg.TEMP, **self.options}
         for key in ("TEMP", "HEADS", "SOFTMAX", "QUERIES"):

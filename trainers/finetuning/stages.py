@@ -48,6 +48,7 @@ def read_stage(
             weights do not fit the model.
     """
     what = " or ".join(methods)
+    # A run's weights lie in a folder named after its method.
     method = next((name for name in methods if (Path(directory) / name).is_dir()), None)
     if method is None:
         raise FirstStageError(f"{key}: {directory!r} holds no weights of a finished run of {what}")
@@ -59,6 +60,7 @@ def read_stage(
         message = str(error).replace("--model-dir and --load-epoch", where)
         raise FirstStageError(message) from None
     saved = content.get("meta") or {}
+    # The same backbone by name, from a file with other content, explains more than a mismatch.
     replaced = replaced_backbone(saved, meta)
     if replaced:
         raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
@@ -84,13 +86,13 @@ def check_same_classes(where: str, saved: Sequence[str], own: Sequence[str]) -> 
     """
     if len(saved) != len(own):
         raise FirstStageError(
-            f"{where} has a classifier over {len(saved)} classes, the data set of this run has "
+            f"{where} has a classifier over {len(saved)} classes, the dataset of this run has "
             f"{len(own)}; both stages need the same DATASET.NAME and SUBSAMPLE_CLASSES"
         )
     for label, (old, new) in enumerate(zip(saved, own, strict=True)):
         if match_key(old) != match_key(new):
             raise FirstStageError(
-                f"{where} has other classes than the data set of this run: class {label} is "
+                f"{where} has other classes than the dataset of this run: class {label} is "
                 f"{old!r} there and {new!r} here"
             )
 
@@ -98,10 +100,7 @@ def check_same_classes(where: str, saved: Sequence[str], own: Sequence[str]) -> 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], parts: tuple[str, ...]) -> str:
     """Say what keeps weights from being loaded into a model; empty if nothing does.
 
-    Args:
-        model: Gets the weights.
-        state: Weights.
-        parts: Beginnings of the names that must be there, of those that train in the model.
+    ``parts`` are the beginnings of the names that must be there, of those that train in the model.
     """
     full = model.state_dict()
     missing = [n for n in trainable_state(model) if n.startswith(parts) and n not in state]

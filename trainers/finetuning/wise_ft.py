@@ -38,6 +38,7 @@ def interpolate(
             f"The two models differ in {len(differing)} weights ({', '.join(differing[:3])}) and "
             "have nothing between them; take two runs of the same method and classes"
         )
+    # The ends are copied, as interpolating to 0 or 1 could round; whole numbers (counters) too.
     return {
         name: torch.lerp(value, end[name].to(value), alpha)
         if value.is_floating_point() and alpha not in (0, 1)

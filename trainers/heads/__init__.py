@@ -8,7 +8,6 @@ from trainers.heads.rational import (
     HeadOutput,
     MaskHead,
     RationalHead,
-    choose,
     cosine_logits,
     zero_linear,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "REGULARIZERS",
     "RationalHead",
     "SOFTMAX",
-    "choose",
     "cosine_logits",
     "zero_linear",
 ]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.heads import HeadOutput, MaskHead, choose, cosine_logits, zero_linear
+from dassl.names import check_availability
+from trainers.heads import HeadOutput, MaskHead, cosine_logits, zero_linear
 
 
 class MLPMaskHead(MaskHead):
@@ -50,7 +51,7 @@ class FeatureAttentionHead(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int = 8, on: str = "both") -> None:
         super().__init__()
-        choose("HEAD", on, ("text", "image", "both"))
+        check_availability(on, ("text", "image", "both"), "HEAD")
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"HEADS: the embedding width D = {embed_dim} is not divisible by {num_heads} heads"
@@ -66,10 +67,10 @@ class FeatureAttentionHead(nn.Module):
         """See :meth:`trainers.heads.MaskHead.forward`."""
         root = scale.detach().sqrt()
         if "text" in self.attention:
-            tokens = root * text[None]  # one sequence of K classes
+            tokens = root * text[None]  # one sequence of K classes, (1, K, D)
             text = text + self.attention["text"](tokens, tokens, tokens, need_weights=False)[0][0]
         if "image" in self.attention:
-            tokens = root * image[:, None]  # B sequences of one image
+            tokens = root * image[:, None]  # B sequences of one image, (B, 1, D)
             update = self.attention["image"](tokens, tokens, tokens, need_weights=False)[0]
             image = image + update[:, 0]
         return HeadOutput(cosine_logits(image, text, scale), image.new_zeros(()))

@@ -46,7 +46,8 @@ def mask_attention(
     """
     if image is None and text is None and rows.shape[2] < 3:
         raise ValueError("The mask needs queries: image, text or rational")
-    return _MaskAttention.apply(rows, image, text, joint)
+    attended, _ = _MaskAttention.apply(rows, image, text, joint)
+    return attended
 
 
 def _chunks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -75,8 +76,8 @@ class _MaskAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, image: Tensor | None, text: Tensor | None, joint: bool
-    ) -> Tensor:
+        rows: Tensor, image: Tensor | None, text: Tensor | None, joint: bool
+    ) -> tuple[Tensor, Tensor]:
         batch, classes, kinds, heads, _ = rows.shape
         sets = (text is not None) + (kinds == 3)
         share = 1 / (sets + (image is not None))
@@ -100,12 +101,43 @@ class _MaskAttention(torch.autograd.Function):
                 row = (image[b, h, None] @ key.transpose(-1, -2)).softmax(-1)  # (b, h, 1, K)
                 mixed = mixed + row @ value
             out[b, :, h] = (mixed * share).transpose(1, 2)
-        ctx.save_for_backward(rows, image, text, log_sums)
-        ctx.joint, ctx.share = joint, share
-        return out
+        return out, log_sums
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        rows, image, text, ctx.joint = inputs
+        sets = [image is not None, text is not None, rows.shape[2] == 3]
+        ctx.share = 1 / sum(sets)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(rows, image, text, output[1])
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        rows: Tensor,
+        image: Tensor | None,
+        text: Tensor | None,
+        joint: bool,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """N calls at once, for ``torch.func.vmap``: their images are those of one larger batch."""
+        count = info.batch_size
+
+        def side_by_side(x: Tensor, dim: int | None) -> Tensor:
+            return x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        rows = side_by_side(rows, in_dims[0])  # (N, B, K, 2 or 3, H, Dh)
+        batch = rows.shape[1]
+        if image is not None:
+            image = side_by_side(image, in_dims[1]).flatten(0, 1)  # (N * B, H, Dh)
+        if text is not None and in_dims[2] is not None:  # else all calls ask with the same classes
+            text = text.movedim(in_dims[2], 0)  # (N, K, H, Dh)
+            text = text[:, None].expand(-1, batch, -1, -1, -1).flatten(0, 1)  # (N * B, K, H, Dh)
+        out, log_sums = _MaskAttention.apply(rows.flatten(0, 1), image, text, joint)
+        return (out.unflatten(0, (count, batch)), log_sums.unflatten(1, (count, batch))), (0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         rows, image, text, log_sums = ctx.saved_tensors
         grad_rows = torch.empty_like(rows)
         grad_image = None if image is None else torch.empty_like(image)

@@ -1,4 +1,4 @@
-"""A linear classifier that knows which classes its rows were trained for."""
+"""A linear classifier that knows which classes its rows were trained for, beside a host's model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clip import Backbone
 from clip.adapters import Adapter
 from clip.prompts import match_key
 from trainers.base.class_rows import class_rows, imagenet_rows
+from trainers.base.prompted_clip import PromptedCLIP
 
 
 def fingerprints(classnames: Sequence[str]) -> Tensor:
     """A number for each class name, by which a classifier's rows are known again: (K,)."""
     digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
+    # 56 bits: the largest whole number of bytes that a signed 64-bit integer holds.
     return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
 
 
@@ -57,19 +60,15 @@ class Probe(Adapter):
         return torch.equal(self.classes, self.current)
 
     def fitted(self, state: Mapping[str, Tensor], prefix: str, dataset: Any) -> dict[str, Tensor]:
-        """A trained probe's state for the classes of this run.
+        """A trained probe's state, names behind ``prefix``, for the classes of the run's dataset.
 
         Their rows are picked; if there is a class without one, the values are this probe's own and
         its classes those of no run, so that :meth:`knows_classes` is False.
-
-        Args:
-            state: With ``classes``, ``weight`` and ``bias`` behind the prefix.
-            prefix: "probe.".
-            dataset: The run's.
         """
         fitted = dict(state)
         classes = fitted[f"{prefix}classes"]
         rows = self._rows(classes, dataset)
+        # Channel scales and shifts belong to no class: they are taken over in any case.
         if rows is not None:
             for name in {f"{prefix}weight", f"{prefix}bias"} & fitted.keys():
                 fitted[name] = fitted[name][rows]
@@ -88,3 +87,35 @@ class Probe(Adapter):
         if len(classes) == len(dataset.imagenet_names) and (labels := imagenet_rows(dataset)):
             return labels
         return rows
+
+
+class DecoupledCLIP(nn.Module):
+    """A host's model and the probe.
+
+    Args:
+        host: With one prompt per class.
+        classnames: K names.
+        weight: t.
+        mixes: Whether the probe counts in evaluation, on the classes it was trained for.
+    """
+
+    def __init__(
+        self, host: PromptedCLIP, classnames: Sequence[str], weight: float, mixes: bool = True
+    ) -> None:
+        super().__init__()
+        self.host = host
+        self.probe = Probe(classnames, host.backbone.embed_dim)
+        self.weight, self.mixes = weight, mixes
+
+    @property
+    def backbone(self) -> Backbone:
+        """The host's."""
+        return self.host.backbone
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
+        f = self.host.raw_image_features(image)  # (B, D); the host takes it for a cached feature
+        logits = self.host(f)  # (B, K)
+        if not (self.mixes and self.probe.enabled and self.probe.knows_classes()):
+            return logits
+        return (1 - self.weight) * logits + self.weight * self.probe.of_image(f)

@@ -6,7 +6,6 @@ that it goes with every way of adapting one.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dassl.names import check_availability
 from trainers.heads.mask_attention import mask_attention
 
 QUERIES = ("image", "text", "rational")
@@ -57,19 +57,6 @@ REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def choose(key: str, value: str, allowed: Sequence[str]) -> str:
-    """Return ``value`` if it is allowed.
-
-    Raises:
-        ValueError: It is not; the message names the key and the nearest allowed value.
-    """
-    if value in allowed:
-        return value
-    near = difflib.get_close_matches(str(value), allowed, 1, 0.3)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}.{hint}")
-
-
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer whose weight and bias start at zero."""
     layer = nn.Linear(inputs, outputs)
@@ -92,16 +79,13 @@ class MaskHead(nn.Module):
 
     def __init__(self, regularizer: str = "l2") -> None:
         super().__init__()
-        self.regularizer = REGULARIZERS[choose("REG", regularizer, tuple(REGULARIZERS))]
+        self.regularizer = REGULARIZERS[check_availability(regularizer, REGULARIZERS, "REG")]
 
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
         """What the mask is away from 1 before the relu, (B, K, D).
 
-        Args:
-            image: f, unit norm, (B, D).
-            text: h, unit norm, (K, D).
-            rational: R, (B, K, D).
-            scale: s, without gradient.
+        ``image`` f (B, D) and ``text`` h (K, D) have unit norm, ``rational`` R is (B, K, D), and
+        ``scale`` s has no gradient.
         """
         raise NotImplementedError
 
@@ -117,8 +101,9 @@ class MaskHead(nn.Module):
             dtype = torch.promote_types(image.dtype, torch.float32)
             image, text, scale = image.to(dtype), text.to(dtype), scale.to(dtype)
             rational = image[:, None] * text  # (B, K, D)
-            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)
-            correction = (delta * rational).sum(-1)
+            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)  # M - 1
+            correction = (delta * rational).sum(-1)  # (B, K)
+            # The mask's share is added to CLIP's own logits, which a mask of ones leaves exact.
             logits = cosine_logits(image, text, scale) + scale * correction
             return HeadOutput(logits, self.regularizer(delta), 1 + delta)
 
@@ -173,9 +158,9 @@ class RationalHead(MaskHead):
         if not queries or len(set(queries)) < len(queries):
             raise ValueError(f"QUERIES must name at least one query once, got {tuple(queries)}")
         for name in queries:
-            choose("QUERIES", name, QUERIES)
+            check_availability(name, QUERIES, "QUERIES")
         self.embed_dim = embed_dim
-        joint = choose("SOFTMAX", softmax, SOFTMAX) == "joint"
+        joint = check_availability(softmax, SOFTMAX, "SOFTMAX") == "joint"
         first = RationalAttention(embed_dim, num_heads, temperature, queries, joint)
         self.layers = nn.ModuleList(
             [first]
@@ -186,10 +171,7 @@ class RationalHead(MaskHead):
         )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Say in the config's words why weights of another mask do not fit.
-
-        Args:
-            state: The head's part of a checkpoint, names starting with ``head.``.
+        """Say in the config's words why ``head.*`` of a checkpoint with another mask does not fit.
 
         Raises:
             ValueError: They have another number of layers, or another width.
@@ -272,12 +254,13 @@ class RationalAttention(nn.Module):
             self._query("image", image, root),
             self._query("text", text, root),
             joint=self.joint,
-        )
-        return self.out(attended.flatten(-2))
+        )  # (B, K, H, Dh)
+        return self.out(attended.flatten(-2))  # (B, K, D)
 
     def _query(self, name: str, features: Tensor | None, root: Tensor) -> Tensor | None:
         if name not in self.query or features is None:
             return None
+        # The scores' factor goes into the query's weights, which are smaller than the scores.
         weight, bias = self._projection(self.query[name], self.factor)
         return F.linear(features * root, weight, bias).unflatten(-1, (self.num_heads, -1))
 
@@ -289,10 +272,10 @@ class RationalAttention(nn.Module):
             projections = [query, *projections] if mask is None else projections
         weight, bias = (torch.cat(parts) for parts in zip(*projections, strict=True))
         if rational.numel() < weight.numel():  # s goes into the smaller of the two
-            rows = F.linear(rational * scale, weight, bias)
+            rows = F.linear(rational * scale, weight, bias)  # (B, K, 2 or 3 times D)
         else:
             rows = F.linear(rational, weight * scale, bias)
-        if mask is not None:
+        if mask is not None:  # later layers ask with the mask so far, not with R
             rows = torch.cat([F.linear(mask, *query), rows], -1)
         return rows.unflatten(-1, (-1, self.num_heads, rational.shape[-1] // self.num_heads))
 

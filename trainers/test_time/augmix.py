@@ -1,4 +1,4 @@
-"""AugMix of one picture, as TPT uses it on fine-grained datasets.
+"""AugMix of one image, as TPT uses it on fine-grained datasets.
 
 "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty", ICLR 2020,
 arXiv:1912.02781; its nine operations that are not among ImageNet-C's corruptions.
@@ -18,7 +18,7 @@ _Op = Callable[[Image.Image, float], Image.Image]
 
 
 def _signed(value: float) -> float:
-    return -value if np.random.uniform() > 0.5 else value  # noqa: NPY002 - seeded per picture
+    return -value if np.random.uniform() > 0.5 else value  # noqa: NPY002 - seeded per image
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -54,7 +54,7 @@ OPERATIONS: dict[str, _Op] = {
 
 
 class AugMix:
-    """A picture -> its mixture with three chains of one to three operations.
+    """An image -> its mixture with three chains of one to three operations.
 
     ``m x + (1 - m) sum_i w_i chain_i(x)`` with w from Dirichlet(1, 1, 1), m from Beta(1, 1) and
     levels uniform in [0.1, severity]. TPT mixes normalised tensors, which is the same, as the
@@ -70,7 +70,7 @@ class AugMix:
         self.severity = severity
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Augment an RGB picture."""
+        """Augment an RGB image."""
         random: Any = np.random
         weights, keep = random.dirichlet([1.0] * CHAINS), random.beta(1.0, 1.0)
         operations = list(OPERATIONS.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,7 @@ def view_entropy(logits: Tensor) -> Tensor:
 
 def marginal_entropy(logits: Tensor) -> Tensor:
     """Entropy of the views' mean prediction: (..., S, K) -> (...). TPT, arXiv:2209.07511."""
-    log_mean = logits.log_softmax(-1).logsumexp(-2) - math.log(logits.shape[-2])
+    log_mean = logits.log_softmax(-1).logsumexp(-2) - math.log(logits.shape[-2])  # (..., K)
     # exp(-inf) * -inf would be NaN; a probability of 0 adds nothing.
     log_mean = log_mean.clamp(min=torch.finfo(log_mean.dtype).min)
     return -(log_mean.exp() * log_mean).sum(-1)
@@ -64,10 +64,8 @@ ENTROPIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def most_confident(logits: Tensor, count: int) -> Tensor:
-    """Numbers of the ``count`` views of least entropy: (N, V, K) -> (N, count).
-
-    Of equal ones the first are taken.
-    """
+    """Numbers of the ``count`` views of least entropy: (N, V, K) -> (N, count)."""
+    # Equal views keep their order, so that the choice does not depend on the device.
     return view_entropy(logits).argsort(dim=-1, stable=True)[:, :count]
 
 
@@ -80,18 +78,8 @@ def selected_views(options: CfgNode, section: str) -> int:
     """How many views an episode learns from: int(VIEWS * SELECT).
 
     Raises:
-        ValueError: There are fewer than two views, or none or more than all would be kept.
+        ValueError: None would be kept.
     """
-    if options.VIEWS < 2:
-        raise ValueError(
-            f"TRAINER.{section}.VIEWS must be at least 2 (the image and one augmented view), got "
-            f"{options.VIEWS}; the paper's is 64"
-        )
-    if not 0 < options.SELECT <= 1:
-        raise ValueError(
-            f"TRAINER.{section}.SELECT is the share of views that is kept, above 0 and at most 1, "
-            f"got {options.SELECT}; the paper's is 0.1"
-        )
     count = int(options.VIEWS * options.SELECT)
     if count < 1:
         raise ValueError(
@@ -105,9 +93,11 @@ def selected_views(options: CfgNode, section: str) -> int:
 class EpisodicTrainer(CLIPTrainer):
     """Base of test-time training: one episode per test image, nothing kept between two.
 
-    There is nothing to train offline. The loader gives each test image's views; a method says in
-    ``predict_episodes`` what it makes of their features. Parameters require no gradient outside of
-    an episode, and an episode works on copies: the model is the same after as before.
+    There is nothing to train offline. The loader gives each test image's views, ``encode`` turns
+    them into features, and a method defines two things: ``adapted``, what an episode changes a copy
+    of, and ``predict_episodes``, which keeps the :func:`most_confident` views, takes STEPS of
+    AdamW on their ``entropy`` and classifies view 0. Parameters require no gradient outside of an
+    episode, and an episode works on copies: the model is the same after as before.
 
     Config, ``TRAINER.<name>``: VIEWS V, the image itself included; SELECT, share of the most
     confident views (int(V * SELECT) of them, chosen once per image); STEPS of AdamW with LR and
@@ -116,9 +106,9 @@ class EpisodicTrainer(CLIPTrainer):
     encoded and adapted side by side, ENCODER_BATCH views in one call of the image encoder, neither
     of which changes a result. ``INPUT.RRCROP_SCALE`` is the area of the random crops.
 
-    Memory grows with BATCH: a loaded batch has BATCH * V * 3 * S * S bytes (154 MB at 16 images of
-    64 views of 224 pixels), and each worker process holds two; what adaptation needs per image is
-    said by the method. What the encoder computes on the way grows with ENCODER_BATCH alone.
+    Memory grows with BATCH: a loaded batch has BATCH * V * 3 * 224 * 224 bytes (154 MB at 16 images
+    of 64 views), and each worker process holds two; a method's docstring says what its adaptation
+    needs per image. What the encoder computes on the way grows with ENCODER_BATCH alone.
 
     Attributes:
         seconds: Spent in the image encoder and in adaptation.
@@ -129,7 +119,7 @@ class EpisodicTrainer(CLIPTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         self.seconds = {"encoder": 0.0, "adaptation": 0.0}
         super().__init__(cfg)
-        self._finish: list[Any] = []
+        self.normalize: list[Any] = []  # steps of the test transform after ToTensor
         for name in ("val_loader", "test_loader"):
             if getattr(self, name) is not None:
                 setattr(self, name, self._views_loader(getattr(self, name)))
@@ -150,34 +140,30 @@ class EpisodicTrainer(CLIPTrainer):
                 f"{options.VIEWS} views of each test image, which no other run shares; set it to "
                 "False, or FEATURE_CACHE.REQUIRED to False"
             )
-        if cfg.TRAIN.GRAD_CHECKPOINTING and self.adapts_towers(cfg):
-            raise ValueError(
-                f"TRAIN.GRAD_CHECKPOINTING is True, but {section} adapts copies of prompts inside "
-                "the towers, and activations made again would be those of the prompts themselves; "
-                "set it to False"
-            )
         super().check_cfg(cfg)
-
-    def adapts_towers(self, cfg: CfgNode) -> bool:
-        """Whether an episode adapts what stands in blocks of the towers, not only their input.
-
-        Args:
-            cfg: Configuration.
-        """
-        return False
 
     @property
     def selected(self) -> int:
-        """S."""
+        """S, the number of views that an episode learns from."""
         return selected_views(self.options, type(self).__name__)
+
+    @property
+    def entropy(self) -> Callable[[Tensor], Tensor]:
+        """What an episode minimises: logits (..., S, K) -> (...)."""
+        return ENTROPIES[self.options.ENTROPY]
+
+    @property
+    def adamw(self) -> dict[str, float]:
+        """Settings of the optimiser of an episode."""
+        return {"lr": self.options.LR, "weight_decay": self.options.WEIGHT_DECAY}
 
     def _views_loader(self, plain: Any) -> ImageLoader:
         """A loader of the same images' views, BATCH images at a time."""
-        clean, self._finish = split_transform(plain.dataset.transform)
+        clean, self.normalize = split_transform(plain.dataset.transform)
         options, cfg = self.options, self.cfg.INPUT
         views = Views(clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, self.seed)
-        border = getattr(self.dm.dataset, "border", 0)
-        views.augment = crop_border_first(views.augment, border)
+        views.augment = crop_border_first(views.augment, getattr(self.dm.dataset, "border", 0))
+        self.augment(views)
         plain.dataset.transform = views
         loader = ImageLoader(
             plain.dataset,
@@ -192,6 +178,9 @@ class EpisodicTrainer(CLIPTrainer):
         loader.bad_images = plain.bad_images
         return loader
 
+    def augment(self, views: Views) -> None:
+        """Change how views other than the image itself are drawn; by default not at all."""
+
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """There is no training on labelled images.
 
@@ -204,7 +193,7 @@ class EpisodicTrainer(CLIPTrainer):
         """Logits of the images as they are, each from a model adapted to it, (N, K).
 
         Args:
-            input: Views (N, V, 3, S, S), bytes; or pictures (N, 3, S, S), which are classified
+            input: Views (N, V, 3, H, W), bytes; or images (N, 3, H, W), which are classified
                 without adaptation.
         """
         if input.ndim != 5:
@@ -223,36 +212,38 @@ class EpisodicTrainer(CLIPTrainer):
         return logits
 
     def _wait(self) -> None:
+        # A GPU works on after a call has returned; without waiting, the times would be wrong.
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
-        """Unit-norm features of all views: (N, V, 3, S, S) bytes -> (N, V, D)."""
-        features = [
-            self.encode_pictures(finish(part, self._finish))
-            for part in views.flatten(0, 1).split(self.options.ENCODER_BATCH)
+        """Unit-norm features of all views: (N, V, 3, H, W) bytes -> (N, V, D)."""
+        features = [  # each (ENCODER_BATCH, D)
+            self.encode_images(finish(part, self.normalize))
+            for part in views.flatten(0, 1).split(self.options.ENCODER_BATCH)  # of (N * V, ...)
         ]
         return torch.cat(features).unflatten(0, views.shape[:2])
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Unit-norm features that episodes start from: (B, 3, S, S) -> (B, D)."""
-        return unit_norm(self.model.backbone.encode_image(pictures))
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Unit-norm features that episodes start from: (B, 3, H, W) -> (B, D)."""
+        return unit_norm(self.model.backbone.encode_image(images))
 
     def predict_episodes(self, features: Tensor) -> Tensor:
-        """Adapt to each image and classify its view 0.
+        """Adapt to each image, classify its view 0, and forget it: (N, K).
 
         Args:
-            features: Unit norm, (N, V, D).
-
-        Returns:
-            (N, K).
+            features: What :meth:`encode` returns, (N, V, D).
         """
         raise NotImplementedError(f"{type(self).__name__} must define predict_episodes")
 
+    def adapted(self) -> Mapping[str, Tensor]:
+        """What an episode adapts a copy of, by name in the model."""
+        raise NotImplementedError(f"{type(self).__name__} must define adapted")
+
     def adapted_parameters(self) -> int:
         """How many numbers an episode adapts."""
-        raise NotImplementedError(f"{type(self).__name__} must define adapted_parameters")
+        return sum(value.numel() for value in self.adapted().values())
 
     def extra_result(self) -> dict[str, Any]:
         """Add what was adapted, and where the time went."""

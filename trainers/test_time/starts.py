@@ -1,16 +1,17 @@
-"""Trained prompts as the start of test-time episodes: those of CoOp, CoCoOp and MaPLe."""
+"""Trained weights as the start of test-time episodes: prompts of CoOp, CoCoOp and MaPLe, masks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import freeze_except
+from clip import adapter_parameters, freeze_except
 from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.engine.checkpoint import (
     checkpoint_path,
@@ -19,12 +20,13 @@ from dassl.engine.checkpoint import (
     replaced_backbone,
 )
 from dassl.engine.step import drop_caches
-from trainers.base import CLIPTrainer, PromptedCLIP
+from trainers.base import PromptedCLIP, released
 from trainers.cocoop import cocoop_clip
-from trainers.coop import coop_clip, released_context
+from trainers.coop import coop_clip
 from trainers.finetuning.stages import FirstStageError
-from trainers.maple import maple_clip, released_prompts
+from trainers.maple import maple_clip
 from trainers.test_time.episodes import EpisodicTrainer
+from trainers.test_time.towers import PromptStart, confident_views
 
 FLAG = "--model-dir"
 FIRST_STAGE_KEY = "FIRST_STAGE.DIR"
@@ -34,20 +36,20 @@ class Start(NamedTuple):
     """How a method's trained prompts are built again and read.
 
     Attributes:
-        build: (trainer, the method's section of the config) -> classifier.
+        build: (backbone, class names, the method's section of the config) -> classifier.
         convert: (released or own state, classifier, section) -> state with the classifier's keys.
         form: Keys of the section that a run must agree in.
     """
 
-    build: Callable[[CLIPTrainer, CfgNode], PromptedCLIP]
-    convert: Callable[[dict[str, Tensor], nn.Module, str], dict[str, Tensor]]
+    build: Callable[..., PromptedCLIP]
+    convert: released.Convert
     form: tuple[str, ...]
 
 
 STARTS = {
-    "CoOp": Start(coop_clip, released_context, ("CTX_INIT", "CLASS_TOKEN_POSITION")),
-    "CoCoOp": Start(cocoop_clip, released_context, ("CTX_INIT",)),
-    "MaPLe": Start(maple_clip, released_prompts, ("N_CTX", "PROMPT_DEPTH", "CTX_INIT")),
+    "CoOp": Start(coop_clip, released.coop, ("CTX_INIT", "CLASS_TOKEN_POSITION")),
+    "CoCoOp": Start(cocoop_clip, released.coop, ("CTX_INIT",)),
+    "MaPLe": Start(maple_clip, released.maple, ("N_CTX", "PROMPT_DEPTH", "CTX_INIT")),
 }
 
 
@@ -64,16 +66,39 @@ class StartedTrainer(EpisodicTrainer):
 
     start_directory = ""
 
+    @classmethod
+    def start_of(cls, cfg: CfgNode) -> str:
+        """Name of the method that trained the start; "" for none."""
+        raise NotImplementedError(f"{cls.__name__} must say what it starts from")
+
     @property
     def start(self) -> str:
-        """Name of the method that trained the start; "" for none."""
-        raise NotImplementedError(f"{type(self).__name__} must say what it starts from")
+        """The same under the trainer's own config."""
+        return self.start_of(self.cfg)
 
-    def started_model(self) -> PromptedCLIP:
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.check_cfg`.
+
+        Raises:
+            ValueError: Activations of adapted blocks would be made again.
+        """
+        super().check_cfg(cfg)
+        if cfg.TRAIN.GRAD_CHECKPOINTING and self.start_of(cfg) == "MaPLe":
+            raise ValueError(
+                f"TRAIN.GRAD_CHECKPOINTING is True, but {type(self).__name__} adapts copies of "
+                "prompts inside the towers, and activations made again would be those of the "
+                "prompts themselves; set it to False"
+            )
+
+    def adapted(self) -> Mapping[str, Tensor]:
+        """All that the start's method trained."""
+        return adapter_parameters(self.model)
+
+    def build_model(self) -> nn.Module:
         """The start's classifier, with the weights of FIRST_STAGE.DIR if that is set.
 
         Raises:
-            FirstStageError: See :func:`load_start`.
+            FirstStageError: See :meth:`_load_start`.
             ValueError: TRAINER.CoOp.CSC is set.
         """
         section = self.cfg.TRAINER[self.start]
@@ -82,11 +107,12 @@ class StartedTrainer(EpisodicTrainer):
                 f"TRAINER.{self.start}.CSC is True: contexts of the training set's classes are no "
                 "start for the classes of another set; name a run with one context for all"
             )
-        model = STARTS[self.start].build(self, section)
+        backbone, names = self.load_backbone(), self.dm.dataset.classnames
+        model = STARTS[self.start].build(backbone, names, section)
         model.requires_grad_(False)  # what an episode adapts are copies
         stage = self.cfg.FIRST_STAGE
         if stage.DIR:
-            load_start(self, model, stage.DIR, stage.EPOCH or None, FIRST_STAGE_KEY)
+            self._load_start(model, stage.DIR, stage.EPOCH or None, FIRST_STAGE_KEY)
             self.start_directory = stage.DIR
         return model
 
@@ -101,19 +127,22 @@ class StartedTrainer(EpisodicTrainer):
             epoch: Number of epochs; None for the last.
 
         Raises:
-            FirstStageError: There is no start, or see :func:`load_start`.
+            FirstStageError: There is no start, or see :meth:`_load_start`.
         """
         result = read_result(directory) if directory and self.start else None
         if result and result["trainer"] == type(self).__name__:
-            # What that run started from: by --model-dir, else by its config.
+            # The directory is another test's: go on to what that one started from, by --model-dir
+            # or else by its config.
             stage = result["config"]["FIRST_STAGE"]
             named = result["model_dir"]
             epoch = result["load_epoch"] if named else stage["EPOCH"] or None
             directory = named or stage["DIR"]
+        # Nothing of a start is trained here, so that its weights are not this trainer's own ones,
+        # which the engine would look for.
         if directory and self.start:
-            load_start(self, self.model, directory, epoch, FLAG)
+            self._load_start(self.model, directory, epoch, FLAG)
             self.start_directory = os.fspath(directory)
-            self.loaded_from = (os.fspath(directory), epoch)
+            self.identity.loaded_from = (os.fspath(directory), epoch)
             return
         self.require_start()
         super().load_model(directory, epoch)
@@ -137,7 +166,7 @@ class StartedTrainer(EpisodicTrainer):
         """See :meth:`EpisodicTrainer.model_inference`.
 
         Args:
-            input: Views (N, V, 3, S, S), or pictures (N, 3, S, S).
+            input: Views (N, V, 3, H, W), or images (N, 3, H, W).
 
         Raises:
             FirstStageError: There is no start.
@@ -145,72 +174,133 @@ class StartedTrainer(EpisodicTrainer):
         self.require_start()
         return super().model_inference(input)
 
+    def encode(self, views: Tensor) -> Tensor:
+        """What episodes work on: features of all views, (N, V, D).
+
+        MaPLe's prompts change image features, so that the image encoder runs again on what an
+        episode needs: view 0 and the confident views as images, (N, 1 + S, 3, H, W).
+        """
+        features = super().encode(views)
+        if self.start != "MaPLe":
+            return features
+        return confident_views(self.model, views, features, self.selected, self.normalize)
+
+    @torch.no_grad()
+    def predict_episodes(self, views: Tensor) -> Tensor:
+        """Logits of view 0 of each image after its episode, (N, K).
+
+        Args:
+            views: What :meth:`encode` returns.
+        """
+        start = PromptStart(self.model, self.adapted())
+        return torch.cat([self.episode(start, one) for one in views])
+
+    def episode(self, start: PromptStart, views: Tensor) -> Tensor:
+        """One image's, on a fresh copy of the prompts: logits of its view 0, (1, K).
+
+        Args:
+            start: Prompts that the copy starts from.
+            views: Of the image, features (V, D) or images (1 + S, 3, H, W).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define episode")
+
     def extra_result(self) -> dict[str, Any]:
         """Add what episodes started from."""
         own = {"start": {"method": self.start, "directory": self.start_directory}}
         return {**super().extra_result(), **(own if self.start else {})}
 
+    def _load_start(
+        self, model: PromptedCLIP, directory: str | os.PathLike[str], epoch: int | None, key: str
+    ) -> None:
+        """Copy the trained prompts of a run into ``model``.
 
-def load_start(
-    trainer: StartedTrainer,
-    model: PromptedCLIP,
-    directory: str | os.PathLike[str],
-    epoch: int | None,
-    key: str,
+        Args:
+            model: Of the same form.
+            directory: The run's.
+            epoch: Number of epochs; None for the last.
+            key: Config key or flag that named the directory, for messages.
+
+        Raises:
+            FirstStageError: The directory has no weights, or they are of another method, backbone
+                or form.
+        """
+        method, own = self.start, self.checkpoint_meta()
+        folder = TRAINER_REGISTRY.get(method).model_name or method
+        try:
+            path = checkpoint_path(directory, folder, epoch)
+            content = read_checkpoint(path, {})
+        except (FileNotFoundError, ValueError) as error:
+            raise FirstStageError(
+                f"{key} must be the directory of a run of {method}: {error}"
+            ) from None
+        meta = content["meta"]
+        check_origin(path, meta, method, own, key)
+        section = self.cfg.TRAINER[method]
+        form = {f"TRAINER.{method}.{name}": section[name] for name in STARTS[method].form}
+        check_form(directory, method, form, key)
+        freeze_except(model)  # the names of what trains are what the file must hold
+        try:
+            state = STARTS[method].convert(dict(content["state_dict"]), model, method)
+            state = fitting_state(path, model, state, meta, own)
+        except ValueError as error:
+            raise FirstStageError(f"{key}: {error}") from None
+        finally:
+            model.requires_grad_(False)
+        model.load_state_dict(state, strict=False)
+        drop_caches(model)  # class weights of the prompts from before
+        print(f'Every episode starts from the prompts in "{path}"')
+
+
+def check_origin(
+    path: Path, meta: Mapping[str, Any], method: str, own: Mapping[str, Any], key: str
 ) -> None:
-    """Copy the trained prompts of a run into ``model``.
+    """Refuse weights that another method or backbone was trained with.
 
     Args:
-        trainer: Says which method's, and has the config.
-        model: Of the same form.
-        directory: The run's.
-        epoch: Number of epochs; None for the last.
-        key: Config key or flag that named the directory, for messages.
+        path: Of the checkpoint.
+        meta: What it says about its run; what it does not say cannot differ.
+        method: Name of the method that is needed.
+        own: What a checkpoint of the current run would say.
+        key: Config key or flag that named the run, for messages.
 
     Raises:
-        FirstStageError: The directory has no weights, or they are of another method, backbone or
-            form.
+        FirstStageError: One of them differs.
     """
-    method, cfg = trainer.start, trainer.cfg
-    folder = TRAINER_REGISTRY.get(method).model_name or method
-    try:
-        path = checkpoint_path(directory, folder, epoch)
-        content = read_checkpoint(path, {})
-    except (FileNotFoundError, ValueError) as error:
-        raise FirstStageError(
-            f"{key} must be the directory of a run of {method}: {error}"
-        ) from None
-    meta = content["meta"]
-    for what, needed in (("method", method), ("backbone", cfg.MODEL.BACKBONE.NAME)):
+    for what, needed, remedy in (
+        ("method", method, f"name a run of {method}"),
+        ("backbone", own["backbone"], f"set --backbone {meta.get('backbone')}, or name another"),
+    ):
         if meta.get(what, needed) != needed:
             raise FirstStageError(
-                f"{key}: {path} was trained with {what} {meta[what]!r}, this run needs {needed!r}"
+                f"{key}: {path} was trained with {what} {meta[what]!r}, this run needs "
+                f"{needed!r}; {remedy}"
             )
-    replaced = replaced_backbone(meta, trainer.checkpoint_meta())
+    replaced = replaced_backbone(meta, own)
     if replaced:
         raise FirstStageError(f"{key}: since {path} was trained, {replaced}; repeat that run")
-    _check_form(method, cfg, Path(directory), key)
-    freeze_except(model)  # the names of what trains are what the file must hold
-    try:
-        state = STARTS[method].convert(dict(content["state_dict"]), model, method)
-        state = fitting_state(path, model, state, meta, trainer.checkpoint_meta())
-    except ValueError as error:
-        raise FirstStageError(f"{key}: {error}") from None
-    finally:
-        model.requires_grad_(False)
-    model.load_state_dict(state, strict=False)
-    drop_caches(model)
-    print(f'Every episode starts from the prompts in "{path}"')
 
 
-def _check_form(method: str, cfg: CfgNode, directory: Path, key: str) -> None:
-    """Compare what a run's weights do not tell of its prompts."""
+def check_form(
+    directory: str | os.PathLike[str], section: str, form: Mapping[str, Any], key: str
+) -> None:
+    """Compare what a run's weights do not tell of how they are used.
+
+    Args:
+        directory: The run's; without a result nothing can be compared.
+        section: Of its config, below ``TRAINER``; top-level keys are looked up too.
+        form: The current run's values by config key.
+        key: Config key or flag that named the run, for messages.
+
+    Raises:
+        FirstStageError: One of them differs.
+    """
     config = (read_result(directory) or {}).get("config") or {}
-    theirs = config.get("TRAINER", {}).get(method, {})
-    for name in STARTS[method].form:
-        ours = cfg.TRAINER[method][name]
-        if theirs.get(name, ours) != ours:
+    recorded = {**config, **config.get("TRAINER", {}).get(section, {})}
+    for name, value in form.items():
+        ours = list(value) if isinstance(value, tuple) else value  # as JSON has it
+        theirs = recorded.get(name.rpartition(".")[2])
+        if theirs is not None and theirs != ours:
             raise FirstStageError(
-                f"{key}: the prompts in {directory} were trained with TRAINER.{method}.{name} "
-                f"{theirs[name]!r}, here it is {ours!r}; set it to {theirs[name]!r}"
+                f"{key}: the weights in {directory} were trained with {name} {theirs!r}, here it "
+                f"is {ours!r}; set it to {theirs!r}"
             )

@@ -1,4 +1,4 @@
-"""Mean and variance of the tokens in a vision tower, over a dataset's training pictures.
+"""Mean and variance of the tokens in a vision tower, over a dataset's training images.
 
 What PromptAlign (arXiv:2311.01459) aligns a test image's views with. The paper's are ImageNet's, a
 download; :func:`run_statistics` makes them for any dataset and any trained MaPLe.
@@ -24,13 +24,16 @@ from clip import adapter_parameters
 from dassl.config import merge_options
 from dassl.data import build_data_loader
 from dassl.data.datasets import build_dataset
+from dassl.data.feature_key import hash_tensors
 from dassl.data.transforms import build_transform, crop_border_first
 from dassl.engine import read_result
 from dassl.utils.torchtools import atomic_torch_save, load_checkpoint
 from trainers.base import PromptedCLIP
-from trainers.base.features import hash_tensors
+from trainers.finetuning.stages import FirstStageError
+from trainers.test_time.starts import FIRST_STAGE_KEY
 from trainers.test_time.towers import block_inputs
 
+KEY = "TRAINER.PromptAlign.STATISTICS"
 FILE_NAME = "token_statistics.pt"
 COMMAND = "python scripts/promptalign_statistics.py"
 FORMAT = 2  # 1 had, in the slots of deep prompts, what the block before made of the last ones
@@ -38,11 +41,11 @@ FORMAT = 2  # 1 had, in the slots of deep prompts, what the block before made of
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What vision blocks work on, their own prompts included, over many pictures.
+    """What vision blocks work on, their own prompts included, over many images.
 
     Attributes:
         mean: Per block, token and channel, (B, L, W).
-        variance: The same, biased: divided by the number of pictures.
+        variance: The same, biased: divided by the number of images.
         images: How many.
         dataset: DATASET.NAME.
         model: :func:`model_hash` of what they were made with.
@@ -55,6 +58,10 @@ class TokenStatistics:
     dataset: str
     model: str
     format: int = FORMAT
+
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, for a result."""
+        return {n: v for n, v in vars(self).items() if not isinstance(v, Tensor)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a PyTorch file, atomically."""
@@ -71,22 +78,22 @@ def model_hash(model: PromptedCLIP) -> str:
 def token_statistics(
     model: PromptedCLIP, batches: Iterable[Tensor], dataset: str
 ) -> TokenStatistics:
-    """Go through pictures once, prompts enabled.
+    """Go through images once, prompts enabled.
 
     Args:
         model: With prompts in its vision tower, in evaluation mode.
-        batches: Pictures (N, 3, H, W), normalised.
+        batches: Images (N, 3, H, W), normalised.
         dataset: Their name.
 
     Raises:
-        ValueError: There are no pictures.
+        ValueError: There are no images.
     """
     backbone = model.backbone
     blocks = range(len(backbone.vision_transformer.resblocks))
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for pictures in batches:
+    for images in batches:
         with block_inputs(backbone, blocks) as found:
-            backbone.encode_image(pictures)
+            backbone.encode_image(images)
         tokens = torch.stack([found[block] for block in blocks], 1)  # (N, B, L, W)
         tokens = (tokens.cpu() if tokens.device.type == "mps" else tokens).double()  # MPS has none
         own = tokens.mean(0)
@@ -106,7 +113,7 @@ def token_statistics(
 
 
 def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterator[Tensor]:
-    """A dataset's training pictures, as they are tested.
+    """A dataset's training images, as they are tested.
 
     Args:
         cfg: Of the loader and the transform.
@@ -133,11 +140,19 @@ def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterat
         yield batch["img"].to(device)
 
 
-def run_statistics(trainer: Any, directory: str | os.PathLike[str], path: Path) -> TokenStatistics:
+def run_statistics(
+    model: PromptedCLIP,
+    cfg: CfgNode,
+    device: torch.device,
+    directory: str | os.PathLike[str],
+    path: Path,
+) -> TokenStatistics:
     """Statistics of a run's prompts over all training images of its dataset, kept in a file.
 
     Args:
-        trainer: Has the run's prompts in its model, and knows the folder of all datasets.
+        model: With the run's prompts.
+        cfg: Of the current run: how images are read, and the folder of all datasets.
+        device: Where the model is.
         directory: The run's.
         path: File to write; if that is not allowed, nothing is kept.
 
@@ -150,15 +165,15 @@ def run_statistics(trainer: Any, directory: str | os.PathLike[str], path: Path) 
             f"{directory} has no complete result.json, which says what it was trained on; make its "
             f"token statistics with {COMMAND} --model-dir {directory} --dataset-config-file FILE"
         )
-    cfg = trainer.cfg.clone()
+    root, cfg = cfg.DATASET.ROOT, cfg.clone()
     cfg.defrost()
     merge_options(cfg, ["DATASET", config["DATASET"]])
-    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = trainer.cfg.DATASET.ROOT, -1
+    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = root, -1
     cfg.VERBOSE = False
     name = cfg.DATASET.NAME
     print(f'Token statistics over the training images of {name}, to be kept in "{path}"')
-    batches = training_batches(cfg, build_dataset(cfg), trainer.device)
-    found = token_statistics(trainer.model, batches, name)
+    batches = training_batches(cfg, build_dataset(cfg), device)
+    found = token_statistics(model, batches, name)
     try:
         found.save(path)
     except OSError as error:
@@ -166,23 +181,57 @@ def run_statistics(trainer: Any, directory: str | os.PathLike[str], path: Path) 
     return found
 
 
-def read_statistics(path: str | os.PathLike[str], key: str) -> TokenStatistics:
+def read_statistics(path: str | os.PathLike[str]) -> TokenStatistics:
     """Read what :meth:`TokenStatistics.save` wrote, in this format or an earlier one.
 
     Args:
         path: Of the file.
-        key: Config key that named it, for messages.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is another kind of file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{key}: no file {path}; make it with {COMMAND}")
+        raise FileNotFoundError(f"{KEY}: no file {path}; make it with {COMMAND}")
     content = load_checkpoint(path)
     names = TokenStatistics.__dataclass_fields__
     if isinstance(content, dict):
         content = {"format": 1, **content}  # did not say so
     if not isinstance(content, dict) or content.keys() != names.keys():
-        raise ValueError(f"{key}: {path} holds no token statistics; make them with {COMMAND}")
+        raise ValueError(f"{KEY}: {path} holds no token statistics; make them with {COMMAND}")
     return TokenStatistics(**content)
+
+
+def find_statistics(
+    model: PromptedCLIP, cfg: CfgNode, device: torch.device, start: str, named: str
+) -> TokenStatistics:
+    """Read a model's statistics; where no file is named, make them if need be.
+
+    Args:
+        model: With trained prompts.
+        cfg: See :func:`run_statistics`.
+        device: Where the model is.
+        start: Directory of the run that trained the prompts.
+        named: File that the config names; "" for the one in ``start``.
+
+    Raises:
+        FileNotFoundError: The named file is not there.
+        FirstStageError: The run does not say what it was trained on.
+        ValueError: The named file is of another model, or of an earlier format.
+    """
+    path = Path(named or start, "" if named else FILE_NAME)
+    if named or path.is_file():
+        found = read_statistics(path)
+        if found.format != FORMAT:
+            trouble = f"has token statistics of format {found.format}, not of {FORMAT}"
+        elif found.model != model_hash(model):
+            trouble = f"was made with another model (backbone or trained prompts) than {start}"
+        else:
+            return found
+        if named:
+            raise ValueError(f"{KEY}: {path} {trouble}; repeat {COMMAND}, or leave it empty")
+        print(f'"{path}" {trouble}: they are made again')
+    try:
+        return run_statistics(model, cfg, device, start, path)
+    except ValueError as error:
+        raise FirstStageError(f"{FIRST_STAGE_KEY}: {error}") from None

@@ -1,12 +1,12 @@
-"""Episodes on prompts in both towers: the vision tower runs anew, not only the text tower.
+"""A copy of the prompts for each test image, and both towers as functions of it.
 
-Notation: N images, S selected views, K classes, L tokens, W width of the vision tower, D embedding
-width, as in :mod:`trainers.test_time.episodes`.
+Notation: S views of an image, K classes, L tokens, W width of the vision tower, D embedding width,
+as in :mod:`trainers.test_time.episodes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,35 +16,93 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import clip
-from clip import adapter_parameters
 from trainers.base import PromptedCLIP
 from trainers.test_time.episodes import finish, most_confident
 
 Values = dict[str, Tensor]
-# (inputs of some vision blocks, each (S, L, W)) -> a scalar.
-Penalty = Callable[[Sequence[Tensor]], Tensor]
 
 
-class PromptedTowers(nn.Module):
-    """Both towers as functions of the prompts, for :func:`torch.func.functional_call`.
+class PromptStart:
+    """What all episodes start from: values of the prompts, and the classes' texts under them.
+
+    A pass of the text tower over K prompts is what a step costs most for. All first steps have the
+    same texts, so that these are encoded once, and only gradients pass the text tower per image.
 
     Args:
-        model: With prompts attached.
+        model: With prompts attached; it stays as it is.
+        prompts: Parameters of the model that an episode adapts, by name.
     """
+
+    def __init__(self, model: PromptedCLIP, prompts: Mapping[str, Tensor]) -> None:
+        self.model, self.towers = model, _Towers(model)
+        self.values = _leaves(prompts)
+        with torch.enable_grad():
+            self.text = self.encode(self.values)  # (K, D)
+
+    def encode(self, values: Values, images: Tensor | None = None) -> Tensor:
+        """Class weights (K, D); or, of images (S, 3, H, W), features (S, D); unit norm."""
+        renamed = {f"model.{name}": value for name, value in values.items()}
+        return functional_call(self.towers, renamed, (images,))
+
+    def gradients(self, of_text: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the values from that of the texts, (K, D)."""
+        values = list(self.values.values())
+        return torch.autograd.grad(self.text, values, of_text, retain_graph=True, allow_unused=True)
+
+
+class TunedPrompts:
+    """One image's copy of the prompts.
+
+    Args:
+        start: Where it starts.
+        lr: Of AdamW.
+        weight_decay: Of AdamW.
+    """
+
+    def __init__(self, start: PromptStart, *, lr: float, weight_decay: float) -> None:
+        self.start, self.values = start, _leaves(start.values)
+        self.optimizer = torch.optim.AdamW(self.values.values(), lr=lr, weight_decay=weight_decay)
+        # Stands for the texts until the first step; its gradient goes on through the shared graph.
+        self.text: Tensor | None = start.text.detach().requires_grad_()
+
+    def logits(self, views: Tensor) -> Tensor:
+        """Logits (S, K) of views: images (S, 3, H, W), or features (S, D) no prompt reaches."""
+        start = self.start
+        f = views if views.ndim == 2 else start.encode(self.values, views)  # (S, D)
+        h = start.encode(self.values) if self.text is None else self.text  # (K, D)
+        return start.model.scale * f @ h.to(f.dtype).T
+
+    def step(self, loss: Tensor) -> None:
+        """Take a step of AdamW on a loss of :meth:`logits`, a scalar."""
+        values = list(self.values.values())
+        wanted = values if self.text is None else [*values, self.text]
+        direct = torch.autograd.grad(loss, wanted, allow_unused=True)
+        # Behind the values' own gradients comes, at first, that of the texts.
+        through_text = (
+            self.start.gradients(direct[-1]) if self.text is not None else [None] * len(values)
+        )
+        for value, *grads in zip(values, direct, through_text, strict=False):
+            found = [grad for grad in grads if grad is not None]
+            value.grad = sum(found[1:], found[0]) if found else None
+        self.text = None
+        self.optimizer.step()
+
+
+class _Towers(nn.Module):
+    """Gives :func:`torch.func.functional_call` one function for both towers."""
 
     def __init__(self, model: PromptedCLIP) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pictures: Tensor | None = None) -> Tensor:
-        """Class weights (K, D); or, of pictures (S, 3, H, W), features (S, D); unit norm."""
-        if pictures is None:
+    def forward(self, images: Tensor | None) -> Tensor:
+        if images is None:
             return self.model.training_weights()
-        return self.model.image_features(pictures)
+        return self.model.image_features(images)
 
-    def start(self) -> Values:
-        """The prompts' parameters by name, without gradient."""
-        return {f"model.{n}": p.detach() for n, p in adapter_parameters(self.model).items()}
+
+def _leaves(values: Mapping[str, Tensor]) -> Values:
+    return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
 
 
 @contextmanager
@@ -61,7 +119,8 @@ def block_inputs(backbone: clip.Backbone, blocks: Sequence[int]) -> Iterator[dic
     transformer = backbone.vision_transformer
 
     def keep(number: int, block: nn.Module, args: tuple[Any, ...]) -> None:
-        found[number] = args[0] if transformer.batch_first else args[0].transpose(0, 1)
+        tokens = args[0]
+        found[number] = tokens if transformer.batch_first else tokens.transpose(0, 1)  # (B, L, W)
 
     handles = [
         # Hooks run in the order of their registration: behind the one that puts prompts there.
@@ -76,7 +135,7 @@ def block_inputs(backbone: clip.Backbone, blocks: Sequence[int]) -> Iterator[dic
 
 
 @torch.no_grad()
-def chosen_pictures(
+def confident_views(
     model: PromptedCLIP, views: Tensor, features: Tensor, selected: int, steps: Sequence[Any]
 ) -> Tensor:
     """View 0 of every image and its most confident views: (N, 1 + S, 3, H, W), floats.
@@ -86,83 +145,10 @@ def chosen_pictures(
         views: Bytes (N, V, 3, H, W).
         features: Of the views, unit norm, (N, V, D).
         selected: S.
-        steps: Of the test transform behind ``ToTensor``.
+        steps: Of the test transform after ``ToTensor``.
     """
-    logits = model.scale * features @ model.class_weights().to(features.dtype).T
+    logits = model.scale * features @ model.class_weights().to(features.dtype).T  # (N, V, K)
     chosen = most_confident(logits, selected)
-    rows = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)
+    rows = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)  # (N, 1 + S)
     picked = views[torch.arange(len(views), device=views.device)[:, None], rows]
     return finish(picked.flatten(0, 1), steps).unflatten(0, picked.shape[:2])
-
-
-def adapted_tower_logits(
-    model: PromptedCLIP,
-    pictures: Tensor,
-    entropy: Callable[[Tensor], Tensor],
-    *,
-    steps: int,
-    lr: float,
-    weight_decay: float,
-    penalty: Penalty | None = None,
-    blocks: Sequence[int] = (),
-) -> Tensor:
-    """Logits of view 0 of every image after its episode, (N, K).
-
-    All episodes start from the model's prompts, so that the first step's texts are encoded once;
-    the loss is ``entropy + penalty`` of the other pictures.
-
-    Args:
-        model: With prompts in both towers; it stays as it is.
-        pictures: What :func:`chosen_pictures` returns.
-        entropy: (1, S, K) -> (1,).
-        steps: Of AdamW.
-        lr: Of AdamW.
-        weight_decay: Of AdamW.
-        penalty: Of the inputs of ``blocks`` of the selected views; None for none.
-        blocks: Numbers of vision blocks.
-    """
-    towers = PromptedTowers(model)
-
-    def objective(values: Values, chosen: Tensor, text: Tensor) -> Tensor:
-        with block_inputs(model.backbone, blocks) as tokens:
-            f = functional_call(towers, values, (chosen,))
-        loss = entropy((model.scale * f @ text.to(f.dtype).T)[None])[0]
-        return loss if penalty is None else loss + penalty([tokens[b] for b in blocks])
-
-    start = towers.start()
-    shared = _leaves(start)
-    with torch.enable_grad():
-        text = functional_call(towers, shared, ())
-    found = []
-    for views in pictures:
-        values = _leaves(start)
-        optimizer = torch.optim.AdamW(values.values(), lr=lr, weight_decay=weight_decay)
-        for step in range(steps):
-            with torch.enable_grad():
-                first = step == 0
-                h = text.detach().requires_grad_() if first else functional_call(towers, values, ())
-                loss = objective(values, views[1:], h)
-                wanted = [*values.values(), *([h] if first else [])]
-                grads = list(torch.autograd.grad(loss, wanted))
-                if first:
-                    grads = _add_text(grads[:-1], text, shared, grads[-1])
-            for value, grad in zip(values.values(), grads, strict=True):
-                value.grad = grad
-            optimizer.step()
-        with torch.no_grad():
-            f = functional_call(towers, values, (views[:1],))
-            h = functional_call(towers, values, ())
-            found.append(model.scale * f @ h.to(f.dtype).T)
-    return torch.cat(found)
-
-
-def _leaves(start: Values) -> Values:
-    return {name: value.clone().requires_grad_() for name, value in start.items()}
-
-
-def _add_text(grads: list[Tensor], text: Tensor, shared: Values, of_text: Tensor) -> list[Tensor]:
-    """Add what the loss owes to the texts, whose graph serves all images."""
-    more = torch.autograd.grad(
-        text, list(shared.values()), of_text, retain_graph=True, allow_unused=True
-    )
-    return [g if m is None else g + m for g, m in zip(grads, more, strict=True)]

@@ -1,4 +1,4 @@
-"""The views of a test picture: the picture as every method sees it, and random crops of it."""
+"""The views of a test image: the image as every method sees it, and random crops of it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
-from dassl.data.samplers import mix_seed
+from dassl.data.epoch_samplers import mix_seed
 from dassl.data.wrapper import preserved_randomness, seed_randomness
 
 
 class Views:
-    """A picture -> (V, 3, S, S) bytes: the test transform's crop, then V - 1 augmented views.
+    """An image -> (V, 3, H, W) bytes: the test transform's crop, then V - 1 augmented views.
 
     Random crops of a share ``scale`` of the area, flipped half the time (TPT, arXiv:2209.07511, for
     ImageNet and its shifts). Bytes are a quarter of what a worker process would hand over as
     floats; :func:`finish` makes of them what the test transform would have made.
 
-    They are drawn from the run's seed and the picture's own pixels, so that they do not depend on
+    They are drawn from the run's seed and the image's own pixels, so that they do not depend on
     its place among others, the number of workers or where the file lies.
 
     Args:
-        clean: The part of the test transform that works on pictures, see :func:`split_transform`.
+        clean: The part of the test transform that works on images, see :func:`split_transform`.
         size: Height and width.
         number: V.
         scale: Least and largest share of the area.
@@ -46,12 +46,13 @@ class Views:
         self.augment = T.Compose([crop, T.RandomHorizontalFlip()])
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The views, (V, 3, S, S), uint8."""
+        """The views, (V, 3, H, W), uint8."""
+        # Pixels alone do not tell a wide image from a high one of the same bytes.
         identity = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-        with preserved_randomness():
+        with preserved_randomness():  # so that the loader's own draws stay as without views
             seed_randomness(mix_seed(self.seed, "views", identity))
-            pictures = [self.clean(image), *(self.augment(image) for _ in range(self.number - 1))]
-        return torch.stack([pil_to_tensor(picture) for picture in pictures])
+            images = [self.clean(image), *(self.augment(image) for _ in range(self.number - 1))]
+        return torch.stack([pil_to_tensor(image) for image in images])
 
     def __repr__(self) -> str:
         """Show what is drawn."""
@@ -59,7 +60,7 @@ class Views:
 
 
 def split_transform(transform: Any) -> tuple[T.Compose, list[Any]]:
-    """The test transform's steps before and after it turns the picture into a tensor.
+    """The test transform's steps before and after it turns the image into a tensor.
 
     Args:
         transform: A composition with one ``ToTensor``, as ``build_transform`` makes it.
@@ -80,7 +81,7 @@ def split_transform(transform: Any) -> tuple[T.Compose, list[Any]]:
 
 
 def finish(views: Tensor, steps: Sequence[Any]) -> Tensor:
-    """What ``ToTensor`` and the steps after it make of bytes, (B, 3, S, S) -> the same, floats."""
+    """What ``ToTensor`` and the steps after it make of bytes, (B, 3, H, W) -> the same, floats."""
     images = views.float().div(255)
     for step in steps:
         images = step(images)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
-from dassl.utils.registry import nearest
+from dassl.names import nearest
 from dassl.utils.tools import download_url
 
 __all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]

@@ -6,7 +6,8 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["DATASET_REGISTRY", "build_dataset"]
 

@@ -1,4 +1,4 @@
-"""Cutting off what a data set drew around its pictures."""
+"""Cutting off the frame that a dataset (ObjectNet) drew around its images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ __all__ = ["CropBorder", "crop_border_first"]
 
 
 class CropBorder:
-    """Cut the same number of pixels off all four sides."""
+    """Cut ``width`` pixels off all four sides."""
 
     def __init__(self, width: int) -> None:
-        """Keep the width.
-
-        Args:
-            width: In pixels.
-        """
         self.width = width
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Crop a picture."""
+        """Crop an image."""
         width, height = image.size
         return image.crop((self.width, self.width, width - self.width, height - self.width))
 
@@ -32,7 +27,7 @@ class CropBorder:
 
 
 def crop_border_first(transform: Any, width: int) -> Any:
-    """Let a transform see pictures without their border.
+    """Let a transform see images without their border.
 
     Args:
         transform: As `DatasetWrapper` takes it: a callable, a list of such, or None.

@@ -7,30 +7,32 @@ with: ``posterize`` keeps 4 to 8 bits, ``solarize_add`` brightens before it sola
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 __all__ = ["RandAugment", "RandAugment2", "RandAugmentFixMatch"]
 
 _Op = Callable[[Image.Image, float], Image.Image]
-_Range = tuple[_Op, float, float]
-_GREY = (125, 123, 114)
+_GREY = (125, 123, 114)  # the mean colour of CIFAR-10's images
 
 
 def _signed(value: float) -> float:
+    # From Python's generator, which is seeded for every image (`dassl.data.wrapper`).
     return -value if random.random() > 0.5 else value
 
 
-def _affine(image: Image.Image, a: float, b: float, c: float, d: float, e: float, f: float) -> (
-    Image.Image
-):  # fmt: skip
-    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def _levels(image: Image.Image, change: Callable[[int], int]) -> Image.Image:
+    return image.point([change(level) for level in range(256)] * 3)
 
 
 def _solarize_add(image: Image.Image, value: float) -> Image.Image:
     brighter = [int(min(255, level + value)) for level in range(256)]
-    return image.point([level if level < 128 else 255 - level for level in brighter] * 3)
+    return _levels(image, lambda x: brighter[x] if brighter[x] < 128 else 255 - brighter[x])
 
 
 def _cutout(image: Image.Image, size: float) -> Image.Image:
@@ -43,217 +45,148 @@ def _cutout(image: Image.Image, size: float) -> Image.Image:
     return image
 
 
-def _auto_contrast(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.autocontrast(image)
+_APPLY: dict[str, _Op] = {
+    "auto_contrast": lambda image, _: ImageOps.autocontrast(image),
+    "brightness": lambda image, value: ImageEnhance.Brightness(image).enhance(value),
+    "color": lambda image, value: ImageEnhance.Color(image).enhance(value),
+    "contrast": lambda image, value: ImageEnhance.Contrast(image).enhance(value),
+    "cutout": _cutout,
+    "equalize": lambda image, _: ImageOps.equalize(image),
+    "identity": lambda image, _: image,
+    "invert": lambda image, _: ImageOps.invert(image),
+    # At least one bit: without any, the image would be black.
+    "posterize": lambda image, value: ImageOps.posterize(image, max(1, int(value))),
+    "rotate": lambda image, value: image.rotate(_signed(value)),
+    "sharpness": lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
+    "shear_x": lambda image, value: _affine(image, 1, _signed(value), 0, 0, 1, 0),
+    "shear_y": lambda image, value: _affine(image, 1, 0, 0, _signed(value), 1, 0),
+    "solarize": lambda image, value: _levels(image, lambda x: x if x < value else 255 - x),
+    "solarize_add": _solarize_add,
+    # By a share of the side, and by pixels.
+    "translate_x": lambda im, value: _affine(im, 1, 0, _signed(value) * im.size[0], 0, 1, 0),
+    "translate_y": lambda im, value: _affine(im, 1, 0, 0, 0, 1, _signed(value) * im.size[1]),
+    "translate_x_pixels": lambda image, value: _affine(image, 1, 0, _signed(value), 0, 1, 0),
+    "translate_y_pixels": lambda image, value: _affine(image, 1, 0, 0, 0, 1, _signed(value)),
+}
+
+# Name, value at the least magnitude and at the greatest. Their order is part of a draw.
+_Table = Sequence[tuple[str, float, float]]
+_OPERATIONS: _Table = (
+    ("auto_contrast", 0, 1),
+    ("equalize", 0, 1),
+    ("invert", 0, 1),
+    ("rotate", 0, 30),
+    ("posterize", 4, 8),
+    ("solarize", 0, 256),
+    ("solarize_add", 0, 110),
+    ("color", 0.1, 1.9),
+    ("contrast", 0.1, 1.9),
+    ("brightness", 0.1, 1.9),
+    ("sharpness", 0.1, 1.9),
+    ("shear_x", 0, 0.3),
+    ("shear_y", 0, 0.3),
+    ("cutout", 0, 40),
+    ("translate_x_pixels", 0, 100),
+    ("translate_y_pixels", 0, 100),
+)
+_FIXMATCH: _Table = (
+    ("auto_contrast", 0, 1),
+    ("brightness", 0.05, 0.95),
+    ("color", 0.05, 0.95),
+    ("contrast", 0.05, 0.95),
+    ("equalize", 0, 1),
+    ("identity", 0, 1),
+    ("posterize", 4, 8),
+    ("rotate", -30, 30),
+    ("sharpness", 0.05, 0.95),
+    ("shear_x", -0.3, 0.3),
+    ("shear_y", -0.3, 0.3),
+    ("solarize", 0, 256),
+    ("translate_x", -0.3, 0.3),
+    ("translate_y", -0.3, 0.3),
+)
+_OPERATIONS2: _Table = (
+    ("auto_contrast", 0, 1),
+    ("brightness", 0.1, 1.9),
+    ("color", 0.1, 1.9),
+    ("contrast", 0.1, 1.9),
+    ("equalize", 0, 1),
+    ("identity", 0, 1),
+    ("invert", 0, 1),
+    ("posterize", 4, 8),
+    ("rotate", -30, 30),
+    ("sharpness", 0.1, 1.9),
+    ("shear_x", -0.3, 0.3),
+    ("shear_y", -0.3, 0.3),
+    ("solarize", 0, 256),
+    ("translate_x", -0.3, 0.3),
+    ("translate_y", -0.3, 0.3),
+)
 
 
-def _equalize(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.equalize(image)
+class _Drawn:
+    """Applies ``n`` operations, drawn with replacement; a subclass says which, and how strongly."""
+
+    table: _Table
+
+    def __init__(self, n: int = 2) -> None:
+        if n < 0:
+            raise ValueError(f"INPUT.RANDAUGMENT_N must not be negative, got {n}")
+        self.n = n
+
+    def value(self, low: float, high: float) -> float | None:
+        """Return an operation's value in its range; None leaves the operation out."""
+        return low + (high - low) * random.random()
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Augment an RGB image."""
+        for name, low, high in random.choices(self.table, k=self.n):
+            value = self.value(low, high)
+            if value is not None:
+                image = _APPLY[name](image, value)
+        return image
+
+    def __repr__(self) -> str:
+        """Show the settings."""
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
 
-def _invert(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.invert(image)
-
-
-def _identity(image: Image.Image, _: float) -> Image.Image:
-    return image
-
-
-def _rotate(image: Image.Image, value: float) -> Image.Image:
-    return image.rotate(_signed(value))
-
-
-def _posterize(image: Image.Image, value: float) -> Image.Image:
-    return ImageOps.posterize(image, max(1, int(value)))
-
-
-def _solarize(image: Image.Image, value: float) -> Image.Image:
-    return image.point([level if level < value else 255 - level for level in range(256)] * 3)
-
-
-def _color(image: Image.Image, value: float) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(value)
-
-
-def _contrast(image: Image.Image, value: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(value)
-
-
-def _brightness(image: Image.Image, value: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(value)
-
-
-def _sharpness(image: Image.Image, value: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(value)
-
-
-def _shear_x(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, _signed(value), 0, 0, 1, 0)
-
-
-def _shear_y(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, 0, 0, _signed(value), 1, 0)
-
-
-def _translate_x(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, 0, _signed(value) * image.size[0], 0, 1, 0)
-
-
-def _translate_y(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, 0, 0, 0, 1, _signed(value) * image.size[1])
-
-
-def _translate_x_pixels(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, 0, _signed(value), 0, 1, 0)
-
-
-def _translate_y_pixels(image: Image.Image, value: float) -> Image.Image:
-    return _affine(image, 1, 0, 0, 0, 1, _signed(value))
-
-
-# operation, value at magnitude 0, value at magnitude 30
-_OPERATIONS: list[_Range] = [
-    (_auto_contrast, 0, 1),
-    (_equalize, 0, 1),
-    (_invert, 0, 1),
-    (_rotate, 0, 30),
-    (_posterize, 4, 8),
-    (_solarize, 0, 256),
-    (_solarize_add, 0, 110),
-    (_color, 0.1, 1.9),
-    (_contrast, 0.1, 1.9),
-    (_brightness, 0.1, 1.9),
-    (_sharpness, 0.1, 1.9),
-    (_shear_x, 0, 0.3),
-    (_shear_y, 0, 0.3),
-    (_cutout, 0, 40),
-    (_translate_x_pixels, 0, 100),
-    (_translate_y_pixels, 0, 100),
-]
-_FIXMATCH: list[_Range] = [
-    (_auto_contrast, 0, 1),
-    (_brightness, 0.05, 0.95),
-    (_color, 0.05, 0.95),
-    (_contrast, 0.05, 0.95),
-    (_equalize, 0, 1),
-    (_identity, 0, 1),
-    (_posterize, 4, 8),
-    (_rotate, -30, 30),
-    (_sharpness, 0.05, 0.95),
-    (_shear_x, -0.3, 0.3),
-    (_shear_y, -0.3, 0.3),
-    (_solarize, 0, 256),
-    (_translate_x, -0.3, 0.3),
-    (_translate_y, -0.3, 0.3),
-]
-_OPERATIONS2: list[_Range] = [
-    (_auto_contrast, 0, 1),
-    (_brightness, 0.1, 1.9),
-    (_color, 0.1, 1.9),
-    (_contrast, 0.1, 1.9),
-    (_equalize, 0, 1),
-    (_identity, 0, 1),
-    (_invert, 0, 1),
-    (_posterize, 4, 8),
-    (_rotate, -30, 30),
-    (_sharpness, 0.1, 1.9),
-    (_shear_x, -0.3, 0.3),
-    (_shear_y, -0.3, 0.3),
-    (_solarize, 0, 256),
-    (_translate_x, -0.3, 0.3),
-    (_translate_y, -0.3, 0.3),
-]
-
-
-def _check_n(n: int) -> None:
-    if n < 0:
-        raise ValueError(f"INPUT.RANDAUGMENT_N must not be negative, got {n}")
-
-
-class RandAugment:
-    """Apply ``n`` operations, drawn with replacement, at one fixed magnitude.
+class RandAugment(_Drawn):
+    """Apply ``n`` operations, drawn with replacement, at one fixed magnitude ``m``, 0 to 30.
 
     RandAugment (arXiv:1909.13719), in the 16-operation form behind the name ``randaugment`` in
     Dassl configs.
     """
 
+    table = _OPERATIONS
+
     def __init__(self, n: int = 2, m: float = 10) -> None:
-        """Check and keep the settings.
-
-        Args:
-            n: Operations per image.
-            m: Magnitude, 0 to 30.
-
-        Raises:
-            ValueError: Out of range.
-        """
-        _check_n(n)
+        super().__init__(n)
         if not 0 <= m <= 30:
             raise ValueError(f"INPUT.RANDAUGMENT_M must be in [0, 30], got {m}")
-        self.n = n
         self.m = m
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Augment an RGB image."""
-        for operation, low, high in random.choices(_OPERATIONS, k=self.n):
-            image = operation(image, low + (high - low) * self.m / 30)
-        return image
-
-    def __repr__(self) -> str:
-        """Show the settings."""
-        return f"RandAugment(n={self.n}, m={self.m})"
+    def value(self, low: float, high: float) -> float:
+        """Return the value at the fixed magnitude."""
+        return low + (high - low) * self.m / 30
 
 
-class RandAugment2:
+class RandAugment2(_Drawn):
     """Apply each of ``n`` drawn operations with probability ``p``, at a random magnitude."""
 
+    table = _OPERATIONS2
+
     def __init__(self, n: int = 2, p: float = 0.6) -> None:
-        """Check and keep the settings.
-
-        Args:
-            n: Operations per image.
-            p: Probability of each.
-
-        Raises:
-            ValueError: Out of range.
-        """
-        _check_n(n)
-        self.n = n
+        super().__init__(n)
         self.p = p
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Augment an RGB image."""
-        for operation, low, high in random.choices(_OPERATIONS2, k=self.n):
-            if random.random() <= self.p:
-                image = operation(image, low + (high - low) * random.random())
-        return image
-
-    def __repr__(self) -> str:
-        """Show the settings."""
-        return f"RandAugment2(n={self.n}, p={self.p})"
+    def value(self, low: float, high: float) -> float | None:
+        """Return a random value, or None with probability ``1 - p``."""
+        return super().value(low, high) if random.random() <= self.p else None
 
 
-class RandAugmentFixMatch:
+class RandAugmentFixMatch(_Drawn):
     """Apply ``n`` operations of FixMatch (arXiv:2001.07685), each at a random magnitude."""
 
-    def __init__(self, n: int = 2) -> None:
-        """Check and keep the setting.
-
-        Args:
-            n: Operations per image.
-
-        Raises:
-            ValueError: Out of range.
-        """
-        _check_n(n)
-        self.n = n
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Augment an RGB image."""
-        for operation, low, high in random.choices(_FIXMATCH, k=self.n):
-            image = operation(image, low + (high - low) * random.random())
-        return image
-
-    def __repr__(self) -> str:
-        """Show the setting."""
-        return f"RandAugmentFixMatch(n={self.n})"
+    table = _FIXMATCH

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from dassl.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from dassl.data.transforms.randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = ["AVAILABLE_TRANSFORMS", "AVAI_CHOICES", "INTERPOLATION_MODES", "build_transform"]
 
@@ -29,7 +29,10 @@ _Factory = Callable[[CfgNode, tuple[int, int], InterpolationMode], Any]
 
 
 class Random2DTranslation:
-    """Enlarge by an eighth and crop at random, with probability ``p``; else only resize."""
+    """Enlarge by an eighth and crop at random, with probability ``p``; else only resize.
+
+    Either way the result has ``height`` and ``width``.
+    """
 
     def __init__(
         self,
@@ -38,14 +41,6 @@ class Random2DTranslation:
         p: float = 0.5,
         interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
-        """Keep the settings.
-
-        Args:
-            height: Of the result.
-            width: Of the result.
-            p: Probability of the translation.
-            interpolation: For resizing.
-        """
         self.size = (height, width)
         self.p = p
         self.interpolation = interpolation
@@ -62,15 +57,9 @@ class Random2DTranslation:
 
 
 class Cutout:
-    """Set ``n`` squares at random places to 0."""
+    """Set ``n`` squares, ``length`` pixels wide, at random places to 0."""
 
     def __init__(self, n: int = 1, length: int = 16) -> None:
-        """Keep the settings.
-
-        Args:
-            n: Number of squares.
-            length: Their side in pixels.
-        """
         self.n = n
         self.length = length
 
@@ -89,13 +78,6 @@ class GaussianNoise:
     """Add Gaussian noise with probability ``p``."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5) -> None:
-        """Keep the settings.
-
-        Args:
-            mean: Of the noise.
-            std: Of the noise.
-            p: Probability of adding any.
-        """
         self.mean = mean
         self.std = std
         self.p = p
@@ -116,9 +98,9 @@ class InstanceNormalization:
         return (image - mean) / (image.std(dim=(-2, -1), keepdim=True) + 1e-8)
 
 
-# In the order in which they are applied, whatever the order in INPUT.TRANSFORMS.
+# Applied in this order, whatever the order in INPUT.TRANSFORMS, as in Dassl.
 _ON_IMAGE: dict[str, _Factory] = {
-    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # bilinear always
+    "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # always bilinear
     "random_crop": lambda cfg, size, mode: T.RandomCrop(size, padding=cfg.CROP_PADDING),
     "random_resized_crop": lambda cfg, size, mode: T.RandomResizedCrop(
         size, scale=tuple(cfg.RRCROP_SCALE), interpolation=mode
@@ -197,6 +179,7 @@ def build_transform(
 def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     steps: list[Any] = []
+    # A random crop resizes by itself.
     if not any(name in names for name in _CROPS):
         steps.append(T.Resize(size, interpolation=mode))
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_IMAGE.items() if name in names]
@@ -207,9 +190,5 @@ def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
 
 def _test_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    steps = [*_centre_crop(size, mode), T.ToTensor()]
+    steps = [T.Resize(max(size), interpolation=mode), T.CenterCrop(size), T.ToTensor()]
     return steps + [_ON_TENSOR[n](cfg.INPUT, size, mode) for n in _AT_TEST if n in names]
-
-
-def _centre_crop(size: Any, mode: InterpolationMode) -> list[Any]:
-    return [T.Resize(max(size), interpolation=mode), T.CenterCrop(size)]

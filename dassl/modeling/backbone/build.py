@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["BACKBONE_REGISTRY", "build_backbone"]
 
@@ -12,16 +13,7 @@ BACKBONE_REGISTRY = Registry("BACKBONE")
 
 
 def build_backbone(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a backbone by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on, such as ``pretrained``.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a backbone by its registered name; others, such as ``pretrained``, are passed on."""
     check_availability(name, BACKBONE_REGISTRY.registered_names())
     if verbose:
         print(f"Backbone: {name}")

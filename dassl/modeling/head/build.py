@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["HEAD_REGISTRY", "build_head"]
 
@@ -12,16 +13,7 @@ HEAD_REGISTRY = Registry("HEAD")
 
 
 def build_head(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a head by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on, such as ``in_features``.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a head by its registered name; others, such as ``in_features``, are passed on."""
     check_availability(name, HEAD_REGISTRY.registered_names())
     if verbose:
         print(f"Head: {name}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from dassl.modeling.head.build import HEAD_REGISTRY
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 
 __all__ = ["MLP"]
 

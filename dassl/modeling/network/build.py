@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dassl.utils.registry import Registry, check_availability
+from dassl.names import check_availability
+from dassl.utils.registry import Registry
 
 __all__ = ["NETWORK_REGISTRY", "build_network"]
 
@@ -12,16 +13,7 @@ NETWORK_REGISTRY = Registry("NETWORK")
 
 
 def build_network(name: str, verbose: bool = True, **kwargs: Any) -> Any:
-    """Build a network by name.
-
-    Args:
-        name: As registered.
-        verbose: Print the name.
-        **kwargs: Passed on.
-
-    Raises:
-        ValueError: Not registered.
-    """
+    """Build a network by its registered name; others are passed on."""
     check_availability(name, NETWORK_REGISTRY.registered_names())
     if verbose:
         print(f"Network: {name}")

@@ -65,7 +65,7 @@ def test_every_text_of_a_class_has_its_context(tiny_backbone):
         prompts.encode(tiny_backbone, bank.tokens[i : i + 1, :9], prompts.vectors[k : k + 1])
         for i, k in enumerate((0, 0, 1))
     ]
-    encoded = bank.raw_features(tiny_backbone, torch.arange(3))
+    encoded = bank.encode(tiny_backbone, torch.arange(3), unit=False)
     torch.testing.assert_close(encoded, torch.cat(single), rtol=1e-4, atol=1e-5)
     before = bank.class_features(tiny_backbone).clone()
     bank.drop_cache()
@@ -74,7 +74,7 @@ def test_every_text_of_a_class_has_its_context(tiny_backbone):
     assert moved[0] == 0
     assert moved[1] > 1e-3
     with adapters_disabled(tiny_backbone):
-        off = bank.raw_features(tiny_backbone, torch.arange(3))
+        off = bank.encode(tiny_backbone, torch.arange(3), unit=False)
         plain = tiny_backbone.encode_text(bank.tokens)
     torch.testing.assert_close(off, plain, rtol=1e-4, atol=1e-5)
 

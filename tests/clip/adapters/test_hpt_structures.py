@@ -10,7 +10,7 @@ import clip
 from clip.adapters.hpt_structures import Structure, read_structures, related_positions
 from clip.prompts import find_description
 from datasets.shapes import CLASSES
-from datasets.shapes_captions import class_name, describe_in_parts
+from datasets.shapes_captions import FORM_WORDS, TEXTURE_WORDS, class_name
 from tests.conftest import REPOSITORY
 
 CAT = {
@@ -73,6 +73,47 @@ def test_phrases_are_tied_where_they_stand_first():
     twice = related_positions(text, [([5, 6], [8]), ([6], [8])])
     assert sorted(twice) == sorted([*found, (2, 6), (6, 2)])
     assert related_positions(text, [([5, 7], [8]), ([8], []), ([0, 0], [9])]) == []
+
+
+def describe_in_parts(texture: str, colour: str, form: str) -> list[tuple[str, dict[str, list]]]:
+    """Five sentences about a class, each with its structure: what the bundled files hold."""
+    (outline, form_says), (pattern, texture_says) = FORM_WORDS[form], TEXTURE_WORDS[texture]
+
+    def parts(things: list[str], inner: list[list[str]], outer: list[list[str]]) -> dict:
+        return {
+            "entities": things,
+            "attributes": [colour, texture],
+            "entity_pairs": inner,
+            "attribute_pairs": outer,
+        }
+
+    whole = [[form, colour], [form, texture]]
+    return [
+        (
+            f"a {texture} {colour} {form} with {outline} and {pattern}.",
+            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
+        ),
+        (
+            f"a {colour} {form}: {form_says} and {texture_says}.",
+            parts([form, "surface"], [[form, "surface"]], [[form, colour], ["surface", texture]]),
+        ),
+        (
+            f"a shape in {colour} with {pattern} that is a {form}.",
+            parts(["shape", pattern], [["shape", pattern]], [["shape", colour]]),
+        ),
+        (
+            f"its surface is {texture}, its colour is {colour} and it is a {form}.",
+            parts(
+                [form, "surface", "colour"],
+                [[form, "surface"], [form, "colour"]],
+                [["surface", texture], ["colour", colour]],
+            ),
+        ),
+        (
+            f"one {form} with {outline}, its main colour is {colour} and it shows {pattern}.",
+            parts([form, outline, pattern], [[form, outline], [form, pattern]], whole),
+        ),
+    ]
 
 
 def test_the_suites_files_are_made_of_its_words_and_every_text_has_ties():

@@ -9,6 +9,7 @@ import pytest
 
 from datasets import table
 from datasets.downloads import Address, Download, RemoteFile
+from datasets.rows import row_of
 from scripts import data
 from scripts.data_tools.http import Policy
 from tests.scripts.data_tools.data_server import Server, md5_of, tar_of
@@ -36,7 +37,7 @@ def know(monkeypatch):
     """Let the table know the counts of a small copy of a dataset."""
 
     def change(name, classes=2, counts=(2, 2, 2)):
-        old = table.row_of(name)
+        old = row_of(name)
         row = dataclasses.replace(old, num_classes=classes, counts=counts)
         monkeypatch.setattr(getattr(table, name), "row", row)
         monkeypatch.setattr(data, "ROWS", [row if r.name == name else r for r in data.ROWS])

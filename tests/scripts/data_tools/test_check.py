@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from datasets import table
+from datasets.rows import row_of
 from scripts.data_tools import check as data_check
 from scripts.jobs.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS, SUITE
 
@@ -73,7 +74,7 @@ def test_json(dtd, check, capsys):
 @pytest.mark.parametrize("name", [*PUBLISHED, "ImageNet", "ImageNetV2", "ImageNetSketch",
                                   "ImageNetA", "ImageNetR", "FGVCAircraft"])  # fmt: skip
 def test_every_layout(name, everything, check):
-    config = table.row_of(name).config
+    config = row_of(name).config
     status, _, found = check("--root", everything, "--datasets", config, "--json")
     row = getattr(table, name).row
     assert (status, found[config]["status"]) == (0, "ok")

@@ -109,19 +109,22 @@ def test_what_is_left_out_and_what_contradicts_is_said(tmp_path, touch, check):
     status, out, _ = check(*words)
     assert status == 1
     assert "birds: damaged: " in out
-    assert "split.json: 1 picture(s) have a place in train and in test, first" in out
+    assert "split.json: 1 image(s) have a place in train and in test, first" in out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--datasets", "dtdd"], "--datasets: unknown name 'dtdd'. Did you mean dtd?"),
-        (["--protocol", "few-shot"], "--protocol: unknown name 'few-shot'. Did you mean few_shot?"),
+        (["--datasets", "dtdd"], "--datasets: 'dtdd' is not available. Did you mean 'dtd'?"),
+        (
+            ["--protocol", "few-shot"],
+            "--protocol: 'few-shot' is not available. Did you mean 'few_shot'?",
+        ),
         (["--protocol", "cross_dataset", "--datasets", "dtd", "eurosat"], "one source"),
         (["--root", "/none/there"], "--root: no directory /none/there"),
         (["--dataset-config-file", "none.yaml"], "--dataset-config-file: no file none.yaml"),
         (["--dataset-config-file", "empty.yaml"], "DATASET.NAME is not set"),
-        (["--dataset-config-file", "odd.yaml"], "'Foldr' is not registered in DATASET"),
+        (["--dataset-config-file", "odd.yaml"], "DATASET: 'Foldr' is not available"),
         (["--workers", "-1"], "--workers: -1 is below 0"),
         (["--quick", "--full"], "not allowed with"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import requests
 from gdown.exceptions import FileURLRetrievalError
 
-from scripts.data_tools.http import FetchError, LocalError, Policy, download
+from scripts.data_tools.http import FetchError, Policy, download
 
 DATA = b"data" * 1000
 QUICK = Policy(attempts=3, wait=0.001, longest_wait=0.01)
@@ -76,7 +76,7 @@ def test_google_drive_refuses(target, monkeypatch, act):
 
 def test_google_drive_and_a_full_disk(target, monkeypatch):
     calls = answer(monkeypatch, raising(OSError(errno.ENOSPC, "No space left on device")), give)
-    with pytest.raises(LocalError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         download(DRIVE, target, QUICK)
     assert len(calls) == 1
 

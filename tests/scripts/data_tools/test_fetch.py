@@ -11,7 +11,8 @@ import shutil
 
 import pytest
 
-from datasets.downloads import Address, Download, download_of
+from datasets.downloads import Address, Download
+from datasets.rows import row_of
 from scripts.data_tools.fetch import digests_of
 from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
     DTD,
@@ -188,7 +189,7 @@ def test_one_of_two_archives_is_enough(server, fetch, know, tmp_path):
     images = {f"EuroSAT_RGB/River/River_{i}.jpg": b"" for i in range(3)}
     server.add("rgb", zip_of(images))
     server.add("split", json.dumps(lists).encode())
-    real = download_of("eurosat").files
+    real = row_of("eurosat").download.files
     urls = [server.url("gone"), server.url("rgb"), server.url("split")]
     files = tuple(
         dataclasses.replace(file, addresses=(Address(url),), md5="")
@@ -210,7 +211,7 @@ def test_archive_in_an_archive(server, fetch, know, tmp_path):
     urls = [server.add("c", outer), server.add("split", json.dumps(lists).encode())]
     files = tuple(
         dataclasses.replace(file, addresses=(Address(url),), md5="")
-        for file, url in zip(download_of("caltech101").files, urls, strict=True)
+        for file, url in zip(row_of("caltech101").download.files, urls, strict=True)
     )
     assert fetch([Download("caltech101", "", "", files)], "caltech101", "--yes")[0] == 0
     assert sorted(os.listdir(tmp_path / "data/caltech-101")) == [

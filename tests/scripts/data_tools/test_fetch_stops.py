@@ -15,8 +15,8 @@ from collections import namedtuple
 
 import pytest
 
-from datasets import table
 from datasets.downloads import Download
+from datasets.rows import row_of
 from scripts import data
 from tests.conftest import REPOSITORY
 from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
@@ -43,7 +43,7 @@ def test_one_failure_does_not_stop_the_others(served, server, fetch, know, tmp_p
 
 
 def test_login_is_explained(fetch, server):
-    status, out = fetch(data.downloads.DOWNLOADS, "imagenet", "--yes")
+    status, out = fetch(data.DOWNLOADS, "imagenet", "--yes")
     assert status == 1
     assert "ILSVRC2012_img_val.tar, about 6.3 GB, MD5 29b22e2961454d5413ddabcf34fc5622" in out
     assert "Register at https://www.image-net.org/download" in out
@@ -52,7 +52,7 @@ def test_login_is_explained(fetch, server):
 
 def test_half_a_dataset_by_hand_is_explained_too(fetch, tmp_path):
     (tmp_path / "data/imagenet/images/train").mkdir(parents=True)
-    status, out = fetch(data.downloads.DOWNLOADS, "imagenet", "--yes")
+    status, out = fetch(data.DOWNLOADS, "imagenet", "--yes")
     assert status == 1
     assert "Register at" in out
     assert "imagenet: incomplete: " in out
@@ -67,7 +67,7 @@ def test_suite_needs_no_fetch(fetch, tmp_path):
 def test_dataset_without_a_known_source(fetch):
     status, out = fetch([], "dtd", "--yes")
     assert status == 1
-    assert table.row_of("dtd").source in out
+    assert row_of("dtd").source in out
 
 
 def test_protocol(fetch, monkeypatch):
@@ -77,7 +77,7 @@ def test_protocol(fetch, monkeypatch):
     assert chosen[0][0].protocol == "few_shot"
     monkeypatch.undo()
     args = data.build_parser().parse_args(["fetch", "--protocol", "cross_dataset"])
-    orders = data.choose_orders(args, REPOSITORY / "configs/datasets", data.downloads.DOWNLOADS)
+    orders = data.choose_orders(args, REPOSITORY / "configs/datasets", data.DOWNLOADS)
     assert {row.config for row, _ in orders} == {
         *data.protocol_datasets("few_shot", [], [row.config for row in data.ROWS]),
         "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
@@ -87,10 +87,10 @@ def test_protocol(fetch, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dtdd"], "fetch: unknown name 'dtdd'. Did you mean dtd?"),
+        (["dtdd"], "fetch: 'dtdd' is not available. Did you mean 'dtd'?"),
         ([], "name datasets, or give --protocol"),
         (["folder"], "folder: data of your own"),
-        (["--protocol", "base2nov"], "Did you mean base2novel?"),
+        (["--protocol", "base2nov"], "Did you mean 'base2novel'"),
     ],
 )
 def test_bad_input(words, message, fetch, capsys):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from scripts.data_tools import http as data_http
-from scripts.data_tools.http import FetchError, LocalError, Policy, download
+from scripts.data_tools.http import FetchError, Policy, download
 from tests.scripts.data_tools.data_fixtures import server  # noqa: F401
 
 DATA = random.Random(0).randbytes(50_000)
@@ -264,9 +264,9 @@ def test_other_schemes_are_refused(target, url):
 
 def test_no_room(server, target):
     def reserve(missing):
-        raise LocalError(f"{missing} are needed")
+        raise OSError(f"{missing} are needed")
 
-    with pytest.raises(LocalError, match="50000 are needed"):
+    with pytest.raises(OSError, match="50000 are needed"):
         download(server.add("a", DATA), target, QUICK, reserve=reserve)
     assert len(server.requests) == 1
 
@@ -285,12 +285,12 @@ def test_full_disk_is_no_fault_of_the_server(server, target, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(data_http, "open", lambda *args: Full(), raising=False)
-    with pytest.raises(LocalError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         download(server.add("a", DATA), target, QUICK)
     assert len(server.requests) == 1
 
 
 def test_missing_directory_is_no_fault_of_the_server(server, tmp_path):
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(LocalError):
+    with pytest.raises(NotADirectoryError):
         download(server.add("a", DATA), tmp_path / "file" / "a.zip", QUICK)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from scripts.data_tools.archives import ArchiveError, unpack
+from scripts.data_tools.archives import ArchiveError
+from scripts.data_tools.places import unpack
 from tests.conftest import REPOSITORY
 from tests.scripts.data_tools.data_server import content, tar_of, zip_of
 
@@ -58,7 +59,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from scripts import data_archives
+from scripts import data_archives, data_places
 members = data_archives._members
 def slowly(*args):
     for member in members(*args):
@@ -66,7 +67,7 @@ def slowly(*args):
         print("one", flush=True)
         time.sleep(0.2)
 data_archives._members = slowly
-data_archives.unpack(Path(sys.argv[2]), Path(sys.argv[3]), (("images", "images"),))
+data_places.unpack(Path(sys.argv[2]), Path(sys.argv[3]), (("images", "images"),))
 """
 
 

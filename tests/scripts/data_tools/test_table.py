@@ -11,9 +11,10 @@ import pytest
 import torchvision
 import torchvision.datasets
 
-from datasets.downloads import DOWNLOADS, TORCHVISION, Download, RemoteFile, download_of
-from datasets.table import ROWS, row_of
+from datasets.downloads import TORCHVISION, Download, RemoteFile, download_of
+from datasets.rows import DOWNLOADS, ROWS, row_of
 from scripts import data
+from scripts.data_tools.guide import file_line, updated
 from scripts.data_tools.output import format_size, list_json
 from tests.conftest import REPOSITORY
 
@@ -28,31 +29,34 @@ def section(download: Download) -> str:
     return re.split(r"^##", text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def line_of(file: RemoteFile) -> str:
-    """How DATASETS.md lists a file."""
-    size = format_size(file.size) if file.size else ""
-    facts = ", ".join(filter(None, (size, f"MD5 `{file.md5}`" if file.md5 else "")))
-    where = " or ".join(
-        f"<{address.url}>" + ("" if address.listed_by else " (unverified)")
-        for address in file.addresses
-    )
-    return (
-        f"  - `{file.name}`" + (f" ({facts})" if facts else "") + (f": {where}" if where else "")
-        + ("; for an own split only" if file.optional else "")
-    )  # fmt: skip
-
-
 def test_every_published_dataset_can_be_had() -> None:
     configs = [download.config for download in DOWNLOADS]
     assert sorted(configs) == sorted(row.config for row in ROWS if row.published)
-    assert download_of("dtd").config == "dtd"
-    assert download_of("shapes") is None
+    assert download_of("dtd", DOWNLOADS).config == "dtd"
+    assert download_of("shapes", DOWNLOADS) is row_of("shapes").download is None
+
+
+def test_documentation_is_what_the_rows_make() -> None:
+    assert updated(GUIDE) == GUIDE
+
+
+@pytest.mark.parametrize(
+    "fact", ["4,128 / 1,649", "| 60.86 |", "`{} texture.`", "fff73e5086ae6bdbea199a49dfb8a4c1"]
+)
+def test_what_differs_from_the_rows_is_found(fact: str) -> None:
+    assert GUIDE.count(fact) == 1
+    assert updated(GUIDE.replace(fact, "1")) == GUIDE
+
+
+def test_a_guide_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"0 places for '\| dataset \| LightRA"):
+        updated(GUIDE.replace("| dataset | LightRA |", "| Dataset | LightRA |"))
 
 
 @every
 def test_documentation_lists_the_same_files(download: Download) -> None:
     listed = [line for line in section(download).splitlines() if line.startswith("  - `")]
-    assert listed == [line_of(file) for file in download.files]
+    assert listed == [file_line(file) for file in download.files]
 
 
 @every
@@ -123,9 +127,9 @@ def test_torchvision_lists_what_it_is_said_to_list(download: Download, file: Rem
 
 
 def test_alternatives_are_counted_once() -> None:
-    assert download_of("eurosat").size == 94 * 10**6
-    assert download_of("ucf101").size == 0
-    assert [format_size(download_of(name).size) for name in ("imagenet", "dtd", "sun397")] == [
+    assert row_of("eurosat").download.size == 94 * 10**6
+    assert row_of("ucf101").download.size == 0
+    assert [format_size(row_of(name).download.size) for name in ("imagenet", "dtd", "sun397")] == [
         "144 GB", "600 MB", "37 GB",
     ]  # fmt: skip
 

@@ -11,8 +11,8 @@ import pytest
 
 from scripts import describe
 from scripts.describing.endpoint import ChatEndpoint, ModelError, check_url, read_key
-from tests.scripts.describing.fake_endpoint import completion, sentences
-from tests.scripts.describing.test_describe import (  # noqa: F401
+from tests.scripts.describing.describe_fixtures import (  # noqa: F401
+    KEY,
     MESSAGES,
     _no_key_and_no_proxy,
     content,
@@ -20,8 +20,8 @@ from tests.scripts.describing.test_describe import (  # noqa: F401
     run,
     waits,
 )
+from tests.scripts.describing.fake_endpoint import completion, sentences
 
-KEY = "sk-very-secret-0123456789"
 BASIC = base64.b64encode(f"user:{KEY}".encode()).decode()
 PERCENT = "".join(f"%{ord(c):02X}" for c in KEY)
 JSON = "".join(f"\\u{ord(c):04x}" for c in KEY)

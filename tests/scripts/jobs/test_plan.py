@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts.jobs.pool import parse_devices
+from scripts.jobs.launchers import parse_devices
 from scripts.jobs.protocols import FEW_SHOT_DATASETS, PROTOCOLS, RunKey
 from scripts.run import main
 
@@ -87,8 +87,8 @@ def test_a_config_that_one_of_the_trainers_lacks_is_an_error(repo, capsys):
         main([*words, "--trainer", "RAda LightRA"], repo=repo.path)
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert "--cfg: unknown name 'table4_mlp'." in message
-    assert "Known for LightRA: base2novel, cross_dataset, eft, few_shot, fft, ttt." in message
+    assert "--cfg: 'table4_mlp' is not available." in message
+    assert "Available for LightRA: base2novel, cross_dataset, eft, few_shot, fft, ttt" in message
 
 
 def test_few_shot_defaults_to_all_shots_datasets_and_three_seeds(repo, capsys):
@@ -192,12 +192,18 @@ def test_paths_are_absolute_when_called_from_elsewhere(repo, capsys, tmp_path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--protocol", "base2new"], "Did you mean base2novel"),
-        (["--protocol", "few_shot", "--trainer", "lightra"], "Did you mean LightRA"),
-        (["--protocol", "few_shot", "--cfg", "fewshot"], "Did you mean few_shot"),
-        (["--protocol", "few_shot", "--datasets", "dtd", "eurosta"], "Did you mean eurosat"),
-        (["--protocol", "cross_dataset", "--source", "imagnet"], "--source: unknown name"),
-        (["--protocol", "cross_dataset", "--targets", "pets"], "--targets: unknown name 'pets'"),
+        (["--protocol", "base2new"], "Did you mean 'base2novel'"),
+        (["--protocol", "few_shot", "--trainer", "lightra"], "Did you mean 'LightRA'"),
+        (["--protocol", "few_shot", "--cfg", "fewshot"], "Did you mean 'few_shot'"),
+        (["--protocol", "few_shot", "--datasets", "dtd", "eurosta"], "Did you mean 'eurosat'"),
+        (
+            ["--protocol", "cross_dataset", "--source", "imagnet"],
+            "--source: 'imagnet' is not available",
+        ),
+        (
+            ["--protocol", "cross_dataset", "--targets", "pets"],
+            "--targets: 'pets' is not available",
+        ),
         (["--protocol", "cross_dataset", "--source", "folder"], "--targets: name the datasets"),
         (["--protocol", "cross_dataset", "--datasets", "dtd", "eurosat"], "one source"),
         (["--protocol", "few_shot", "--source", "dtd"], "--source is for"),

@@ -15,9 +15,11 @@ from dassl.config.inputs import (
     places_of,
     record_inputs,
 )
-from scripts.jobs.plan import Planner
-from scripts.jobs.pool import JobPool, parse_devices
-from scripts.run import build_parser, main, read_settings
+from scripts.jobs.job_plan import Planner
+from scripts.jobs.launchers import LocalLauncher, parse_devices
+from scripts.jobs.pool import JobPool
+from scripts.jobs.settings import read_settings
+from scripts.run import build_parser, main
 
 ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
 TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
@@ -192,7 +194,7 @@ def test_repeated_training_in_another_call_is_noticed(repo):
     args = build_parser().parse_args(words)
     command = (sys.executable, "-S", str(repo.path / "train.py"))
     train, test = Planner(read_settings(args, [], repo.path, command)).jobs()
-    JobPool([train], parse_devices(["cpu"], 1), cwd=repo.path).run()
+    JobPool([train], LocalLauncher(parse_devices(["cpu"], 1), cwd=repo.path)).run()
     assert train.to_do() == ""
     assert test.to_do() == "its training run was repeated"
 

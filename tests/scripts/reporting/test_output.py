@@ -301,10 +301,13 @@ def test_nothing_to_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--protocol", "base2new"], "Did you mean base2novel"),
-        (["--protocol", "base2novel", "--format", "html"], "Known: text, markdown, csv, latex"),
-        (["--protocol", "base2novel", "--trainer", "Lightra"], "Did you mean LightRA"),
-        (["--protocol", "base2novel", "--cfg", "base2novel base2nvel"], "Did you mean base2novel"),
+        (["--protocol", "base2new"], "Did you mean 'base2novel'"),
+        (["--protocol", "base2novel", "--format", "html"], "Available: text, markdown, csv, latex"),
+        (["--protocol", "base2novel", "--trainer", "Lightra"], "Did you mean 'LightRA'"),
+        (
+            ["--protocol", "base2novel", "--cfg", "base2novel base2nvel"],
+            "Did you mean 'base2novel'",
+        ),
         (["--protocol", "base2novel", "--seeds", "one"], "--seeds: 'one'"),
         (["--protocol", "base2novel", "--plot", "x.jpeg"], "must end in one of .png"),
     ],

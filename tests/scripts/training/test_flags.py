@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dassl.engine import build_trainer
-from trainers.config import argument_parser
+from scripts.train_flags import argument_parser
 from trainers.flags import check_effect, check_flags
 
 MODES = {"train": [], "eval-only": ["--eval-only", "--model-dir", "d"],

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import train
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, read_result
 from datasets.listing import LeftOut
 from trainers.predict_files import find_images, read_names
@@ -71,6 +72,15 @@ def test_zero_shot_as_json(predict, pictures, names):
         assert 1 >= first >= second >= 0
     best = [e["predictions"][0]["class"].replace(" ", "_") for e in found["images"]]
     assert sum(name == Path(path).parent.name for name, path in zip(best, paths, strict=True)) >= 4
+
+
+def test_datasets_are_what_they_were_afterwards(predict, pictures, names):
+    before = dict(DATASET_REGISTRY._objects)
+    assert predict("--predict", pictures, *zero_shot(names))[0] == 0
+    assert DATASET_REGISTRY._objects == before
+    status, _ = predict("--predict", pictures, *zero_shot(names), "--trainer", "RAdaFFTT")
+    assert "RAdaFFT" in status
+    assert DATASET_REGISTRY._objects == before
 
 
 def test_csv_says_the_same_as_json(predict, pictures, names):
@@ -393,7 +403,7 @@ def test_names_that_are_the_same_are_noted(predict, pictures, names, capsys):
 def test_the_last_example_of_the_readme(tmp_path, monkeypatch, capsys):
     """It works before the suite was drawn."""
     readme = Path(__file__).resolve().parents[3] / "README.md"
-    section = readme.read_text().partition("## Classify your own pictures")[2]
+    section = readme.read_text().partition("## Classify your own images")[2]
     block = section.partition("```bash\n")[2].partition("```")[0].replace("\\\n", " ")
     command = block.strip().splitlines()[-1].split()
     assert command[:3] == ["python", "train.py", "--predict"]

@@ -9,11 +9,12 @@ import pytest
 
 import train
 from dassl.config import user_path
-from dassl.config.paths import file_flag
+from dassl.config.paths import file_flag, resolve
 from dassl.config.schema import trainer_options
 from dassl.engine import TRAINER_REGISTRY
+from scripts.train_flags import argument_parser
 from tests.conftest import REPOSITORY
-from trainers.config import argument_parser, build_config, config_options, default_config, resolve
+from trainers.config import build_config, config_options, default_config
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_a_user_that_is_not_there_is_one_line(capsys):
 
 
 def test_every_path_of_the_config(home, shapes_root):
-    """Those of the engine, of data sets and of every trainer, from files and from options."""
+    """Those of the engine, of datasets and of every trainer, from files and from options."""
     (home / "base.yaml").write_text("OUTPUT_DIR: ~/runs\n")
     (home / "own.yaml").write_text("_BASE_: ~/base.yaml\nTRAINER: {NAME: ZeroshotCLIP}\n")
     options = config_options(default_config())
@@ -86,7 +87,7 @@ def test_a_path_without_a_user_names_its_key(make_config, key):
 
 
 def test_no_path_makes_a_folder_of_that_name(home, shapes_root, monkeypatch):
-    monkeypatch.setattr(train, "setup_logger", lambda _: None)
+    monkeypatch.setattr("dassl.utils.setup_logger", lambda _: None)
     files = ["--dataset-config-file", str(REPOSITORY / "configs/datasets/shapes.yaml")]
     files += ["--config-file", str(REPOSITORY / "configs/trainers/ZeroshotCLIP/base2novel.yaml")]
     small = ["--device", "cpu", "DATASET.SUBSAMPLE_CLASSES", "base", "OUTPUT_DIR", "~/run"]

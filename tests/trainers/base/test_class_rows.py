@@ -167,7 +167,7 @@ def test_initial_weights(trained, make_config, reordered, method):
     other = build_trainer(
         make_config(config, *options, "all", "DATASET.ROOT", reordered, output="other")
     )
-    (key,) = run.per_class()
+    (key,) = run.rows_by_class().keys
     rows = run.model.get_parameter(key)
     assert torch.equal(other.model.get_parameter(key), rows.flip(0))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from yacs.config import CfgNode
 
 from clip.prompts import check_template
 from dassl.engine import build_trainer
-from trainers.base.templates import chosen_template
+from datasets.rows import ROW_OF
+from trainers.base import templates
+from trainers.base.prompt_texts import PromptTexts
 
 SMALL = ("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base")
 CHOSEN = ("DATASET.PROMPT_TEMPLATE", "a blurred {} on paper.")
@@ -105,15 +109,16 @@ def test_a_key_of_the_method_wins_and_a_note_says_so(build, method, option, firs
         ("LP/fft", "a bad photo of a dotted green star."),
     ],
 )
-def test_what_the_yaml_ships_changes_no_recipe(build, capsys, method, first):
+def test_what_the_row_says_changes_no_recipe(build, capsys, method, first):
     trainer = build(method)
-    assert trainer.cfg.DATASET.PROMPT_TEMPLATE == "A photo of a {},"
+    assert trainer.cfg.DATASET.PROMPT_TEMPLATE == ""
+    assert trainer.dm.dataset.template == "A photo of a {},"
     assert trainer.text_bank().texts[0] == first
     assert f'First prompt: "{first}"' in capsys.readouterr().out
     assert not any("PROMPT_TEMPLATE" in note for note in trainer.notes)
 
 
-def test_the_yaml_text_on_the_command_line_is_a_choice(build):
+def test_the_rows_text_on_the_command_line_is_a_choice(build):
     """It makes another run of a method that has its own template, and the same texts elsewhere."""
     words = ("DATASET.PROMPT_TEMPLATE", "A photo of a {},")
     assert build("ZeroshotCLIP/base2novel", *words).text_bank().texts[0] == (
@@ -123,19 +128,50 @@ def test_the_yaml_text_on_the_command_line_is_a_choice(build):
     assert own.text_bank().texts == plain.text_bank().texts
 
 
+# What the methods read of each dataset: LightRA's own, CoOp's, KgCoOp's, and ProGrad's and ProVP's.
+# The released repositories' texts, written out again so that a slip in a row shows.
+PHOTO, DEFAULT = "A photo of a {},", "a photo of a {}."
+ONE_LIKE_ALL = (PHOTO, DEFAULT, DEFAULT, DEFAULT)
+RECIPES = {
+    "Caltech101": ("A photo of a {}.", DEFAULT, DEFAULT, DEFAULT),
+    "OxfordPets": (PHOTO, *["a photo of a {}, a type of pet."] * 2,
+                   "a type of pet, a photo of a {}."),
+    "StanfordCars": ("A photo of a {}, a type of car.", DEFAULT, DEFAULT, DEFAULT),
+    "OxfordFlowers": (PHOTO, *["a photo of a {}, a type of flower."] * 2,
+                      "a type of flower, a photo of a {}."),
+    "Food101": ("A photo of a {}, a type of food.", *["a photo of {}, a type of food."] * 2,
+                "a type of food, a photo of {}."),
+    "FGVCAircraft": (PHOTO, *["a photo of a {}, a type of aircraft."] * 2,
+                     "a type of aircraft, a photo of a {}."),
+    "DescribableTextures": (PHOTO, "{} texture.", "a photo of a {}, a type of texture.",
+                            "a texture of {}."),
+    "EuroSAT": ("A top-down view of {} arranged in a pattern,",
+                *["a centered satellite photo of {}."] * 3),
+    "UCF101": (PHOTO, *["a photo of a person doing {}."] * 3),
+    "ShapesCounts": ("A photo of {},", *["a photo of {}."] * 3),
+    "Folder": (DEFAULT,) * 4,
+    "Split": (DEFAULT,) * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ROW_OF, "Folder", "Split"])
+def test_every_method_reads_the_published_text_of_every_dataset(name):
+    tables = (templates.KGCOOP, templates.HINT_FIRST)
+    read = (
+        templates.own_template(name),
+        templates.hand_made(name),
+        *(table.get(name, templates.DEFAULT) for table in tables),
+    )
+    assert read == RECIPES.get(name, ONE_LIKE_ALL)
+
+
 @pytest.mark.parametrize(
-    ("name", "template", "chosen"),
-    [
-        ("DescribableTextures", "A photo of a {},", ""),
-        ("DescribableTextures", "A photo of a {}.", "A photo of a {}."),
-        ("EuroSAT", "A photo of a {},", "A photo of a {},"),
-        ("Folder", "A photo of a {},", "A photo of a {},"),
-        ("Split", "", ""),
-        ("SomebodysOwn", "{}", "{}"),
-    ],
+    ("template", "text"), [("", "own {}."), (PHOTO, PHOTO), ("{} texture.", "{} texture.")]
 )
-def test_whose_template_it_is(name, template, chosen):
-    assert chosen_template(CfgNode({"NAME": name, "PROMPT_TEMPLATE": template})) == chosen
+@pytest.mark.parametrize("name", ["DescribableTextures", "Folder", "SomebodysOwn"])
+def test_any_text_is_the_users_choice(name, template, text):
+    cfg = CfgNode({"DATASET": {"NAME": name, "PROMPT_TEMPLATE": template}})
+    assert PromptTexts.template(SimpleNamespace(cfg=cfg), "own {}.") == text
 
 
 @pytest.mark.parametrize(

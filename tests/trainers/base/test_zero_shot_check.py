@@ -19,15 +19,9 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, read_result
 from dassl.engine.resume import random_states
 from datasets.imagenet import standard_names
+from datasets.row import Figure
 from trainers.base import zero_shot_check as sanity
-from trainers.base.zero_shot_check import (
-    FIGURES,
-    Figure,
-    count_correct,
-    is_checked,
-    sample_rows,
-    verdict,
-)
+from trainers.base.zero_shot_check import FIGURES, count_correct, is_checked, sample_rows, verdict
 
 CLASSES = 12
 TEMPLATE = "A photo of a {},"
@@ -153,7 +147,7 @@ def test_a_list_that_does_not_fit_the_wnids_is_called_out(tmp_path: Path) -> Non
         test = SimpleNamespace(ZERO_SHOT_CHECK="shifts")
         cfg = SimpleNamespace(TEST=test, DATASET=SimpleNamespace(NAME="ImageNetV2"))
         trainer: Any = SimpleNamespace(
-            cfg=cfg, dm=SimpleNamespace(dataset=dataset), add_note=found.append
+            cfg=cfg, dm=SimpleNamespace(dataset=dataset), notes=SimpleNamespace(add=found.append)
         )
         sanity.check_names(trainer)
         return found
@@ -169,8 +163,7 @@ def test_far_below_the_published_figure_is_called_out(
     rendition, config, monkeypatch, known_model: str, capsys
 ) -> None:
     root = rendition()
-    monkeypatch.setattr(sanity, "FIGURES_OF", known_model)
-    monkeypatch.setitem(FIGURES, "ImageNetR", Figure(99.0, "some prompts"))
+    monkeypatch.setitem(FIGURES, ("ImageNetR", known_model), Figure(99.0, "some prompts"))
     trainer = build_trainer(config(root))
     assert trainer.zero_shot_check["published"] == 99.0
     assert "(published 99% with some prompts; chance 8.33%)" in capsys.readouterr().out
@@ -206,7 +199,7 @@ def test_one_class_cannot_be_at_chance_level() -> None:
 def test_figures_are_those_of_the_papers() -> None:
     """RAda, arXiv:2507.15480: single template from test-time training, else 80 templates."""
     one = "'a photo of a {}.'"
-    assert FIGURES == {
+    assert {name: FIGURES[name, "ViT-B/16"] for name, _ in FIGURES} == {
         "ImageNet": (68.3, "80 templates"), "ImageNetV2": (60.86, one),
         "ImageNetSketch": (46.09, one), "ImageNetA": (47.87, one), "ImageNetR": (73.98, one),
         "ObjectNet": (54.2, "80 templates"),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from clip import FeatureAdapter
 from clip.text import unit_norm
 from dassl.engine import trainable_state
 from tests.trainers.finetuning.runs import ENCODER, HALF, W, batch
 from tests.trainers.heads.test_rational import plain
-from trainers.finetuning.clip_adapter_ft import FeatureAdapter
 
 
 def shake(trainer) -> None:

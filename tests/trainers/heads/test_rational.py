@@ -250,9 +250,12 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch():
         ({"layers": 0}, "PROJ_LAYERS must be at least 1, got 0"),
         ({"queries": ()}, "QUERIES must name at least one"),
         ({"queries": ("text", "text")}, "QUERIES"),
-        ({"queries": ("texts",)}, "got 'texts'. Did you mean 'text'"),
-        ({"softmax": "rows"}, "SOFTMAX must be one of joint, row, got 'rows'. Did you mean 'row'"),
-        ({"regularizer": "l3"}, "REG must be one of l2, l1, linf, got 'l3'"),
+        ({"queries": ("texts",)}, "QUERIES: 'texts' is not available. Did you mean 'text'"),
+        (
+            {"softmax": "rows"},
+            "SOFTMAX: 'rows' is not available. Did you mean 'row'.* Available: joint, row",
+        ),
+        ({"regularizer": "l3"}, "REG: 'l3' is not available.* Available: l2, l1, linf"),
     ],
 )
 def test_bad_arguments(arguments, message):

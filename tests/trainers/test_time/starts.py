@@ -5,16 +5,25 @@ from __future__ import annotations
 import torch
 
 import clip
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.trainers.baselines import around_names
 from tests.trainers.plain import unit
 
 VIEWS = ("VIEWS", "4", "SELECT", "0.5")  # 2 of 4 views are kept
+# The datasets on which TPT uses AugMix and PromptAlign a smaller learning rate.
+FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
+                "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
 
 
 def views_options(name: str) -> list[str]:
     """Options of a method for few views."""
     return [f"TRAINER.{name}.{w}" if w.isupper() else w for w in VIEWS]
+
+
+def views_of(trainer, rows) -> torch.Tensor:
+    """Views of some test images, (N, V, 3, H, W)."""
+    return torch.stack([trainer.test_loader.dataset[SeededIndex(row, 1)]["img"] for row in rows])
 
 
 def make_run(make_config, method: str, *options: str, seed: int = 3, output: str | None = None):
@@ -30,7 +39,8 @@ def make_run(make_config, method: str, *options: str, seed: int = 3, output: str
             parameter.data += 0.05 * torch.randn_like(parameter)
     trainer.save_model(0, trainer.output_dir)
     trainer.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-    trainer.record_test("test", trainer.evaluator.evaluate(), 0.0)
+    found = trainer.evaluator.evaluate()
+    trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
     return trainer
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from scripts import promptalign_statistics
 from tests.trainers.plain import coupled, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.test_time.starts import (
+    FINE_GRAINED,
     entropy_of_mean,
     make_run,
     record_gradients,
     steps_by_hand,
+    views_of,
     views_options,
 )
 from trainers.finetuning.stages import FirstStageError
@@ -27,8 +28,6 @@ from trainers.test_time.token_statistics import FILE_NAME, token_statistics
 from trainers.test_time.towers import block_inputs
 
 TEXT = "backbone.text_prompts.vectors"
-FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
-                "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
 
 
 @pytest.fixture
@@ -212,8 +211,7 @@ def test_penalty_reaches_deep_prompts_in_their_own_block(build, maple, few_image
 def test_images_do_not_depend_on_each_other(build, maple, few_images):
     trainer = build("FIRST_STAGE.DIR", maple.output_dir)
     state = {n: v.clone() for n, v in trainer.model.state_dict().items()}
-    dataset, rows = trainer.test_loader.dataset, (0, 140, 455)
-    views = torch.stack([dataset[SeededIndex(row, 1)]["img"] for row in rows])
+    views = views_of(trainer, (0, 140, 455))
     forward = trainer.model_inference(views)
     for other in (
         trainer.model_inference(views.flip(0)).flip(0),

@@ -12,23 +12,22 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from dassl.data.samplers import SeededIndex
+from dassl.data.epoch_samplers import SeededIndex
 from dassl.engine import build_trainer, read_result
 from tests.dassl.torch_files import SPOILED, spoil
-from tests.trainers.test_time.starts import context_by_hand, record_gradients
+from tests.trainers.test_time.starts import (
+    context_by_hand,
+    record_gradients,
+    views_of,
+    views_options,
+)
 from trainers.heads import RationalHead
-from trainers.test_time import tpt
+from trainers.test_time import towers
 from trainers.test_time.episodes import ENTROPIES, marginal_entropy, mean_entropy, most_confident
 from trainers.test_time.rada_ttt import adapted_logits
 
 SCALE = torch.tensor(30.0, dtype=torch.float64)
 SETTINGS = {"selected": 3, "entropy": "marginal", "steps": 3, "lr": 8e-4, "weight_decay": 0.01}
-FEW = ("TRAINER.{0}.VIEWS", "4", "TRAINER.{0}.SELECT", "0.5")
-
-
-def few(name: str, *more: str) -> tuple[str, ...]:
-    """Options for 4 views, of which 2 are kept."""
-    return (*(word.format(name) for word in FEW), *more)
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -175,17 +174,13 @@ def build(make_config):
 
     def make(name: str, *options: str, output: str = "run"):
         cfg = make_config(
-            f"{name}/ttt", *few(name), *options, dataset="shapes_v2", output=output
+            f"{name}/ttt", *views_options(name), *options, dataset="shapes_v2", output=output
         )  # fmt: skip
         trainer = build_trainer(cfg)
         trainer.set_model_mode("eval")
         return trainer
 
     return make
-
-
-def views_of(trainer, rows) -> torch.Tensor:
-    return torch.stack([trainer.test_loader.dataset[SeededIndex(row, 1)]["img"] for row in rows])
 
 
 @pytest.mark.parametrize("name", ["RAdaTTT", "TPT"])
@@ -327,8 +322,8 @@ class TestTrainers:
                 shutil.copy(path, folder)
         shutil.copy(source[0], folder / "again.png")
         cfg = make_config(
-            f"{name}/ttt", *few(name), "MODEL.BACKBONE.NAME", "shapes", "DATASET.DIR", "pictures",
-            "DATALOADER.NUM_WORKERS", "1", dataset="folder",
+            f"{name}/ttt", *views_options(name), "MODEL.BACKBONE.NAME", "shapes",
+            "DATASET.DIR", "pictures", "DATALOADER.NUM_WORKERS", "1", dataset="folder",
             flags=("--root", str(tmp_path / "data")),
         )  # fmt: skip
         build_trainer(cfg).train()
@@ -368,19 +363,20 @@ def test_tpt_equals_the_formula(build, monkeypatch, steps):
         for ours, theirs in zip(recorded[number * steps :], grads, strict=False):
             assert theirs[0].abs().max() > 0
             torch.testing.assert_close(ours[0][0], theirs[0], rtol=1e-7, atol=1e-12)
-        torch.testing.assert_close(adapted[number - 3][0], tokens, rtol=1e-7, atol=1e-9)
+        last = adapted[steps * (number + 1)]  # behind the start's, `steps` passes an image
+        torch.testing.assert_close(last[0], tokens, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(logits, wanted, rtol=1e-7, atol=1e-7)
 
 
 def record_texts(monkeypatch) -> list[torch.Tensor]:
     """The context tokens of every pass of the text encoder in TPT from now on."""
-    found, call = [], tpt.functional_call
+    found, call = [], towers.functional_call
 
     def recording(module, values, args):
         found.extend(value.detach().clone() for value in values.values())
         return call(module, values, args)
 
-    monkeypatch.setattr(tpt, "functional_call", recording)
+    monkeypatch.setattr(towers, "functional_call", recording)
     return found
 
 
@@ -413,7 +409,7 @@ class TestDagger:
             for name, value in trained.model.head.state_dict().items():
                 assert torch.equal(value, state[name])
             assert not any(p.requires_grad for p in trainer.model.parameters())
-        assert loaded.loaded_from == (trained.output_dir, None)
+        assert loaded.identity.loaded_from == (trained.output_dir, None)
         views = views_of(named, (0, 70))
         adapted = named.model_inference(views)
         assert torch.equal(adapted, loaded.model_inference(views))
@@ -424,7 +420,8 @@ class TestDagger:
         first = build("RAdaTTT", output="first")
         first.load_model(trained.output_dir)
         first.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-        first.record_test("test", first.evaluator.evaluate(), 0.0)
+        found = first.evaluator.evaluate()
+        first.record.add_test("test", found, first.evaluator.per_class(), 0.0)
         second = build("RAdaTTT", output="second")
         second.load_model(first.output_dir)
         state = second.model.head.state_dict()

@@ -9,25 +9,24 @@ import pytest
 import torch
 
 import clip
-from dassl.data.samplers import SeededIndex
 from dassl.engine import build_trainer
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.baselines import write_released
 from tests.trainers.plain import coupled, plain_image, plain_text, tokens_of, unit, vit_b16
 from tests.trainers.test_time.starts import (
+    FINE_GRAINED,
     context_by_hand,
     entropy_of_mean,
     least_entropy,
     make_run,
     record_gradients,
     steps_by_hand,
+    views_of,
     views_options,
 )
 from trainers.finetuning.stages import FirstStageError
 
 METHODS = ("CoOp", "CoCoOp", "MaPLe")
-FINE_GRAINED = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
-                "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
 TEXT = "backbone.text_prompts.vectors"
 
 
@@ -128,10 +127,6 @@ def test_maple_equals_the_formula(started, monkeypatch, steps):
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-10, msg=name)
 
 
-def views_of(trainer, rows):
-    return torch.stack([trainer.test_loader.dataset[SeededIndex(row, 1)]["img"] for row in rows])
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_images_do_not_depend_on_each_other(started, method):
     trainer = started(method)
@@ -171,7 +166,8 @@ def test_every_way_to_name_a_start(build, trained, method):
             assert torch.equal(value, state[name])
         assert trainer.extra_result()["start"]["directory"] == run.output_dir
     loaded.evaluator.process(torch.eye(40)[:2], torch.tensor([0, 1]))
-    loaded.record_test("test", loaded.evaluator.evaluate(), 0.0)
+    found = loaded.evaluator.evaluate()
+    loaded.record.add_test("test", found, loaded.evaluator.per_class(), 0.0)
     again = build(method, output="again")
     again.load_model(loaded.output_dir)
     assert again.start_directory == run.output_dir

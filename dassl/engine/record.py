@@ -1,0 +1,272 @@
+"""A run's notes and its result: what its tests found, and when ``result.json`` is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dassl.config import config_hash, to_plain
+from dassl.config.identity import IDENTITY_NAME, digest_of
+from dassl.engine.previous_runs import leftovers, set_aside
+from dassl.engine.result import peak_memory_mb, split_hash
+from dassl.engine.resume import remove_resume
+from dassl.engine.run_identity import RunIdentity
+from dassl.evaluation.record import Evaluation, numbers
+from dassl.results import RESULT_NAME, read_result, write_result
+from dassl.utils import git_revision, package_versions
+from dassl.utils.distributed import gather_objects, is_main, world_size
+from dassl.utils.files import write_json
+
+__all__ = ["Notes", "RunRecord"]
+
+
+class Notes(list[str]):
+    """Remarks on a run. Each is printed once, and all of them end up in the result."""
+
+    def add(self, note: str) -> None:
+        """Print a remark and keep it, unless it is there already."""
+        if note not in self:
+            self.append(note)
+            print(f"Note: {note}")
+
+
+class RunRecord:
+    """Keeps what the tests of a run found, and writes ``result.json`` when it is due.
+
+    Args:
+        identity: What the run is made from.
+        notes: Remarks, those to come included.
+        models: The trainer's, by name, for the number of parameters.
+        extra: Gives the trainer's own entries when the result is written.
+        has_val: Whether there are validation images.
+        started: When the run began, in seconds since the epoch.
+
+    Attributes:
+        training: Whether ``train`` is at work; a test meanwhile is not the run's result.
+        trained: Whether ``train`` has come to its end.
+        testing: Whether ``test`` is at work.
+        tests: The last test of every split, in the order of the tests.
+        durations: Seconds by phase.
+    """
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        notes: Notes,
+        models: Mapping[str, nn.Module],
+        extra: Callable[[], Mapping[str, Any]],
+        has_val: bool,
+        started: float,
+    ) -> None:
+        self.identity = identity
+        self.cfg, self.dm = identity.cfg, identity.dm
+        self.notes = notes
+        self.models = models
+        self.has_val = has_val
+        self.started = started
+        self.extra = extra
+        self.training = self.trained = self.testing = False
+        self.tests: dict[str, Evaluation] = {}
+        self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
+        self._written: Evaluation | None = None
+        git_revision()  # read and kept now: the checkout may have changed by the end of the run
+
+    # ------------------------------------------------------------------ tests
+
+    def split_tested(self, split: str | None = None) -> str:
+        """Return the split that a test is about.
+
+        Args:
+            split: As passed to ``test``; None for TEST.SPLIT. Where there are no validation
+                images, trainers' own tests take the test images, as Dassl's does.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        return "test" if split == "val" and not self.has_val else split
+
+    def finish_test(
+        self,
+        name: str,
+        split: str,
+        returned: Any,
+        evaluations: Sequence[Evaluation],
+        seconds: float,
+    ) -> None:
+        """Find out what a test has measured, whatever its body does.
+
+        Args:
+            name: Of the method, for messages.
+            split: test or val, or a word of the trainer's own.
+            returned: By the test.
+            evaluations: What evaluators gave meanwhile: the one whose main result was returned
+                counts, else the last.
+            seconds: How long it took.
+        """
+        found, _ = numbers(returned)
+        if not evaluations and not found:
+            self.tests.pop(split, None)
+            self.notes.add(f"{name} has neither used an evaluator nor returned a number: no result")
+            return
+        if not evaluations:
+            self.notes.add(f"{name} has not used an evaluator: the result is what it returned")
+            self.add_test(split, found, [], seconds)
+            return
+        value = next(iter(found.values()), None)
+        # A test that evaluates several times, such as with and without an ensemble, returns the one
+        # that counts.
+        same = [e for e in evaluations if next(iter(e.results.values())) == value]
+        chosen = (same or evaluations)[-1]
+        if len(evaluations) > 1:
+            which = "the one it returned" if same else "the last"
+            self.notes.add(f"{name} has evaluated {len(evaluations)} times: the result is {which}")
+        if chosen.left_out:
+            self.notes.add(f"no numbers, so not in the result: {', '.join(chosen.left_out)}")
+        self.add_test(split, chosen.results, chosen.per_class, seconds)
+
+    def add_test(
+        self,
+        split: str,
+        results: Mapping[str, float],
+        per_class: list[dict[str, Any]],
+        seconds: float,
+    ) -> None:
+        """Keep a test's results; outside of training they are the run's, and are written.
+
+        Args:
+            split: test or val.
+            results: Numbers by name, the main one first.
+            per_class: The same by class; empty if the evaluator does not tell.
+            seconds: How long it took.
+        """
+        self.durations["test"] = seconds
+        self.tests.pop(split, None)  # so that the last test comes last
+        self.tests[split] = Evaluation(dict(results), per_class, [])
+        if not self.training and split == self.split_tested():
+            self.write(split)
+
+    def score(self, name: str, returned: Any) -> float:
+        """Return the number that a test on validation images has given.
+
+        Args:
+            name: Of the method, for messages.
+            returned: By the test; not a number if a trainer's own test returns something else.
+
+        Raises:
+            ValueError: It has given none.
+        """
+        found, _ = numbers(returned)
+        if not found and "val" in self.tests:
+            found = self.tests["val"].results
+        if not found:
+            raise ValueError(
+                f"TEST.FINAL_MODEL is best_val, but {name} has neither used "
+                "an evaluator nor returned a number; set last_step"
+            )
+        return next(iter(found.values()))
+
+    def finish_train(self, name: str) -> None:
+        """Write the result of a training whose own end has not."""
+        self.trained = True
+        split = self.split_tested()
+        others = [other for other in self.tests if other not in ("train", "val", "test")]
+        if split not in self.tests and others:
+            self.notes.add(f"{split} was not tested: the result is of {others[-1]}")
+            split = others[-1]
+        if split in self.tests:
+            if self.tests[split] is not self._written:
+                self.write(split)
+        elif not self.cfg.TEST.NO_TEST:
+            self.notes.add(
+                f"{name} has trained, but no test of its own has given a result on "
+                f"the {split} images, so there is no result.json"
+            )
+
+    # ------------------------------------------------------------------ result.json
+
+    def write(self, split: str) -> None:
+        """Write ``result.json`` from the last test of a split and remove the resume file."""
+        test = self._written = self.tests[split]
+        metrics, chance = self._metrics(test.results), 100.0 / self.dm.num_classes
+        accuracy = test.results.get("accuracy")
+        if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
+            self.notes.add(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
+        own = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
+        bad = {path for images in gather_objects(own) for path in images}
+        if bad:
+            self.notes.add(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
+        content = {**self._run(), **self.extra()}
+        if not is_main():
+            return
+        eval_only = not self.trained
+        if eval_only:  # training begins by making room; an evaluation may follow one
+            self._keep_other_result()
+        dataset, (directory, epoch) = self.dm.dataset, self.identity.loaded_from
+        images = (dataset.val if split == "val" else dataset.test) or ()
+        content |= {
+            "identity": self.write_identity(),
+            "split": split,
+            "metrics": metrics,
+            "per_class": test.per_class,
+            "num_test": sum(row["total"] for row in test.per_class) or len(images),
+            "num_classes": int(self.dm.num_classes),
+            "chance": chance,
+            "eval_only": eval_only,
+            "model_dir": directory,
+            "load_epoch": epoch,
+            "durations": {**self.durations, "total": time.time() - self.started},
+            "peak_memory_mb": peak_memory_mb(self.identity.device),
+            "notes": [*getattr(dataset, "notes", []), *self.notes],
+        }
+        print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
+        if not eval_only:  # only now: until the result is there, a killed run has to go on from it
+            remove_resume(self.cfg.OUTPUT_DIR)
+
+    def write_identity(self) -> str:
+        """Write the identity beside the result, and return its digest."""
+        content = self.identity.content()
+        write_json(content, Path(self.cfg.OUTPUT_DIR) / IDENTITY_NAME)
+        return digest_of(content)
+
+    def _metrics(self, results: Mapping[str, float]) -> dict[str, float]:
+        """Return the results with an accuracy among them, which whatever reads them looks at."""
+        if "accuracy" in results:
+            return dict(results)
+        name, value = next(iter(results.items()))
+        self.notes.add(f"the evaluator gives no accuracy; what is called so is its {name}")
+        return {"accuracy": value, **results}
+
+    def _run(self) -> dict[str, Any]:
+        """Return what the run is and what it was made with."""
+        cfg, dataset = self.cfg, self.dm.dataset
+        # By identity: a trainer may register a model and a part of it.
+        params = {id(p): p for m in self.models.values() for p in m.parameters()}
+        return {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": cfg.DATASET.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "seed": self.identity.seed,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "config": to_plain(cfg),
+            "config_hash": config_hash(cfg),
+            "split_hash": split_hash(cfg.DATASET.ROOT, dataset.train_x, dataset.test),
+            "versions": package_versions(),
+            "git": git_revision(),
+            "device": str(self.identity.device),
+            **({"processes": world_size()} if world_size() > 1 else {}),
+            "precision": self.identity.precision,
+            "trainable_parameters": sum(p.numel() for p in params.values() if p.requires_grad),
+        }
+
+    def _keep_other_result(self) -> None:
+        """Move the result of another run away, such as that of the training that is evaluated."""
+        directory = self.cfg.OUTPUT_DIR
+        old = read_result(directory)
+        if old is None or (old["config_hash"] == config_hash(self.cfg) and old.get("eval_only")):
+            return
+        names = (RESULT_NAME, IDENTITY_NAME)
+        target = set_aside(directory, [p for p in leftovers(directory) if p.name in names])
+        print(f'The result of another run was here; it was moved to "{target}"')

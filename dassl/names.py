@@ -1,0 +1,52 @@
+"""The one check of a name against those that exist; its error has the nearest. Without torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["check_availability", "nearest"]
+
+
+def nearest(name: str, candidates: Iterable[str], most: int = 1) -> str:
+    """Return a hint naming the candidates closest to a misspelt name.
+
+    Args:
+        name: What was asked for.
+        candidates: What exists.
+        most: How many to name.
+
+    Returns:
+        ``" Did you mean 'X'?"`` with a leading space, or an empty string if nothing is close.
+    """
+    # Compared without case: "lightra" must find LightRA.
+    folded = {candidate.casefold(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.casefold(), folded, n=most, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(folded[match]) for match in close)}?" if close else ""
+
+
+def check_availability(
+    requested: str, available: Iterable[str], what: str = "", where: str = ""
+) -> str:
+    """Refuse a name that is not among the available ones.
+
+    Args:
+        requested: Name asked for.
+        available: Names that exist.
+        what: Flag, config key or registry that it was asked for with, for the error.
+        where: Where the available names come from, for the error.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: The name is not available; the message lists what is and the nearest matches.
+    """
+    names = list(available)
+    if requested in names:
+        return requested
+    raise ValueError(
+        f"{what}{': ' if what else ''}{requested!r} is not available."
+        f"{nearest(str(requested), names, most=3)} "
+        f"Available{where}: {', '.join(map(str, names)) or '(nothing)'}"
+    )

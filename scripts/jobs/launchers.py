@@ -1,0 +1,225 @@
+"""Where jobs run: devices of this machine, and the seam for whatever else may run jobs.
+
+The pool (:mod:`scripts.jobs.pool`) decides which job may start and what its end means; a launcher
+turns a job into a process and tells how the process ended. It knows nothing of protocols or
+parents, so that another launcher, say of a cluster's queue, needs the methods of
+:class:`Launcher` and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dassl.locks import Owner
+from scripts.jobs.plan import Job
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that a launcher has finished with.
+
+    Attributes:
+        job: The job.
+        status: Exit status of its process; negative for the signal that killed it.
+        seconds: How long it ran.
+    """
+
+    job: Job
+    status: int
+    seconds: float
+
+
+class Launcher(Protocol):
+    """Runs jobs, several at a time if it has the room."""
+
+    def has_room(self) -> bool:
+        """Tell whether another job can start now."""
+
+    def start(self, job: Job, why: str) -> Owner:
+        """Start a job where there is room.
+
+        Args:
+            job: Its directory exists, and nobody else is at work in it.
+            why: Reason for running it, for its log.
+
+        Returns:
+            The process at work, whom other drivers are told to wait for.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+
+    def ended(self) -> list[Ended]:
+        """Return the jobs that have ended since the last call."""
+
+    def stop(self, hurry: Callable[[], bool]) -> list[Job]:
+        """Stop all jobs, gently at first, and return them.
+
+        Args:
+            hurry: Tells whether to stop being gentle.
+        """
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place where jobs run.
+
+    Attributes:
+        name: As given on the command line.
+        flags: Flags of ``train.py`` that choose it.
+        environment: Variables set for its jobs.
+        processes: Processes of a job, one for each of its GPUs.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    environment: dict[str, str]
+    processes: int = 1
+
+    def command(self, job: Job) -> list[str]:
+        """Return the command line that runs a job here."""
+        python, *rest = job.command(self.flags)
+        if self.processes == 1:
+            return [python, *rest]
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        return [python, *torchrun, f"--nproc_per_node={self.processes}", *rest]
+
+    def shell_line(self, job: Job) -> str:
+        """Return the command as a shell takes it, variables included."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.command(job))])
+
+
+def parse_devices(words: Sequence[str], jobs_per_device: int) -> list[Device]:
+    """Read ``--devices``.
+
+    Args:
+        words: GPU numbers as nvidia-smi counts them (or its GPU-... names), several joined by ``+``
+            for one job on all of them; ``cpu``, ``mps``, or ``auto`` for one job at a time where
+            ``train.py`` sees fit.
+        jobs_per_device: Jobs that share a device.
+
+    Raises:
+        ValueError: Something else, or a device given twice.
+    """
+    parts = [[gpu.removeprefix("cuda:") for gpu in word.split("+")] for word in words]
+    names = [name for part in parts for name in part]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--devices: {twice} is given twice; see --jobs-per-device.")
+    return [_device(word, part, jobs_per_device) for word, part in zip(words, parts, strict=True)]
+
+
+def _device(word: str, names: list[str], jobs_per_device: int) -> Device:
+    name = ",".join(names)
+    if all(gpu.isdecimal() or gpu.startswith(("GPU-", "MIG-")) for gpu in names):
+        return Device(name, ("--device", "cuda"), {"CUDA_VISIBLE_DEVICES": name}, len(names))
+    if name == "auto":
+        return Device(name, (), {})
+    if name not in ("cpu", "mps"):
+        raise ValueError(
+            f"--devices: {word!r} is no device; give GPU numbers (0 1, or 0+1 for one job on "
+            "both), cpu, mps or auto."
+        )
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if name == "cpu" else {}
+    if name == "cpu" and jobs_per_device > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # One job takes all cores by itself; several that all do so only hinder each other.
+        threads = max(1, (os.cpu_count() or 1) // jobs_per_device)
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return Device(name, ("--device", name), environment)
+
+
+@dataclass
+class _Running:
+    job: Job
+    device: Device
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+class LocalLauncher:
+    """Runs jobs as processes of this machine, a fixed number on each device.
+
+    Args:
+        devices: Where to run.
+        jobs_per_device: Jobs that share a device.
+        cwd: Directory the jobs run in.
+    """
+
+    grace = 10.0  # seconds between asking processes to stop and killing them
+    poll = 0.1  # seconds between looks at processes that were asked to stop
+
+    def __init__(self, devices: Sequence[Device], *, jobs_per_device: int = 1, cwd: Path) -> None:
+        # Round by round, so that no device gets its second job before all have their first.
+        self._free = [device for _ in range(jobs_per_device) for device in devices]
+        self._running: list[_Running] = []
+        self._cwd = cwd
+
+    def has_room(self) -> bool:
+        """Tell whether a device is free."""
+        return bool(self._free)
+
+    def start(self, job: Job, why: str) -> Owner:
+        """Start a job on the first free device; see :class:`Launcher`."""
+        device = self._free[0]
+        command = device.command(job)
+        with open(job.log, "ab") as log:
+            job.begin(command)
+            log.write(f"# {why}\n$ {device.shell_line(job)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                command,
+                cwd=self._cwd,
+                env={**os.environ, **device.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Its own process group, so that its data loading workers stop with it.
+                start_new_session=True,
+            )
+        self._free.remove(device)
+        self._running.append(_Running(job, device, process, time.monotonic()))
+        return Owner.of(process.pid)
+
+    def ended(self) -> list[Ended]:
+        """Return the jobs whose processes have ended, and free their devices."""
+        over = []
+        for entry in list(self._running):
+            status = entry.process.poll()
+            if status is not None:
+                self._running.remove(entry)
+                self._free.append(entry.device)
+                over.append(Ended(entry.job, status, time.monotonic() - entry.started))
+        return over
+
+    def stop(self, hurry: Callable[[], bool]) -> list[Job]:
+        """Ask all processes to stop; kill them after the grace time, or in a hurry at once."""
+        for entry in self._running:
+            _signal_group(entry.process, signal.SIGTERM)
+        deadline = time.monotonic() + self.grace
+        while any(entry.process.poll() is None for entry in self._running):
+            if time.monotonic() > deadline or hurry():
+                break
+            time.sleep(self.poll)
+        for entry in self._running:
+            # Also when the leader is gone: a worker of its group may have ignored the request.
+            _signal_group(entry.process, signal.SIGKILL)
+            entry.process.wait()
+        stopped = [entry.job for entry in self._running]
+        self._running.clear()
+        return stopped
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    # PermissionError is how macOS answers for a group of which only a zombie is left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

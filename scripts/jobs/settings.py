@@ -1,0 +1,205 @@
+"""From the driver's command line to checked settings: names that exist, defaults filled in."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dassl.names import check_availability
+from scripts.jobs import protocols
+from scripts.jobs.protocols import (
+    PROTOCOLS,
+    Protocol,
+    read_integers,
+    read_shots,
+    split_words,
+)
+
+CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
+
+# Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
+# driver's back would file a run under a directory that lies about it.
+RESERVED = {
+    "DATASET.NAME": "--datasets",
+    "DATASET.NUM_SHOTS": "--shots",
+    "DATASET.ROOT": "--root",
+    "DATASET.SUBSAMPLE_CLASSES": "--protocol",
+    "DEVICE": "--devices",
+    "FIRST_STAGE.CONFIG": "a config file of the trainer (--cfg)",
+    "FIRST_STAGE.DIR": "FIRST_STAGE.CONFIG in a config file of the trainer",
+    "OUTPUT_DIR": "--output",
+    "RESUME": "the run directory",
+    "SEED": "--seeds",
+    "TRAINER.NAME": "--trainer",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for, with names checked and paths absolute.
+
+    Attributes:
+        protocol: The protocol to expand.
+        trainers: Trainer names.
+        cfgs: Stems of the trainers' config files; each trainer runs with each.
+        datasets: Datasets to train on; cross_dataset has one, its source.
+        targets: Datasets to evaluate a cross-dataset run on.
+        shots: Images per class.
+        seeds: Seeds.
+        root: Data directory.
+        output: Directory that the run directories are under.
+        options: Trailing KEY VALUE options, for every job.
+        repo: Repository; jobs run there and paths below it are printed relative to it.
+        train_command: Program that trains, before its flags.
+        relative: Whether to print paths below ``repo`` relative to it.
+    """
+
+    protocol: Protocol
+    trainers: tuple[str, ...]
+    cfgs: tuple[str, ...]
+    datasets: tuple[str, ...]
+    targets: tuple[str, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    root: Path
+    output: Path
+    options: tuple[str, ...]
+    repo: Path
+    train_command: tuple[str, ...]
+    relative: bool = True
+
+    def dataset_file(self, dataset: str) -> Path:
+        """Return the config file of a dataset."""
+        return self.repo / "configs" / "datasets" / f"{dataset}.yaml"
+
+    def trainer_file(self, trainer: str, cfg: str) -> Path:
+        """Return a config file of a trainer."""
+        return self.repo / "configs" / "trainers" / trainer / f"{cfg}.yaml"
+
+    def shown(self, path: Path) -> str:
+        """Return a path as it is put into a command."""
+        if self.relative and path.is_relative_to(self.repo):
+            return str(path.relative_to(self.repo))
+        return str(path)
+
+
+def config_stems(directory: Path) -> list[str]:
+    """Return the names of the YAML files in a directory, the field's datasets first."""
+    return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
+
+
+def default_targets(source: str, existing: Sequence[str], protocol: Protocol) -> list[str]:
+    """Return the datasets that a source's model is evaluated on when none are named.
+
+    Raises:
+        ValueError: The source is a dataset of the user's own, whose targets only they know, or has
+            no shifted siblings.
+    """
+    candidates = protocol.targets_of(source)
+    if not candidates:
+        raise ValueError(f"--targets: name the datasets to evaluate a model of {source!r} on.")
+    return [name for name in candidates if name in existing]
+
+
+def choose_datasets(
+    args: argparse.Namespace, existing: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the datasets to train on and the targets.
+
+    Raises:
+        ValueError: A name is unknown, or flags do not fit the protocol.
+    """
+    named = split_words(args.datasets)
+    targets = split_words(args.targets)
+    protocol = PROTOCOLS[args.protocol]
+    if protocol.crosses:
+        # --datasets names the source too, since that is how the other protocols are used.
+        if args.source and named and named != [args.source]:
+            raise ValueError("--datasets and --source name different sources; give one of them.")
+        if len(named) > 1:
+            raise ValueError(f"--datasets: {protocol.name} trains on one source; see --targets.")
+        datasets = [args.source] if args.source else named or ["imagenet"]
+    elif args.source or targets:
+        flag = "--source" if args.source else "--targets"
+        raise ValueError(f"{flag} is for --protocol {CROSSING}, not {args.protocol}.")
+    else:
+        datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
+    # Without either flag the name is the default of --source.
+    flag = "--datasets" if named else "--source"
+    for name in datasets:
+        check_availability(name, existing, flag, " (configs/datasets)")
+    for name in targets:
+        check_availability(name, existing, "--targets", " (configs/datasets)")
+    if protocol.crosses and not targets:
+        targets = default_targets(datasets[0], existing, protocol)
+    if not datasets or (protocol.crosses and not targets):
+        raise ValueError("configs/datasets has none of the default datasets; name some.")
+    return tuple(datasets), tuple(targets)
+
+
+def read_settings(
+    args: argparse.Namespace, options: list[str], repo: Path, train_command: Sequence[str] | None
+) -> Settings:
+    """Check the command line and resolve its defaults.
+
+    Raises:
+        ValueError: Anything in it is wrong; the message names flag, value and what is allowed.
+    """
+    check_availability(args.protocol, PROTOCOLS, "--protocol")
+    protocol = PROTOCOLS[args.protocol]
+    trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
+    cfgs = tuple(split_words(args.cfg)) or (protocol.name,)
+    configs = repo / "configs"
+    known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
+    # Every trainer with every config file: a missing pair is an error now, not after hours of jobs.
+    for trainer in trainers:
+        check_availability(trainer, known, "--trainer", " (configs/trainers)")
+        directory = configs / "trainers" / trainer
+        for cfg in cfgs:
+            check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
+    datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
+    shots = read_shots(args.shots) if args.shots else protocol.shots
+    # Commands are printed to be pasted, and are shorter for somebody in the repository.
+    relative = Path.cwd() == repo
+    train = "train.py" if relative else str(repo / "train.py")
+    if not relative:
+        # Jobs run in the repository; a file named from elsewhere must still be found.
+        options = [str(Path(word).resolve()) if Path(word).is_file() else word for word in options]
+    return Settings(
+        protocol=protocol,
+        trainers=trainers,
+        cfgs=cfgs,
+        datasets=datasets,
+        targets=targets,
+        shots=shots,
+        seeds=read_integers("--seeds", args.seeds, least=0),
+        root=(args.root or repo / "data").absolute(),
+        output=(args.output or repo / "output").absolute(),
+        options=check_options(options),
+        repo=repo,
+        train_command=tuple(train_command or (sys.executable, train)),
+        relative=relative,
+    )
+
+
+def check_options(words: list[str]) -> tuple[str, ...]:
+    """Check trailing KEY VALUE options as far as that goes without the config.
+
+    Raises:
+        ValueError: A key without value, something that is no key, or a key the driver sets.
+    """
+    for key in words[::2]:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
+            raise ValueError(
+                f"After -- come KEY VALUE pairs such as OPTIM.MAX_EPOCH 5, but {key!r} is no key."
+                " Flags of the driver go before the --."
+            )
+        if key in RESERVED:
+            raise ValueError(f"{key} is set by the driver; use {RESERVED[key]} instead.")
+    if len(words) % 2:
+        raise ValueError(f"Option {words[-1]!r} after -- has no value.")
+    return tuple(words)
