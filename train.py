@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from dassl.errors import plain_errors
 from dassl.utils.logger import escape_unprintable
-from scripts.train_flags import argument_parser
+from scripts.training.parser import argument_parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,10 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     from dassl.engine.run_folder import run_folder
     from dassl.utils import set_random_seed, setup_logger
     from dassl.utils.distributed import is_main
-    from trainers.config import build_config
-    from trainers.config_help import print_config_help
-    from trainers.flags import check_effect, check_flags
-    from trainers.predict import run_predict
+    from scripts.training.config import build_config
+    from scripts.training.config_help import print_config_help
+    from scripts.training.flags import check_effect, check_flags
+    from scripts.training.predict import run_predict
 
     with plain_errors(args.debug, also=(PeerLostError,)):
         if args.help_config is not None:

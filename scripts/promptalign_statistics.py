@@ -29,8 +29,8 @@ import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main
-from scripts.train_flags import argument_parser
-from trainers.config import build_config
+from scripts.training.config import build_config
+from scripts.training.parser import argument_parser
 from trainers.test_time.token_statistics import (
     FILE_NAME,
     TokenStatistics,

@@ -38,7 +38,7 @@ from datasets.rows import ROW_OF
 from scripts.drawing.trained_run import config_of, read_run
 from scripts.jobs import protocols
 from scripts.jobs.protocols import REPO, dataset_rank, split_words
-from trainers.config import default_config
+from scripts.training.config import default_config
 from trainers.finetuning.ft import FineTuner
 from trainers.finetuning.wise_ft import interpolate
 

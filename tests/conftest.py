@@ -66,8 +66,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def make_config(shapes_root: str, tmp_path: Path):
     """(method config file or None, trailing options, flags) -> the config of a run on Shapes."""
-    from scripts.train_flags import argument_parser
-    from trainers.config import build_config
+    from scripts.training.config import build_config
+    from scripts.training.parser import argument_parser
 
     def make(
         method: str | None,

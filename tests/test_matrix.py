@@ -109,7 +109,7 @@ def repeated_keys(path: Path, defaults: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("path", METHOD_FILES, ids=method_id)
 def test_config_files_hold_only_differences(path):
     """A key that repeats its default, or its base's value, hides what a file really changes."""
-    from trainers.config import default_config
+    from scripts.training.config import default_config
 
     assert not repeated_keys(path, leaves(default_config()))
     assert path.read_text().startswith("#"), "the head says what it is and how it is run"

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import clip
-from dassl.utils.registry import check_availability
+from dassl.names import check_availability
 from scripts.benchmarks.tools import RANDOM_VIT, backbone_name, write_pictures
 from scripts.jobs.protocols import REPO
 

@@ -31,8 +31,8 @@ import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
 from scripts.jobs.protocols import REPO
-from scripts.train_flags import argument_parser
-from trainers.config import build_config
+from scripts.training.config import build_config
+from scripts.training.parser import argument_parser
 
 MIB = 2**20
 RANDOM = "random:"

@@ -136,7 +136,7 @@ def read_config(file: Path) -> CfgNode:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
         # It may set keys of a method; loading all methods takes seconds and is rarely needed.
-        from trainers.config import default_config
+        from scripts.training.config import default_config
 
         cfg = default_config()
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)

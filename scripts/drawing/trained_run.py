@@ -15,7 +15,7 @@ from dassl.config import merge_options
 from dassl.engine import build_trainer
 from dassl.results import RESULT_NAME, read_result
 from dassl.utils import set_random_seed
-from trainers.config import default_config
+from scripts.training.config import default_config
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datasets.classnames import read_class_names, read_name_list
 from datasets.imagenet import read_wnid_names
 from datasets.readers import read_lines
 from scripts.describe import names_to_describe as read_for_descriptions
-from trainers.predict_files import read_names as read_for_predict
+from scripts.training.predict_files import read_names as read_for_predict
 
 THREE = ["chat noir", "café", "red, dog"]
 PRESENT = ["one", "two", "three"]

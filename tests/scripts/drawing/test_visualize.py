@@ -18,9 +18,9 @@ from scripts.drawing import image_choice, mask_values
 from scripts.drawing.image_choice import by_lot, choose_images, select
 from scripts.drawing.mask_values import ValueCounts, collect_maps, collect_rows, embed
 from scripts.drawing.trained_run import load_run, read_run
-from scripts.train_flags import argument_parser
+from scripts.training.config import build_config
+from scripts.training.parser import argument_parser
 from tests.conftest import REPOSITORY
-from trainers.config import build_config
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 3, "OPTIM.WARMUP_EPOCH", 0)
 

@@ -24,8 +24,8 @@ from dassl.config.schema import (
 )
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from scripts.training.config import config_options, default_config
 from tests.conftest import REPOSITORY
-from trainers.config import config_options, default_config
 
 FILES = sorted((REPOSITORY / "configs").glob("*/**/*.yaml"))
 
@@ -168,7 +168,7 @@ def test_it_is_checked_before_a_backbone_is_loaded(shapes_root):
 
 
 class TestOtherPeoplesCode:
-    """Configs that are not made by ``trainers.config``."""
+    """Configs that are not made by ``scripts.training.config``."""
 
     @pytest.fixture
     def trainer(self):

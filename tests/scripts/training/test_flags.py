@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dassl.engine import build_trainer
-from scripts.train_flags import argument_parser
-from trainers.flags import check_effect, check_flags
+from scripts.training.flags import check_effect, check_flags
+from scripts.training.parser import argument_parser
 
 MODES = {"train": [], "eval-only": ["--eval-only", "--model-dir", "d"],
          "no-train": ["--no-train"], "predict": ["--predict", "a.png"]}  # fmt: skip

@@ -15,7 +15,7 @@ import train
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, read_result
 from datasets.listing import LeftOut
-from trainers.predict_files import find_images, read_names
+from scripts.training.predict_files import find_images, read_names
 
 CLASSES = ("solid_blue_square", "dotted_red_square", "striped_pink_star")
 

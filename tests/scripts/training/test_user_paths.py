@@ -12,9 +12,9 @@ from dassl.config import user_path
 from dassl.config.paths import file_flag, resolve
 from dassl.config.schema import trainer_options
 from dassl.engine import TRAINER_REGISTRY
-from scripts.train_flags import argument_parser
+from scripts.training.config import build_config, config_options, default_config
+from scripts.training.parser import argument_parser
 from tests.conftest import REPOSITORY
-from trainers.config import build_config, config_options, default_config
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,8 @@ from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from trainers.base.templates import own_template
-from trainers.config import build_config
-from trainers.predict_files import (
+from scripts.training.config import build_config
+from scripts.training.predict_files import (
     SUFFIXES,
     Prediction,
     find_images,
@@ -34,6 +33,7 @@ from trainers.predict_files import (
     read_names,
     write_prediction,
 )
+from trainers.base.templates import own_template
 
 ZERO_SHOT = "ZeroshotCLIP"
 TOP_K = 5

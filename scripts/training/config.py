@@ -20,7 +20,7 @@ from dassl.config.merge import full_keys
 from dassl.config.schema import Option, add_options, check_config, expand_paths, trainer_options
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
-from scripts.train_flags import CONFIG_KEYS, read_options
+from scripts.training.parser import CONFIG_KEYS, read_options
 from trainers.base.options import OPTIONS, precision
 
 DEFAULT_BACKBONE = "ViT-B/16"

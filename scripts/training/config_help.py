@@ -11,7 +11,7 @@ from dassl.config.identity import flatten
 from dassl.config.merge import full_keys
 from dassl.config.schema import Option, allowed_words
 from dassl.names import nearest
-from trainers.config import config_options, default_config
+from scripts.training.config import config_options, default_config
 
 WIDTH = 100
 

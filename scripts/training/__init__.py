@@ -1,0 +1,1 @@
+"""Behind train.py: flags, the config they make, labels for images."""
