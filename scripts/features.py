@@ -19,7 +19,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
-from dassl.data.feature_cache import (
+from dassl.data.features.cache import (
     DEFAULT_DIR,
     FeatureEntry,
     clear_cache,

@@ -16,7 +16,7 @@ images of one source, evaluation on its shifted siblings; what a method starts f
 their config files, run side by side and share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
-goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/plan.py`` says what
+goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/job.py`` says what
 counts as
 finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
 is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C or SIGTERM.
@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts import report
-from scripts.jobs.job_plan import Planner
+from scripts.jobs.job import Job
 from scripts.jobs.launchers import Device, LocalLauncher, parse_devices
-from scripts.jobs.plan import Job
+from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome, last_lines
 from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
 from scripts.jobs.settings import CROSSING, Settings, read_settings

@@ -11,9 +11,9 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
-from dassl.data.epoch_samplers import EpochSampler, mix_seed
 from dassl.data.samplers import build_sampler
-from dassl.data.sharded_sampler import ShardedSampler
+from dassl.data.samplers.epochs import EpochSampler, mix_seed
+from dassl.data.samplers.sharded import ShardedSampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
 from dassl.names import check_availability

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from dassl.config.inputs import Recording, recording
 from dassl.data import DataManager
-from dassl.data.epoch_samplers import mix_seed
+from dassl.data.samplers.epochs import mix_seed
 from dassl.engine.base import Names, TrainerBase
 from dassl.engine.build import adopt
 from dassl.engine.checkpoint import trainable_state

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dassl.locks import Owner
-from scripts.jobs.plan import Job
+from scripts.jobs.job import Job
 
 
 @dataclass(frozen=True)

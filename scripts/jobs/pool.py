@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from dassl.locks import FileLock, LockedError, Owner, acquire, at_work
 from dassl.results import read_result
+from scripts.jobs.job import Job
 from scripts.jobs.launchers import Ended, Launcher
-from scripts.jobs.plan import Job
 
 _TAIL_BYTES = 16384
 _LOCK = ".job.lock"  # in a job's folder, held by the driver that runs it; names the job's process

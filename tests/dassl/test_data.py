@@ -16,8 +16,8 @@ from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper, build_data_loader, read_image
 from dassl.data.data_manager import _allow_open_files
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
-from dassl.data.epoch_samplers import SeededIndex
 from dassl.data.samplers import build_sampler
+from dassl.data.samplers.epochs import SeededIndex
 from dassl.data.transforms import AVAILABLE_TRANSFORMS, INTERPOLATION_MODES, build_transform
 from dassl.data.wrapper import BadImageError
 from dassl.engine import build_trainer, read_result

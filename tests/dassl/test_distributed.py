@@ -15,7 +15,7 @@ import torch
 
 from dassl.config import config_hash
 from dassl.data.samplers import RandomSampler, SequentialSampler
-from dassl.data.sharded_sampler import ShardedSampler
+from dassl.data.samplers.sharded import ShardedSampler
 from dassl.engine import build_trainer, resolve_device, trainable_state
 from dassl.engine.distributed import gather_features
 from dassl.engine.parallel import split_batch

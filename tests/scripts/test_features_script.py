@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from dassl.data.feature_cache import FeatureCache, list_cache
+from dassl.data.features.cache import FeatureCache, list_cache
 from scripts import features
 from tests.conftest import REPOSITORY
 

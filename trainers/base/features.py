@@ -21,8 +21,8 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.config import to_plain
-from dassl.data.feature_cache import FeatureCache, FeatureWriter
-from dassl.data.feature_key import described, hash_files, hash_tensors
+from dassl.data.features.cache import FeatureCache, FeatureWriter
+from dassl.data.features.key import described, hash_files, hash_tensors
 from dassl.data.wrapper import ImageLoader
 from dassl.utils.tools import package_versions
 

@@ -7,7 +7,7 @@ functions, each of which takes the method's default.
 from __future__ import annotations
 
 from dassl.config.schema import PATH, TEXT, Option, count, number, one_of
-from dassl.data.feature_cache import DEFAULT_DIR
+from dassl.data.features.cache import DEFAULT_DIR
 
 OPTIONS = {
     # At the top level, as in RAda's released code.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import clip
 from clip.prompts import template_prompts
 from clip.text import unit_norm
-from dassl.data.epoch_samplers import SeededIndex, mix_seed
+from dassl.data.samplers.epochs import SeededIndex, mix_seed
 from dassl.data.wrapper import ImageLoader
 from datasets.imagenet import misnamed, standard_names
 from datasets.row import Figure

@@ -24,7 +24,7 @@ from clip import adapter_parameters
 from dassl.config import merge_options
 from dassl.data import build_data_loader
 from dassl.data.datasets import build_dataset
-from dassl.data.feature_key import hash_tensors
+from dassl.data.features.key import hash_tensors
 from dassl.data.transforms import build_transform, crop_border_first
 from dassl.engine import read_result
 from dassl.utils.torchtools import atomic_torch_save, load_checkpoint

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
-from dassl.data.epoch_samplers import mix_seed
+from dassl.data.samplers.epochs import mix_seed
 from dassl.data.wrapper import preserved_randomness, seed_randomness
 
 

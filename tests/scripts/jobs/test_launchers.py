@@ -6,8 +6,8 @@ import os
 import pytest
 
 from dassl.locks import Owner
-from scripts.jobs.job_plan import Planner
 from scripts.jobs.launchers import Ended
+from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool
 from scripts.jobs.settings import read_settings
 from scripts.run import build_parser

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.config import config_hash
-from dassl.data.feature_cache import list_cache
-from dassl.data.feature_key import hash_files, hash_tensors
+from dassl.data.features.cache import list_cache
+from dassl.data.features.key import hash_files, hash_tensors
 from dassl.engine import TRAINER_REGISTRY, StepOutput, build_trainer, read_result
 from tests.dassl.toys import make_images
 from trainers.base import CLIPTrainer, PromptedCLIP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import clip
-from dassl.data.epoch_samplers import SeededIndex
+from dassl.data.samplers.epochs import SeededIndex
 from dassl.engine import build_trainer
 from tests.trainers.baselines import around_names
 from tests.trainers.plain import unit

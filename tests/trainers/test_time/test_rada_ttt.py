@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from dassl.data.epoch_samplers import SeededIndex
+from dassl.data.samplers.epochs import SeededIndex
 from dassl.engine import build_trainer, read_result
 from tests.dassl.torch_files import SPOILED, spoil
 from tests.trainers.test_time.starts import (

@@ -4,7 +4,7 @@
         features.npy    (N, D), as ``np.save`` writes it
         key.json        {"key": what the features were made from, "meta": shape, checksum, ...}
 
-Which entry is needed and which job makes it is up to the cache (`feature_cache`).
+Which entry is needed and which job makes it is up to the cache (`dassl.data.features.cache`).
 """
 
 from __future__ import annotations

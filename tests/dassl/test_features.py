@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from dassl.data import feature_cache, feature_entry
-from dassl.data.feature_cache import FeatureCache, FeatureCacheError, clear_cache, list_cache
+from dassl.data.features import cache as feature_cache
+from dassl.data.features import entry as feature_entry
+from dassl.data.features.cache import FeatureCache, FeatureCacheError, clear_cache, list_cache
 
 KEY = {"dataset": "Toy", "split": "test", "backbone": "tiny", "files": "abc"}
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2) / 7

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from dassl.data.epoch_samplers import EpochSampler
+from dassl.data.samplers.epochs import EpochSampler
 
 __all__ = ["ShardedSampler"]
 

@@ -1,6 +1,6 @@
 """Features on disk, found again by what they were made from.
 
-Each set of features is an entry (`feature_entry`), named by a hash of its key. An entry is written
+Each set of features is an entry (`dassl.data.features.entry`), named by a hash of its key. An entry is written
 under a temporary name, then renamed, so that one that can be seen is whole. Of concurrent jobs one
 makes an entry and the others wait for it; what a killed job left, the next one removes.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from dassl.config import user_path
-from dassl.data.feature_entry import (
+from dassl.data.features.entry import (
     ENTRY_NAME,
     FeatureCacheError,
     FeatureEntry,

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from dassl.data.datasets.base_dataset import Datum
-from dassl.data.epoch_samplers import EpochSampler
+from dassl.data.samplers.epochs import EpochSampler
 
 __all__ = ["RandomClassSampler", "RandomDomainSampler", "SeqDomainSampler"]
 

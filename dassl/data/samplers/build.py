@@ -1,4 +1,4 @@
-"""Dassl's samplers by name, see `epoch_samplers` and `group_samplers`."""
+"""Dassl's samplers by name."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dassl.data.datasets.base_dataset import Datum
-from dassl.data.epoch_samplers import EpochSampler, RandomSampler, SequentialSampler
-from dassl.data.group_samplers import RandomClassSampler, RandomDomainSampler, SeqDomainSampler
+from dassl.data.samplers.epochs import EpochSampler, RandomSampler, SequentialSampler
+from dassl.data.samplers.groups import RandomClassSampler, RandomDomainSampler, SeqDomainSampler
 from dassl.names import check_availability
 
-__all__ = [
-    "RandomClassSampler",
-    "RandomDomainSampler",
-    "RandomSampler",
-    "SeqDomainSampler",
-    "SequentialSampler",
-    "build_sampler",
-]
+__all__ = ["build_sampler"]
 
 
 def build_sampler(
