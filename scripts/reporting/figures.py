@@ -50,7 +50,7 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
     columns = min(COLUMNS, len(panels)) if curves else 1
     rows = math.ceil(len(panels) / columns)
     bars = max(len(section.datasets()) * len(section.series) for section in sections)
-    width = PANEL[0] * columns if curves else max(2 * PANEL[0], 1.0 + 0.5 * bars)
+    width = PANEL[0] * max(columns, 1.5) if curves else max(2 * PANEL[0], 1.0 + 0.5 * bars)
     figure = Figure(figsize=(width, PANEL[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     labels = list(dict.fromkeys(name for one in sections for name in one.series))
@@ -61,7 +61,10 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    # As many beside each other as fit: the legend does not shrink with the figure.
+    entry = 0.6 + 0.085 * max(map(len, labels))  # inches of a patch and its label
+    beside = max(1, min(len(handles), int(width / entry)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=beside)
     figure.suptitle(sections[0].protocol.name)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=DPI)

@@ -1,8 +1,9 @@
 """Features on disk, found again by what they were made from.
 
-Each set of features is an entry (`dassl.data.features.entry`), named by a hash of its key. An entry is written
-under a temporary name, then renamed, so that one that can be seen is whole. Of concurrent jobs one
-makes an entry and the others wait for it; what a killed job left, the next one removes.
+Each set of features is an entry (`dassl.data.features.entry`), named by a hash of its key. An entry
+is written under a temporary name, then renamed, so that one that can be seen is whole. Of
+concurrent jobs one makes an entry and the others wait for it; the next one removes what a killed
+job left.
 """
 
 from __future__ import annotations
