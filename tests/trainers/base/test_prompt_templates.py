@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from yacs.config import CfgNode
 
@@ -171,7 +169,7 @@ def test_every_method_reads_the_published_text_of_every_dataset(name):
 @pytest.mark.parametrize("name", ["DescribableTextures", "Folder", "SomebodysOwn"])
 def test_any_text_is_the_users_choice(name, template, text):
     cfg = CfgNode({"DATASET": {"NAME": name, "PROMPT_TEMPLATE": template}})
-    assert PromptTexts.template(SimpleNamespace(cfg=cfg), "own {}.") == text
+    assert PromptTexts(cfg.DATASET, [], None).template("own {}.") == text
 
 
 @pytest.mark.parametrize(
