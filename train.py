@@ -13,10 +13,8 @@ from scripts.training.parser import argument_parser
 def main(argv: list[str] | None = None) -> None:
     """Run one job; see ``python train.py --help``.
 
-    Raises:
-        SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used, or
-            the machine lacks something; with ``--debug`` the error itself. After ``--predict`` and
-            ``--help-config``, their exit status.
+    Errors in flags, config, data or a checkpoint end it with a plain message; ``--debug`` shows the
+    traceback.
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)

@@ -48,7 +48,7 @@ FORMATS = ("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")
 
 
 def measure_apart(case: str, kind: str, args: argparse.Namespace) -> dict[str, float]:
-    """One measurement in a process of its own: ``seconds`` and ``mib``."""
+    """Return ``seconds`` and ``mib`` of one measurement in a process of its own."""
     words = ("--cases", case, "--worker", kind, "--steps", args.steps, "--threads", args.threads)
     return ask_process(*words)
 

@@ -94,11 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def protocol_datasets(protocol: str, names: list[str], existing: list[str]) -> list[str]:
-    """Return the datasets that ``run.py --protocol P --datasets ...`` would read.
-
-    Raises:
-        ValueError: A name is unknown, or a transfer has several sources.
-    """
+    """Return the datasets that ``run.py --protocol P --datasets ...`` would read."""
     check_availability(protocol, PROTOCOLS, "--protocol")
     flags = argparse.Namespace(protocol=protocol, datasets=names, source=None, targets=None)
     sources, targets = choose_datasets(flags, existing)
@@ -114,22 +110,13 @@ def named_datasets(
 
 
 def find_config(flag: str, name: str, existing: list[str]) -> str:
-    """Return a dataset's config, given its config or its class: EuroSAT is eurosat.
-
-    Raises:
-        ValueError: The name is unknown; the message suggests the nearest.
-    """
+    """Return a dataset's config, given its config or its class: EuroSAT is eurosat."""
     by_class = {row.name: row.config for row in ROWS}
     return check_availability(by_class.get(name, name), existing, flag, " (configs/datasets)")
 
 
 def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target], set[str]]:
-    """Return the datasets to check, and the configs of those that are required.
-
-    Raises:
-        FileNotFoundError: A config file or the root is missing.
-        ValueError: A name is unknown, or ``--workers`` is wrong.
-    """
+    """Return the datasets to check, and the configs of those that are required."""
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers: {args.workers} is below 0.")
     existing = config_stems(configs)
@@ -200,11 +187,7 @@ def run_list(args: argparse.Namespace, table: Sequence[Download]) -> int:
 def choose_orders(
     args: argparse.Namespace, configs: Path, table: Sequence[Download]
 ) -> list[tuple[DatasetRow, Download | None]]:
-    """Return the datasets to fetch, and where they can be downloaded if that is known.
-
-    Raises:
-        ValueError: A name is unknown or of the user's own data, or none is given.
-    """
+    """Return the datasets to fetch, each with its download if one is known."""
     existing = config_stems(configs)
     names = named_datasets(args, "fetch", args.names, existing)
     if not names:
@@ -269,11 +252,7 @@ def fetch_all(orders: Sequence[Order], root: Path, policy: Policy) -> None:
 
 
 def confirmed() -> bool:
-    """Ask whether to download.
-
-    Raises:
-        ValueError: There is no terminal to ask on.
-    """
+    """Ask whether to download; an error where there is no terminal to ask on."""
     if not sys.stdin.isatty():
         raise ValueError("fetch: give --yes where there is no terminal to ask on.")
     return input("Download this? [y/N] ").strip().lower() in ("y", "yes")
@@ -308,17 +287,7 @@ def main(
     table: Sequence[Download] = DOWNLOADS,
     policy: Policy = PATIENT,
 ) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments; None takes the process's.
-        configs: Directory of the datasets' config files.
-        table: Where datasets can be downloaded.
-        policy: How often and how long downloads are retried.
-
-    Returns:
-        Exit status (module docstring).
-    """
+    """Run the command line and return the exit status; tests replace all but ``argv``."""
     parser = build_parser()
     escape_unprintable()
     args = parser.parse_args(argv)

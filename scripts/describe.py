@@ -39,12 +39,7 @@ from scripts.scrub import say
 
 
 def names_to_describe(path: Path) -> list[str]:
-    """Return class names from a file, as ``datasets.classnames`` reads it, in any order.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no names.
-    """
+    """Return class names from a file, as ``datasets.classnames`` reads it, in any order."""
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path.absolute()}")
     names = read_name_list(path, "--classnames")
@@ -60,13 +55,7 @@ def names_to_describe(path: Path) -> list[str]:
 def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
     """Return a dataset's class names, template, and title for the file of descriptions.
 
-    Args:
-        word: Stem of a file in configs/datasets, a dataset's name, or the path of a config file.
-        root: Folder of all datasets.
-
-    Raises:
-        FileNotFoundError: The dataset's files are not there.
-        ValueError: There is no such dataset.
+    ``word`` is the stem of a file in configs/datasets, a dataset's name, or a config file's path.
     """
     configs = {path.stem: path for path in sorted((REPO / "configs/datasets").glob("*.yaml"))}
     known = {row.name: row.config for row in ROWS}
@@ -172,12 +161,7 @@ def _rate(text: str) -> float:
 
 
 def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
-    """Return what the model is asked for, and the file to write.
-
-    Raises:
-        FileNotFoundError: The file of class names or the dataset's files are not there.
-        ValueError: They hold no names, or a flag is missing or wrong.
-    """
+    """Return what the model is asked for, and the file to write."""
     if args.classnames:
         names, template = names_to_describe(args.classnames), "A photo of a {},"
         if args.output is None:
@@ -196,12 +180,7 @@ def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
 
 
 def build_model(args: argparse.Namespace) -> Model:
-    """Return the model that the flags name.
-
-    Raises:
-        ModelError: It cannot be loaded.
-        ValueError: Flags are missing or wrong.
-    """
+    """Return the model that the flags name."""
     if bool(args.base_url) == bool(args.local):
         raise ValueError("give either --base-url with --model, or --local")
     if args.local:

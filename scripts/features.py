@@ -84,11 +84,7 @@ def as_json(entries: Sequence[FeatureEntry]) -> str:
 
 
 def clear(directory: Path, dataset: str | None) -> str:
-    """Remove entries and say what was freed.
-
-    Raises:
-        ValueError: There is no entry, or none of that dataset.
-    """
+    """Remove entries, all or those of one dataset, and say what was freed."""
     known = sorted({entry.key["dataset"] for entry in list_cache(directory)})
     if dataset is not None and dataset not in known:
         raise ValueError(

@@ -87,7 +87,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def train(model: Any, args: argparse.Namespace) -> Tensor:
-    """Train in place; returns the numbers of all tokens that were seen."""
+    """Train in place; return the ids of all tokens that were seen."""
     rng = np.random.default_rng(args.seed)
     objects, pixels = draw_pictures(args.images, rng)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_INPUT.mean, OPENAI_INPUT.std))

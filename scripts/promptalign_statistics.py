@@ -46,13 +46,7 @@ _NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA", "FEATURE_CACHE"
 def model_config(args: argparse.Namespace, scratch: str) -> CfgNode:
     """The config of the run, for all training images, with what flags and options change.
 
-    Args:
-        args: Of the command line.
-        scratch: Directory for what building a dataset leaves.
-
-    Raises:
-        FileNotFoundError: There is no such run or config file.
-        ValueError: The run does not say what it was trained on, and no flag does.
+    ``scratch`` takes what building a dataset writes.
     """
     if not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
@@ -82,14 +76,7 @@ def model_config(args: argparse.Namespace, scratch: str) -> CfgNode:
 
 
 def make_statistics(args: argparse.Namespace) -> tuple[TokenStatistics, Path]:
-    """Make and write the statistics.
-
-    Args:
-        args: Of the command line.
-
-    Returns:
-        Them, and where they are.
-    """
+    """Make and write the statistics; return them and their path."""
     path = Path(args.output or Path(args.model_dir, FILE_NAME))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(model_config(args, scratch))

@@ -62,7 +62,7 @@ class Report:
         return [line for section in self.sections for line in section.warnings]
 
     def _csv(self) -> str:
-        """Return one line per number at full precision, deviations empty where there are none."""
+        """Return one line per number at full precision; a missing deviation is empty."""
         import pandas as pd  # see scripts.reporting.results
 
         frames = [
@@ -109,12 +109,7 @@ def _render_section(section: Section, form: str) -> str:
 
 
 def build(selection: Selection) -> Report:
-    """Collect the selected runs into a report.
-
-    Raises:
-        ValueError: A name of the selection is unknown.
-        LookupError: There is no finished run.
-    """
+    """Collect the selected runs into a report; a LookupError if none of them has finished."""
     return Report(build_sections(collect(selection), selection))
 
 

@@ -139,16 +139,7 @@ def main(
     repo: Path = REPO,
     train_command: Sequence[str] | None = None,
 ) -> int:
-    """Run the driver.
-
-    Args:
-        argv: Arguments; None takes the process's.
-        repo: Repository whose configs are used and where jobs run.
-        train_command: Program in place of ``python train.py``; it gets the same flags.
-
-    Returns:
-        Exit status (module docstring).
-    """
+    """Run the driver; return the exit status. Tests replace the repository and ``train.py``."""
     words = list(sys.argv[1:] if argv is None else argv)
     # Cut here and not by argparse, which would take what follows -- for values of a flag before it.
     cut = words.index("--") if "--" in words else len(words)

@@ -46,14 +46,10 @@ PICTURE_SIDE = 256  # pixels
 
 
 def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int]) -> HeatMap:
-    """What is drawn of one image.
+    """Return what is drawn of one image, whose label is -1 if its class is not known.
 
-    Args:
-        item: The image; label -1 if its class is not known.
-        maps: Its matrices.
-        names: All class names.
-        wanted: Labels of the classes to show; none for all or, of more than ``ROWS_SHOWN``, those
-            with the highest logits and the true one.
+    ``wanted`` are labels of the classes to show; if empty, all classes or, of more than
+    ``ROWS_SHOWN``, those with the highest logits and the true one.
     """
     best = int(maps.logits.argmax())
     if not wanted and len(names) <= ROWS_SHOWN:
@@ -79,15 +75,9 @@ def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int
 
 
 def figures_for(trainer: Any, args: argparse.Namespace, item: Datum) -> Sequence[str]:
-    """The figures to draw: what was asked for, or all that the method can have.
+    """Return the figures to draw: those asked for, or all that the method can have.
 
-    Args:
-        trainer: Of a finished run.
-        args: With ``figures`` and ``images``.
-        item: Any image.
-
-    Raises:
-        ValueError: A figure of the mask is asked for, and there is none.
+    Any image does as ``item``: it only shows whether the method has a mask.
     """
     mask = next(head_outputs(trainer, [item])).output.mask
     if mask is not None:
@@ -105,15 +95,7 @@ def figures_for(trainer: Any, args: argparse.Namespace, item: Datum) -> Sequence
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
-    """Draw the figures that the arguments ask for.
-
-    Returns:
-        The files written.
-
-    Raises:
-        FileNotFoundError: The run, its data or an image is missing.
-        ValueError: Something else in the arguments or the run cannot be used.
-    """
+    """Draw the figures that the arguments ask for; return the files written."""
     trainer = load_run(args.model_dir, root=args.root, device=args.device)
     require_head(trainer)
     chosen = select(trainer, args.split, args.classes, args.seed)

@@ -75,15 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose_targets(source: str, named: Sequence[str]) -> list[str]:
-    """Return the datasets to test on besides the run's own, by the names of their config files.
-
-    Args:
-        source: ``DATASET.NAME`` of the run.
-        named: Those that were asked for.
-
-    Raises:
-        ValueError: A name is unknown, or none was given and the run's dataset has no shifts.
-    """
+    """Return the datasets to test on besides ``source``, the run's own, by their config names."""
     existing = sorted(
         (p.stem for p in (REPO / "configs/datasets").glob("*.yaml")), key=dataset_rank
     )
@@ -102,7 +94,7 @@ def choose_targets(source: str, named: Sequence[str]) -> list[str]:
 
 @contextmanager
 def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
-    """The trainer of the run, on a target ("" for the run's own data), without its weights."""
+    """Build the run's trainer without its weights, on a target ("" for the run's own dataset)."""
     result = read_run(args.model_dir)
     cfg = config_of(result, args.model_dir / RESULT_NAME)
     root = args.root or cfg.DATASET.ROOT
@@ -120,20 +112,14 @@ def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
 
 
 def copied(trainer: Any) -> dict[str, Tensor]:
-    """A trainer's weights that train, as they are now."""
+    """A copy of a trainer's trainable weights."""
     return {name: value.detach().clone() for name, value in trainable_state(trainer.model).items()}
 
 
 def both_ends(
     trainer: Any, end: Path, start: Path | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights at alpha 0 and at alpha 1.
-
-    Args:
-        trainer: Just built.
-        end: Directory of a run.
-        start: Of another one; None for the pre-trained model.
-    """
+    """Return the weights at alpha 0 (run ``start`` or pre-trained) and at alpha 1 (run ``end``)."""
     first = copied(trainer)
     trainer.any_config = True  # the two runs may differ in how they were trained
     trainer.load_model(str(start or end))
@@ -166,12 +152,7 @@ def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
 
 
 def measure(args: argparse.Namespace) -> tuple[str, Curve]:
-    """Test on the run's own dataset and on all targets; return the former's name, and everything.
-
-    Raises:
-        FileNotFoundError: A run, its weights or data are missing.
-        ValueError: Something in the arguments or the runs cannot be used.
-    """
+    """Test on the run's own dataset and on all targets; return the former's name, and the curve."""
     source = str(read_run(args.model_dir)["dataset"])
     targets = choose_targets(source, split_words(args.targets))
     curve: Curve = {alpha: {} for alpha in args.alphas}

@@ -85,18 +85,13 @@ def test_time_methods() -> list[str]:
 
 
 def baselines() -> list[str]:
-    """Names of the registered methods that are compared with, whoever registered them."""
+    """Names of all registered methods, except ours, that train base-to-novel or adapt to tests."""
     trained = [n for n in efficiency.methods() if "base2novel" in _trainer_class(n).protocols]
     return [n for n in (*trained, *test_time_methods()) if n not in (*OURS, *ZERO_SHOT)]
 
 
 def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]:
-    """What is measured, one process each.
-
-    Args:
-        names: Registered methods, see :func:`scripts.benchmarks.tools.run_config`.
-        batches: B of each.
-    """
+    """Return what is measured, one process each, with the batch size B of each method."""
     return [
         {"method": name, "kind": kind, "batch": batches[name]}
         for name in names
@@ -116,19 +111,12 @@ def _inputs(name: str) -> tuple[str, ...]:
 
 
 class Work(NamedTuple):
-    """What is timed.
-
-    Attributes:
-        trainer: Built.
-        step: Does it once.
-        batch: What zero-shot classification gets.
-        parameters: How many numbers a step changes.
-    """
+    """What is timed."""
 
     trainer: Any
-    step: Callable[[], object]
-    batch: dict[str, Any]
-    parameters: int
+    step: Callable[[], object]  # one training step or one batch of episodes
+    batch: dict[str, Any]  # what zero-shot classification gets
+    parameters: int  # how many numbers a step changes
 
 
 def _training(method: str, kind: str, batch: int, *where: Any) -> Work:
@@ -164,17 +152,10 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
 
 
 def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
-    """Directory of a run without training that a method's episodes start from; made once.
+    """Return a run without training that a method's episodes start from; None if it needs none.
 
-    :func:`run` makes it before the processes that measure, so that it is no part of their memory.
-
-    Args:
-        method: Registered name, see :func:`scripts.benchmarks.tools.run_config`.
-        root: Directory of pictures.
-        where: Backbone and device.
-
-    Returns:
-        None if the method needs no start.
+    Made once, by :func:`run` before the processes that measure, so that it is no part of their
+    memory. ``where`` is backbone and device.
     """
     cfg = run_config(method, root, *where)
     start = cfg.FIRST_STAGE.CONFIG.split("/")[0]
@@ -198,23 +179,20 @@ def measure(
     """Measure a method's step and zero-shot classification in turn, in this process.
 
     Args:
-        method: Registered name of a method that trains or adapts, see :func:`tasks`.
+        method: Name of a method that trains or adapts, see
+            :func:`scripts.benchmarks.tools.run_config`.
         kind: ``pictures``, or ``features`` for what the image encoder made of them; ``views`` for
             test-time training.
         batch: B.
         root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
-        train on,
-            or to test on.
+            train on or to test on.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
         steps: Timed steps.
 
     Returns:
-        A value for every key of ``COLUMNS``; no ratio for features, which zero-shot classification
-        takes no time with.
-
-    Raises:
-        ValueError: The method has nothing to train.
+        A value for every key of ``COLUMNS``; no ratio for features, where zero-shot classification
+        has nothing left to encode.
     """
     libraries = resident_mib()
     prepare = _episodes if kind == VIEWS else _training
@@ -251,13 +229,9 @@ def _width(trainer: Any) -> int:
 
 @torch.no_grad()
 def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
-    """Logits of a batch's pictures by the model without what the method put into it, (B, K).
+    """Logits (B, K) of a batch's pictures by the model without adapters; weights are (K, D).
 
-    Args:
-        trainer: Built.
-        batch: Of :func:`scripts.benchmarks.efficiency.first_batch`; of several views the first
-        counts.
-        weights: (K, D).
+    Of several views of a picture the first counts.
     """
     views = batch["img"]
     pictures = views[0] if isinstance(views, list) else views

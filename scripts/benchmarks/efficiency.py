@@ -64,10 +64,7 @@ COLUMNS: Columns = {
 
 
 def methods() -> list[str]:
-    """Names of the registered trainers that are built on ``CLIPTrainer`` and do not adapt to tests.
-
-    What test-time training takes is measured by ``bench.py ttt``.
-    """
+    """Names of the registered ``CLIPTrainer`` methods; ``bench.py ttt`` has test-time training."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     return [
         name
@@ -90,21 +87,10 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measure(
     method: str, kind: str, batch: int, root: str, backbone: str, device: str, steps: int
 ) -> dict[str, Any]:
-    """Measure a method in this process.
+    """Measure a method in this process; see :func:`scripts.benchmarks.baselines.measure`.
 
-    Args:
-        method: Registered name.
-        kind: ``pictures``, or ``features`` for what the image encoder made of them.
-        batch: B.
-        root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
-        train on
-            and B to test on.
-        backbone: A name for ``clip.load``.
-        device: auto, cpu, cuda...
-        steps: Timed steps.
-
-    Returns:
-        A value for every key of ``COLUMNS``; None where a method does not train.
+    ``root`` holds B pictures to train on and B to test on. Returns a value for every key of
+    ``COLUMNS``; None where a method does not train.
     """
     libraries = resident_mib()
     options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]

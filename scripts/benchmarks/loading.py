@@ -34,14 +34,7 @@ KINDS = ("torchvision", "ours")
 
 
 def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
-    """A loader of the training pictures that :func:`write_pictures` wrote.
-
-    Args:
-        kind: One of ``KINDS``.
-        root: Where they are.
-        workers: Processes; 0 loads in this one.
-        side: Pixels of the crops.
-    """
+    """Return one of ``KINDS`` of loaders over the training pictures, cropped to ``side`` pixels."""
     options = ["DATASET.NUM_SHOTS", -1, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH]
     options += ["DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", f"({side}, {side})"]
     trainer = build_run("ZeroshotCLIP", root, "shapes", "cpu", *options)

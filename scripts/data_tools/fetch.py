@@ -37,19 +37,12 @@ SPARE = 10**8  # bytes that are left free on the disk
 
 @dataclass(frozen=True)
 class Order:
-    """One dataset to fetch.
-
-    Attributes:
-        row: Its row in the table of datasets.
-        download: Where its files can be downloaded.
-        root: Data root.
-        keep: Whether archives are kept after unpacking.
-    """
+    """One dataset to fetch."""
 
     row: DatasetRow
     download: Download
-    root: Path
-    keep: bool = False
+    root: Path  # directory of all datasets
+    keep: bool = False  # keep archives after unpacking
 
     @property
     def directory(self) -> Path:
@@ -74,14 +67,10 @@ class Order:
 
 
 def fetch(order: Order, policy: Policy) -> list[str]:
-    """Fetch the missing files of a dataset.
+    """Fetch the missing files of a dataset; return a line for each file that could not be fetched.
 
-    Returns:
-        A line for each file that could not be fetched; it begins with "optional" if only a split
-        of one's own needs the file.
-
-    Raises:
-        OSError: The files cannot be stored, so that trying the next URL is useless.
+    The line begins with "optional" if only a user's own split needs the file. An OSError means that
+    the files cannot be stored, so that trying the next URL is useless.
     """
     failures = []
     for group in order.missing():
@@ -137,11 +126,7 @@ def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
 
 
 def require_space(root: Path, needed: int) -> None:
-    """Check that the disk has room for ``needed`` bytes.
-
-    Raises:
-        OSError: It has not.
-    """
+    """Raise OSError unless the disk has room for ``needed`` bytes."""
     free = free_space(root) or 0
     if free < needed + SPARE:
         raise OSError(
@@ -156,12 +141,7 @@ def free_space(root: Path) -> int | None:
 
 
 def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
-    """Verify a downloaded file and put it, or its contents, in place.
-
-    Raises:
-        FetchError: Its checksum or its content is wrong.
-        ArchiveError: It cannot be unpacked.
-    """
+    """Verify a downloaded file and put it, or its contents, in place."""
     size = target.stat().st_size
     digests = digests_of(target)
     if file.md5 and digests["md5"] != file.md5:
@@ -182,11 +162,7 @@ def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
 
 
 def _check_split(order: Order, path: Path) -> None:
-    """Compare counts of images, since no source lists a checksum of the published split files.
-
-    Raises:
-        FetchError: It is no split file, or has other counts than the published one.
-    """
+    """Compare counts of images, since no source lists a checksum of the published split files."""
     try:
         splits = read_split_file(path, order.directory / order.row.images)
     except ValueError as error:
@@ -225,11 +201,7 @@ def digests_of(path: Path) -> dict[str, str]:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold the lock of a data root: two fetches would write the same files.
-
-    Raises:
-        OSError: Another process holds it, or the root cannot be written.
-    """
+    """Hold the lock of a data root, or raise OSError: two fetches would write the same files."""
     (root / CACHE).mkdir(parents=True, exist_ok=True)
     try:
         lock = acquire(root / CACHE / "lock")

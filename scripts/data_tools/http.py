@@ -44,43 +44,29 @@ RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class FetchError(Exception):
     """A URL does not deliver the file; another one may.
 
-    Errors of the network become this one where they arise. What remains an ``OSError`` is a fault
-    of this machine's disk, and trying the next URL would not help.
+    Network errors become this one where they arise. What remains an ``OSError`` is a fault of this
+    machine's disk, and trying the next URL would not help.
     """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How often and how long a download is retried.
+    """How often and how long a download is retried; times in seconds."""
 
-    Attributes:
-        attempts: Consecutive attempts per URL without a new byte before it is given up.
-        wait: Seconds before the second attempt; doubled before each further one.
-        longest_wait: Upper bound in seconds, also for what a server asks for.
-        timeout: Seconds without a response or a byte after which an attempt has failed.
-    """
-
-    attempts: int = 4
-    wait: float = 1.0
-    longest_wait: float = 60.0
-    timeout: float = 30.0
+    attempts: int = 4  # consecutive attempts per URL without a new byte before it is given up
+    wait: float = 1.0  # before the second attempt; doubled before each further one
+    longest_wait: float = 60.0  # upper bound, also for what a server asks for
+    timeout: float = 30.0  # without a response or a byte, after which an attempt has failed
 
 
 @dataclass
 class Part:
-    """The bytes of a file received so far.
-
-    Attributes:
-        path: Where they are.
-        url: Where they come from.
-        validator: The server's ETag or Last-Modified, which changes with the file.
-        total: Bytes of the whole file; None if the server did not say.
-    """
+    """The bytes of a file received so far."""
 
     path: Path
-    url: str
-    validator: str = ""
-    total: int | None = None
+    url: str  # where they come from
+    validator: str = ""  # the server's ETag or Last-Modified, which changes with the file
+    total: int | None = None  # bytes of the whole file; None if the server did not say
 
     @classmethod
     def of(cls, target: Path, url: str) -> Part:
@@ -134,9 +120,6 @@ def download(
         policy: How often and how long to try.
         reserve: Called with the number of bytes still to come, once it is known; raises
             ``OSError`` if they do not fit. Google Drive does not tell it.
-
-    Raises:
-        FetchError: The URL does not deliver the file, or every attempt failed.
     """
     if not url.startswith(("http://", "https://")):
         raise FetchError("only http and https addresses are followed")
@@ -154,11 +137,7 @@ def download(
 def _retry(
     attempt: Callable[[], None], received: Callable[[], int], policy: Policy, name: str
 ) -> None:
-    """Repeat an attempt until it succeeds; only attempts without a new byte are counted.
-
-    Raises:
-        FetchError: None of the policy's attempts succeeded.
-    """
+    """Repeat an attempt until it succeeds; only attempts without a new byte are counted."""
     fruitless = 0
     while True:
         before = received()
@@ -175,12 +154,7 @@ def _retry(
 
 
 def _download_from_drive(identifier: str, target: Path) -> None:
-    """Download a file from Google Drive, whose page of warnings gdown knows to confirm.
-
-    Raises:
-        TryAgain: The download broke off; gdown resumes it.
-        FetchError: The file is not public, or over its download quota.
-    """
+    """Download a file from Google Drive; gdown resumes it and confirms Drive's page of warnings."""
     # Imported here, as only fetches from Drive need it.
     import gdown
     from gdown.exceptions import FileURLRetrievalError
@@ -203,12 +177,7 @@ def _download_from_drive(identifier: str, target: Path) -> None:
 
 
 def _request_rest(part: Part, policy: Policy, reserve: Callable[[int], None]) -> None:
-    """Send one request for the missing bytes and append what arrives.
-
-    Raises:
-        TryAgain: The file is still incomplete, or had to be started over.
-        FetchError: The server refuses.
-    """
+    """Send one request for the missing bytes and append what arrives."""
     have = part.size if part.validator else 0
     if have and have == part.total:
         return  # an earlier run was stopped between the last byte and the renaming

@@ -142,7 +142,7 @@ def _name_and_size(file: RemoteFile) -> str:
 
 
 def remedy(finding: Finding, root: Path) -> str:
-    """What to do about a dataset that is missing, incomplete or damaged."""
+    """What to do about a missing, incomplete or damaged dataset; empty if nothing is known."""
     row, download = finding.target.row, finding.target.download
     if finding.usable or row is None:
         return ""

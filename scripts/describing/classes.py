@@ -15,11 +15,7 @@ FRUITLESS = 5  # classes in a row without a usable sentence, after which the mod
 
 
 class DescriptionFile:
-    """The JSON file of descriptions, which is written after every class.
-
-    Raises:
-        ValueError: The file exists and does not hold descriptions.
-    """
+    """The JSON file of descriptions, which is written after every class."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,17 +43,8 @@ class DescriptionFile:
 def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> list[str]:
     """Ask for the sentences that each class lacks, and write the file class by class.
 
-    Args:
-        task: What the model is asked for.
-        file: Is filled.
-        model: Is asked.
-        attempts: Upper bound of requests per class, as an answer may be unusable.
-
-    Returns:
-        A line for every class that still lacks sentences.
-
-    Raises:
-        ModelError: The model fails, or gives nothing usable for ``FRUITLESS`` classes in a row.
+    At most ``attempts`` requests per class, as an answer may be unusable; a ModelError after
+    ``FRUITLESS`` classes in a row. Returns a line for every class that still lacks sentences.
     """
     todo = [name for name in task.classnames if len(file.sentences(name)) < task.count]
     taken = keys_of(file.content.items())
@@ -87,8 +74,7 @@ def describe_class(
 ) -> tuple[list[str], list[str]]:
     """Ask for one class until it has its sentences, at most ``attempts`` times.
 
-    Returns:
-        All its sentences, the known ones first, and complaints about the last answer.
+    Returns all its sentences, the known ones first, and complaints about the last answer.
     """
     sentences, complaints = list(known), list[str]()
     for _ in range(attempts):

@@ -60,11 +60,8 @@ class ChatEndpoint:
         timeout: Seconds without a byte after which a request has failed.
         retries: Repetitions after 429, 5xx, a time-out or a lost connection.
         temperature: Sampling temperature; None leaves it to the endpoint.
-        clock: Returns seconds; replaced in tests.
-        sleep: Waits for seconds; replaced in tests.
-
-    Raises:
-        ValueError: Malformed URL or API key.
+        clock: Returns seconds; replaced in tests, as is ``sleep``.
+        sleep: Waits for seconds.
     """
 
     def __init__(
@@ -95,11 +92,7 @@ class ChatEndpoint:
             self._say(f"WARNING: {key_name} travels unencrypted to {self.url}")
 
     def __call__(self, messages: Messages) -> str:
-        """Return the answer's text; empty if the model gave none.
-
-        Raises:
-            ModelError: The endpoint refuses, or every attempt fails.
-        """
+        """Return the answer's text; empty if the model gave none."""
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -134,12 +127,7 @@ class ChatEndpoint:
         self.sleep(seconds)
 
     def _request(self, body: bytes) -> str:
-        """Send one request when its turn has come; return the answer's text.
-
-        Raises:
-            TryAgain: It failed for a reason that may pass.
-            ModelError: It failed for good.
-        """
+        """Send one request when its turn has come; return the answer's text."""
         self.sleep(max(0.0, self._next_start - self.clock()))
         self._next_start = self.clock() + self.spacing
         self.requests += 1
@@ -232,11 +220,9 @@ def read_completion(content: bytes) -> str | None:
 
 
 def check_url(base_url: str) -> str:
-    """Return the base URL without a slash at its end.
+    """Return an http URL without a slash at its end, if nothing in it may hold a key.
 
-    Raises:
-        ValueError: It is no http URL, or has a password, a query or a fragment. These may hold a
-            key, so the message does not show them.
+    A password, query or fragment may, so the message does not show them.
     """
     if "@" in base_url:
         raise ValueError("--base-url must not hold a name or a password; see --api-key-env")
@@ -263,8 +249,7 @@ def proxy_passwords() -> list[str]:
 def read_key(name: str) -> str:
     """Return the key in an environment variable; empty if it is not set.
 
-    Raises:
-        ValueError: The name looks like the key itself, so the message does not show it.
+    A name that looks like the key itself is refused without showing it.
     """
     if name not in os.environ and not re.fullmatch(r"[A-Z_][A-Z\d_]*", name):
         raise ValueError(
@@ -275,11 +260,7 @@ def read_key(name: str) -> str:
 
 
 def check_key(key: str, name: str) -> str:
-    """Return the key without surrounding space.
-
-    Raises:
-        ValueError: It has characters that a header cannot hold. The message does not show it.
-    """
+    """Return the key without surrounding space, if a header can hold it; no message shows it."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ValueError(f"the environment variable {name} holds no key: it has odd characters")

@@ -20,13 +20,9 @@ class LocalModel:
     Args:
         name: Directory, or id on the hub.
         device: auto, cpu, cuda, cuda:N or mps.
-        temperature: Sampling temperature.
-        seed: Seed of the sampling.
+        temperature: Of the sampling.
+        seed: Of the sampling.
         new_tokens: Longest answer, in tokens.
-
-    Raises:
-        ModelError: There is no such model.
-        ValueError: There is no such device.
     """
 
     def __init__(
@@ -54,11 +50,7 @@ class LocalModel:
         torch.manual_seed(seed)
 
     def __call__(self, messages: Messages) -> str:
-        """Return the answer's text.
-
-        Raises:
-            ModelError: The conversation does not fit into the model's context.
-        """
+        """Return the answer's text; a ModelError if the model's context has no room for one."""
         import torch
 
         self.requests += 1
@@ -85,7 +77,7 @@ class LocalModel:
         return start + self.tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
     def _text(self, messages: Messages) -> tuple[str, str]:
-        """Return the text to continue, and its end that already belongs to the answer."""
+        """Return the text to continue, and the end of it that already belongs to the answer."""
         if self.tokenizer.chat_template:
             chat = self.tokenizer.apply_chat_template
             return chat(messages, tokenize=False, add_generation_prompt=True), ""

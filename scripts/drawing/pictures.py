@@ -33,23 +33,14 @@ COVERED = 0.995
 
 
 class HeatMap(NamedTuple):
-    """One row of :func:`save_heat_maps`.
+    """One row of :func:`save_heat_maps`."""
 
-    Attributes:
-        picture: RGB.
-        lines: File name, true and predicted class.
-        names: Names of the k classes shown.
-        own: Which of them is the true class; None if none is.
-        mask: M, (k, D).
-        rational: R, (k, D).
-    """
-
-    picture: Image.Image
-    lines: Sequence[str]
-    names: Sequence[str]
-    own: int | None
-    mask: np.ndarray
-    rational: np.ndarray
+    picture: Image.Image  # RGB
+    lines: Sequence[str]  # file name, true and predicted class
+    names: Sequence[str]  # of the k classes shown
+    own: int | None  # which of them is the true class; None if none is
+    mask: np.ndarray  # M, (k, D)
+    rational: np.ndarray  # R, (k, D)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -104,13 +95,7 @@ def _style(number: int) -> dict[str, object]:
 
 
 def save_histogram(path: Path, counts: ValueCounts, title: str) -> None:
-    """Draw how often the mask takes which value, on a logarithmic axis.
-
-    Args:
-        path: PNG to write.
-        counts: Of the values.
-        title: First line; the counts' range and shares are the second.
-    """
+    """Draw how often the mask takes which value, on a logarithmic axis."""
     edges, bars = counts.bars()
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
@@ -133,13 +118,7 @@ def save_histogram(path: Path, counts: ValueCounts, title: str) -> None:
 
 
 def save_heat_maps(path: Path, maps: Sequence[HeatMap], title: str) -> None:
-    """Draw M, R and M * R of images, one row each, with common colours per column.
-
-    Args:
-        path: PNG to write.
-        maps: At least one.
-        title: Of the figure.
-    """
+    """Draw M, R and M * R of images, one row each, with common colours per column."""
     heights = [max(2.0, 0.14 * len(one.names) + 0.7) for one in maps]
     figure = Figure(figsize=(16, sum(heights) + 1.6), layout="constrained")
     axes = figure.subplots(

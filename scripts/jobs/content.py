@@ -1,4 +1,4 @@
-"""What config files, options and the files that they name say about a job."""
+"""What config files, options and the files that they name contribute to a job's result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ from dassl.config.identity import (
 
 @dataclass
 class ContentReader:
-    """Reads config files, each once.
-
-    Attributes:
-        repo: Repository; paths in configs are relative to it,
-        root: or to the data directory.
-    """
+    """Reads config files, each once; paths in them are relative to ``repo`` or the data root."""
 
     repo: Path
     root: Path
@@ -36,13 +31,7 @@ class ContentReader:
     def decisive(
         self, dataset_file: Path, trainer_file: Path, options: list[str]
     ) -> dict[str, Any]:
-        """Return everything in a job's files and options that decides its result.
-
-        Args:
-            dataset_file: Config file of the dataset.
-            trainer_file: Of the trainer.
-            options: KEY VALUE pairs.
-        """
+        """Return everything in a job's files and KEY VALUE options that decides its result."""
         section = self.content(dataset_file).get("DATASET")
         section = section if isinstance(section, dict) else {}
         name = str(section.get("NAME"))
@@ -66,10 +55,6 @@ class ContentReader:
 
         They are laid over each other as ``merge_file`` does, so that a key which moves into a
         base is no change. The file's own ``PER_DATASET`` entry is kept beside the rest.
-
-        Args:
-            path: The config file.
-            dataset: ``DATASET.NAME``.
         """
         if path not in self._layers:
             self._layers[path] = read_layers(path)
@@ -95,7 +80,7 @@ def content_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """What config files and options say, by key; of a file that one names, its hash."""
+    """Return config values by key; a value that names a file is replaced by the file's hash."""
     options = content.get("options") or []
     given = dict(zip(options[::2], map(_decoded, options[1::2]), strict=False))
     flat = {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}

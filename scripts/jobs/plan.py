@@ -21,9 +21,9 @@ FIRST_STAGE = "train"  # directory of first stages where a protocol has no train
 class Planner:
     """Expands settings into jobs, each after the training job that it needs.
 
-    A trainer whose config file has FIRST_STAGE.CONFIG, as ``LP/fft``, starts from a run of that
-    trainer with that file: on the same dataset, shots and seed, a training job like any other, and
-    the same one where it is also asked for by itself.
+    A trainer whose config file sets FIRST_STAGE.CONFIG, such as ``LP/fft``, starts from a run of
+    that trainer with that file, on the same dataset, shots and seed. The first stage is an ordinary
+    training job, planned once even if it is also asked for by itself.
     """
 
     settings: Settings
@@ -36,12 +36,7 @@ class Planner:
         self._read = ContentReader(self.settings.repo, self.settings.root)
 
     def jobs(self) -> list[Job]:
-        """Return all jobs of the protocol in the order they should start.
-
-        Raises:
-            FileNotFoundError: A config file names a base or a first stage that does not exist.
-            ValueError: A config file cannot be read.
-        """
+        """Return all jobs of the protocol in the order they should start."""
         return list(self._expand())
 
     def _expand(self) -> Iterator[Job]:
@@ -62,7 +57,7 @@ class Planner:
                     yield self._job(test, trained, evaluates=True)
 
     def _train(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job:
-        """Return a training job; it and those before it are in ``_training``, in their order."""
+        """Return a training job; it and its first stages go to ``_training`` in starting order."""
         if key in chain:
             file = self.settings.shown(self.settings.trainer_file(key.trainer, key.cfg))
             raise ValueError(f"{file}: by FIRST_STAGE.CONFIG, it is its own first stage.")

@@ -22,23 +22,14 @@ _METRICS = {"base": "base", "novel": "novel", "hm": "HM", "accuracy": "accuracy"
 
 
 def check_plot_path(path: Path) -> Path:
-    """Return the path if its suffix names a format that can be written.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Return the path if its suffix names a format that can be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot: {path} must end in one of {', '.join(SUFFIXES)}.")
     return path
 
 
 def save_figure(sections: Sequence[Section], path: Path) -> None:
-    """Draw the sections of one protocol, one below the other, into a file.
-
-    Args:
-        sections: At least one section.
-        path: File to write; its suffix chooses the format.
-    """
+    """Draw the sections of one protocol, one below the other; the suffix chooses the format."""
     # Imported here: it takes longer than all that a table needs.
     import matplotlib
     from matplotlib.figure import Figure

@@ -23,19 +23,12 @@ USUAL = "ViT-B/16"
 
 @dataclass(frozen=True)
 class Published:
-    """One printed row.
+    """One printed row."""
 
-    Attributes:
-        method: Name as printed.
-        backbone: Name as ``result.json`` has it.
-        values: Accuracy in percent by column of the protocol's table of means.
-        source: Where the numbers were read, and what to know before comparing.
-    """
-
-    method: str
-    backbone: str
-    values: dict[str, float]
-    source: str
+    method: str  # as printed
+    backbone: str  # as ``result.json`` has it
+    values: dict[str, float]  # accuracy in percent by column of the protocol's table of means
+    source: str  # where the numbers were read, and what to know before comparing
 
     @property
     def label(self) -> str:

@@ -48,8 +48,8 @@ def _is_even(accuracies: pd.DataFrame) -> bool:
 def summarise(accuracies: pd.DataFrame) -> Stat:
     """Return the mean over datasets of their means over seeds.
 
-    The deviation is that of the single seeds' means over datasets; it is None when the datasets
-    do not have the same seeds, as it would then belong to other numbers than the mean.
+    The deviation is that of the single seeds' means over datasets. It is None when the datasets do
+    not have the same seeds, since it would then belong to other numbers than the mean.
 
     Args:
         accuracies: One row per seed, one column per dataset; NaN where there is no run.
@@ -77,15 +77,9 @@ def summarise_hm(base: pd.DataFrame, novel: pd.DataFrame) -> Stat:
 def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFrame:
     """Return all numbers of a protocol, a series' datasets in table order and its means last.
 
-    Args:
-        runs: With the labels of `scripts.reporting.results.with_labels`.
-        protocol: Protocol.
-        source: Training dataset of a protocol that crosses over to others; it counts neither as
-            target nor as shift.
-
-    Returns:
-        One row per number: series, trainer, cfg, dataset (or the name of a mean), shots, metric,
-        and what `Stat` has; NaN for no deviation.
+    ``source`` is the training dataset of a protocol that crosses to others; it counts neither as
+    target nor as shift. One row per number: series, trainer, cfg, dataset (or the name of a mean),
+    shots, metric, and the fields of `Stat`, with NaN for no deviation.
     """
     import pandas as pd
 
@@ -135,7 +129,7 @@ def _stats(runs: pd.DataFrame, protocol: Protocol, source: str) -> Iterator[tupl
 def _places(
     runs: pd.DataFrame, protocol: Protocol, source: str, metrics: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield what gets a number, and the datasets that it is the mean over."""
+    """Yield the name of each dataset and mean, with the datasets that it is the mean of."""
     datasets = sorted(runs.dataset.unique(), key=dataset_rank)
     for name in datasets:
         yield name, [name]

@@ -43,11 +43,7 @@ def default_config() -> CfgNode:
 
 
 def config_options(cfg: CfgNode) -> dict[str, Option]:
-    """What is allowed and what it means, by full key; undeclared keys are not among them.
-
-    Args:
-        cfg: Of :func:`default_config`.
-    """
+    """Return each declared config key's default, rule and meaning, for a :func:`default_config`."""
     options = {**ENGINE_OPTIONS, **OPTIONS}
     options |= {f"DATASET.{key}": option for key, option in datasets.folder.OPTIONS.items()}
     for name in TRAINER_REGISTRY.registered_names():
@@ -67,14 +63,13 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     backbone's own unless one of these sets them.
 
     Args:
-        args: Of the command line.
-        below: Sections of another run's config. What it says of the images stays with its
-            backbone.
+        args: Flags of :func:`scripts.training.parser.argument_parser`.
+        below: Sections of another run's config. Its image size, mean and deviation are dropped
+            when the flags choose another backbone.
 
     Raises:
         FileNotFoundError: A config file does not exist.
-        ValueError: An unknown key, a value of the wrong type or one that makes no sense, an unknown
-            backbone.
+        ValueError: An unknown key or backbone, or a value that is not allowed.
     """
     cfg = default_config()
     given: set[str] = set()
@@ -109,8 +104,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
 def _take_shots(cfg: CfgNode, options: list[str]) -> int | None:
     """Take DATASET.NUM_SHOTS out of the options: PER_SHOTS sections of the files depend on it.
 
-    Returns:
-        The number, which ``cfg`` has too for now; None if it is not among the options.
+    ``cfg`` gets the number too, until the files are merged. None if it is not among the options.
     """
     pairs = list(zip(options[::2], options[1::2], strict=True))
     for key, value in pairs:

@@ -1,4 +1,4 @@
-"""Flags that would do nothing beside the others: each is an error, never ignored."""
+"""Flags that would do nothing beside the others are errors, never ignored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,10 @@ __all__ = ["check_effect", "check_flags"]
 
 
 class _Use(NamedTuple):
-    """What a flag is for.
+    """What a flag is for."""
 
-    Attributes:
-        modes: In which of predict, eval-only, no-train and train it does something.
-        fix: What to do in the others.
-    """
-
-    modes: tuple[str, ...]
-    fix: str
+    modes: tuple[str, ...]  # among predict, eval-only, no-train, train: where it has an effect
+    fix: str  # what to do in the others
 
 
 _USES = {
@@ -68,14 +63,7 @@ _USES = {
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that do nothing beside the others; before anything is read.
-
-    Args:
-        args: Of the command line.
-
-    Raises:
-        ValueError: There is one; the message names it and what it is for.
-    """
+    """Refuse flags that do nothing beside the others, before anything is read."""
     for mode in ("predict", "eval_only", "no_train"):
         if getattr(args, mode):
             break
@@ -98,15 +86,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def check_effect(args: argparse.Namespace, trainer: Any) -> None:
-    """Refuse flags that do nothing for a method or a dataset, and untrained weights as a result.
+    """Refuse flags without effect on this method or dataset, and untrained weights as a result.
 
-    Args:
-        args: Of the command line.
-        trainer: Built, nothing loaded yet.
-
-    Raises:
-        FileNotFoundError: --model-dir is no directory.
-        ValueError: A flag does nothing here, or --eval-only lacks the weights to test.
+    The trainer is built, but nothing is loaded yet.
     """
     cfg = trainer.cfg
     name = cfg.TRAINER.NAME

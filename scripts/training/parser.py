@@ -1,4 +1,4 @@
-"""The words behind ``train.py``: CoOp's flags, then KEY VALUE options.
+"""Flags of ``train.py``: CoOp's, then KEY VALUE options.
 
 No PyTorch here: ``--help`` and a mistyped flag are answered at once.
 """
@@ -94,17 +94,11 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:
-    """Check the form of the trailing KEY VALUE options, before their keys and values.
+    """Check the form of the trailing KEY VALUE options and return them without ``--``.
 
     Args:
         words: What follows the flags; ``--`` may be among them.
         keys: Full keys of the config's sections and values.
-
-    Returns:
-        Keys and values in turn.
-
-    Raises:
-        ValueError: A flag stands among them, or a key has no value.
     """
     words = [word for word in words if word != "--"]
     values: dict[str, str] = {}
