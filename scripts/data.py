@@ -210,7 +210,7 @@ def run_fetch(
         if row.prepare is not None:
             print(f"{row.config}: nothing to fetch; it is drawn on first use")
         elif download is None or not download.automatic:
-            # Only a person can obtain it: how is of interest unless it is there already.
+            # Only a person can obtain it: say how, unless it is there already.
             if not check(read_target(configs / f"{row.config}.yaml", root)).usable:
                 print(data_output.instructions(row, download))
         elif Order(row, download, root).missing():
@@ -239,14 +239,15 @@ def run_fetch(
 def fetch_all(orders: Sequence[Order], root: Path, policy: Policy) -> None:
     """Fetch datasets one after the other; one that fails does not stop the others."""
     with alone(root):
-        # One file of each group of alternatives is downloaded, the first if all goes well.
+        # One file of each group of alternatives is downloaded: the first, unless it fails.
         require_space(root, sum(group[0].size for o in orders for group in o.missing()))
         for order in orders:
             print(f"\n{order.row.config} -> {order.directory}")
             failures = fetch(order, policy)
             for failure in failures:
                 say(f"  FAILED {failure}", file=sys.stderr)
-            # Lists that only a split of one's own needs are not worth a walk to the web page.
+            # A missing optional list, which only a user's own split needs, is no reason to send
+            # people to the web page.
             if any(not failure.startswith("optional") for failure in failures):
                 print(data_output.instructions(order.row, order.download))
 
@@ -264,7 +265,7 @@ def interruptible_fetch(
     """Fetch; on Ctrl-C or SIGTERM say that the fetch can be continued. Return the exit status."""
     received = [signal.SIGINT.value]
 
-    # Python raises KeyboardInterrupt on SIGINT only; schedulers of clusters send SIGTERM.
+    # Cluster schedulers send SIGTERM, for which Python raises no KeyboardInterrupt by itself.
     def stop(number: int, frame: object) -> None:
         received[0] = number
         raise KeyboardInterrupt

@@ -32,7 +32,7 @@ from dassl.utils.logger import escape_unprintable
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-# Views in the order of their numbers: by name, view 10 would come before view 2.
+# Views are sorted as numbers: as text, view 10 would come before view 2.
 def _place(entry: FeatureEntry) -> tuple[str, str, int]:
     key = entry.key
     return str(key["dataset"]), key["split"], key.get("view", 0)
@@ -91,6 +91,7 @@ def clear(directory: Path, dataset: str | None) -> str:
             f"--dataset: no features of {dataset!r}; there are {', '.join(known) or 'none'}"
         )
     removed, others = clear_cache(directory, dataset)
+    # A wrong --dir could be any folder of the user's: what is not ours stays, and is named.
     left = f"left alone, no cache entries: {', '.join(path.name for path in others)}"
     if others and not removed:
         raise ValueError(f"--dir {directory} holds no cache entry; {left}")

@@ -7,16 +7,16 @@
 
 Each with its base-to-novel config and that config's batch, in a process of its own, on generated
 pictures, one batch again and again: loading pictures is not measured. The step is the engine's,
-optimiser included; seconds are the median of --steps after a warm-up. Methods that leave the image
-encoder alone are measured a second time on kept features (--feature-cache).
+optimiser included; seconds are the median of --steps after a warm-up. Methods with a frozen image
+encoder are measured a second time on kept features (--feature-cache).
 
 A step of test-time training is the episodes of one picture, of --batch if given: its views, 64 as
 published, through the encoder, the adaptation and the prediction. "trainable" is what an episode
-adapts. What episodes start from is a run that nobody trained, of the same form.
+adapts. Episodes of methods that need a trained run start from an untrained one of the same form.
 
-"x zero-shot" is what the step costs over zero-shot classification of the same pictures: the frozen
-model's image features against class weights that are at hand. Both are taken in turn in the same
-process, and the median of their ratios is given. peak MiB is the most memory in use, model
+"x zero-shot" is how many times longer the step takes than zero-shot classification of the same
+pictures: the frozen model's image features against ready class weights. Both are timed in turn in
+one process, and the median of their ratios is given. peak MiB is the most memory in use, model
 included: what PyTorch allocated on CUDA, elsewhere what the process took on top of its libraries.
 """
 
@@ -138,7 +138,7 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
     if start := untrained_start(method, root, *where):
         options += ["FIRST_STAGE.DIR", start]
     trainer = build_run(method, root, *where, *options)
-    trainer.load_model("")  # makes what is made once per run, such as token statistics
+    trainer.load_model("")  # computes what a run needs once, such as token statistics
     trainer.set_model_mode("eval")
     views = efficiency.first_batch(trainer, trainer.test_loader, kind)["img"]
 
@@ -166,7 +166,8 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     options = [word for key, value in section for word in (f"TRAINER.{start}.{key}", value)]
     trainer = build_run(start, root, *where, *options, "OUTPUT_DIR", directory)
     trainer.save_model(0, directory)
-    # The result says which pictures the run was trained on.
+    # Episodes read the run's result, which says on which pictures it was trained; one made-up
+    # prediction is enough for a result.
     trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
     found = trainer.evaluator.evaluate()
     trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
@@ -199,11 +200,13 @@ def measure(
     trainer, step, data, parameters = prepare(method, kind, batch, Path(root), backbone, device)
     reset_peak(trainer.device)
     step()
-    zero_shot = partial(classify, trainer, data, torch.randn(trainer.num_classes, _width(trainer)))
+    weights = torch.randn(trainer.num_classes, trainer.model.backbone.embed_dim)  # (K, D)
+    zero_shot = partial(classify, trainer, data, weights)
     compared = kind != "features"
     if compared:
         zero_shot()
     seconds, ratios = [], []
+    # In turn, so that a change of the machine's speed meets both.
     for _ in range(steps):
         seconds.append(median_seconds(step, 1, trainer.device))
         if compared:
@@ -223,10 +226,6 @@ def measure(
     }
 
 
-def _width(trainer: Any) -> int:
-    return trainer.model.backbone.embed_dim
-
-
 @torch.no_grad()
 def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
     """Logits (B, K) of a batch's pictures by the model without adapters; weights are (K, D).
@@ -236,7 +235,7 @@ def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
     views = batch["img"]
     pictures = views[0] if isinstance(views, list) else views
     with adapters_disabled(trainer.model), trainer.autocast():
-        image = trainer.model.backbone.encode_image(pictures)
+        image = trainer.model.backbone.encode_image(pictures)  # (B, D)
         return cosine_logits(unit_norm(image), weights.to(image), torch.tensor(100.0).to(image))
 
 

@@ -2,7 +2,7 @@
 
 Only plain files and folders are written, only below the destination, and only up to a limit; links
 become copies. An archive that holds anything else is refused as a whole. tarfile's own filter
-"data" knows nothing of limits, sparse files or zip, so it is the second net and not the first.
+"data" knows nothing of limits, sparse files or zip, so it is only the second line of defence.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Quota:
             if folder in self._folders:
                 break
             self._folders.add(folder)
-            self.members += folder.parts != ()  # the destination itself is not the archive's
+            self.members += folder.parts != ()  # all but the destination itself
         self.take_bytes(size)
 
     def take_bytes(self, size: int) -> None:
@@ -130,7 +130,7 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
             if member.kind == "link":
                 links.append(member)
             else:
-                # Nothing but plain files and folders lies below: no link leads elsewhere.
+                # Safe: no link has been written yet that could lead out of the destination.
                 opened.extract(member.entry, destination, **_arguments(opened))
             if member.kind == "file":
                 written.add(member.path)
@@ -139,7 +139,7 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
             if link.target not in written:
                 raise ArchiveError(f"{link.path} links to {link.target}, no file of the archive")
             source, copy = destination / link.target, destination / link.path
-            # A link costs no bytes in the archive, its copy does on the disk.
+            # A link takes no bytes in the archive, but its copy takes them on the disk.
             quota.take_bytes(source.stat().st_size)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
@@ -201,7 +201,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
         target = None
         if entry.isdir():
             kind = "folder"
-        elif entry.issparse():  # it unpacks to more bytes than its header says
+        elif entry.issparse():  # unpacks to more bytes than its header says
             raise ArchiveError(f"{entry.name} is a sparse file")
         elif entry.isreg():
             kind = "file"

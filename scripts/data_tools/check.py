@@ -1,7 +1,7 @@
 """Check whether a dataset is there, complete and readable, with the readers that a run uses.
 
 A dataset is *ok*; *on first use*: the bundled suite, not drawn yet; *missing*; *incomplete*: files
-or images are missing; or *damaged*: what is there is not what it should be.
+or images are missing; or *damaged*: its files cannot be used as they are.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def is_template(self) -> bool:
-        """Whether the file is only an example for users' own: folder.yaml is for Folder."""
+        """Whether the file is only an example to copy, as folder.yaml is for the reader Folder."""
         return self.row is None and self.config == self.name.lower()
 
     @property
@@ -108,7 +108,7 @@ def read_config(file: Path) -> CfgNode:
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
-        # It may set keys of a method; loading all methods takes seconds and is rarely needed.
+        # It may set keys of a method. Loading all methods takes seconds, so only now.
         from scripts.training.config import default_config
 
         cfg = default_config()
@@ -206,7 +206,7 @@ def _compare_counts(finding: Finding) -> Finding:
         )
     if not wrong:
         return finding
-    # With fewer images it is incomplete; with as many or more it is another version of the data.
+    # Fewer images: incomplete. As many or more: another version of the dataset.
     fewer = sum(finding.counts) < sum(row.counts or ())
     status = INCOMPLETE if fewer else DAMAGED
     return replace(finding, status=status, problem="; ".join(wrong))
@@ -244,7 +244,7 @@ def find_unreadable(
     paths: Sequence[str], workers: int, name: str = "images"
 ) -> list[tuple[str, str]]:
     """Decode images as a run would, in ``workers`` processes; return (path, reason) of failures."""
-    from torch.utils.data import DataLoader  # it takes seconds, which the other depths do without
+    from torch.utils.data import DataLoader  # seconds that the other depths save
 
     images: Any = _Decoded(paths)
     loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)

@@ -79,7 +79,7 @@ def fetch(order: Order, policy: Policy) -> list[str]:
             kind = "optional: " if group[0].optional else ""
             failures.append(f"{kind}{group[0].name}: {'; '.join(reasons) or 'no address'}")
     if not failures:
-        # Left by one URL when another one delivered the file.
+        # What one URL left behind before another one delivered the file.
         for path in [*order.cache.glob("*.part*"), *order.cache.glob("*.drive*")]:
             path.unlink(missing_ok=True)
     return failures
@@ -117,8 +117,8 @@ def _rename_bad(target: Path) -> str:
 
 def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
     def reserve(missing: int) -> None:
-        # Images hardly compress: unpacking an archive needs its size once more.
-        # An inner archive needs it once more still.
+        # Images hardly compress, so unpacking an archive takes its size once more, and an inner
+        # archive a third time.
         times = file.is_archive + bool(file.nested)
         require_space(order.root, missing + times * max(file.size, missing))
 
@@ -146,7 +146,7 @@ def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
     digests = digests_of(target)
     if file.md5 and digests["md5"] != file.md5:
         raise FetchError(f"its MD5 is {digests['md5']}, but must be {file.md5}")
-    # Before anything is put in place: files that exist are never replaced afterwards.
+    # Checked before it is put in place, because files in place are never replaced.
     if file.name == order.row.split_file:
         _check_split(order, target)
     if file.is_archive:
@@ -155,7 +155,7 @@ def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
         place = order.directory / file.places[0][1]
         with open(target, "rb") as source, atomic_write(place, "wb") as copy:
             shutil.copyfileobj(source, copy)
-    # The record outlives the archive, whose checksums could not be computed later.
+    # Recorded now: once the archive is deleted, nobody can compute its checksums.
     _note(order, file, {"from": where, "bytes": size, **digests})
     if not order.keep:
         target.unlink()

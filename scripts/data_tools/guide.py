@@ -19,7 +19,7 @@ from scripts.jobs.protocols import REPO
 
 GUIDE = REPO / "DATASETS.md"
 PUBLISHED = tuple(row for row in ROWS if row.published)
-# The last lines of the first table: sets without known counts.
+# The last lines of the first table: datasets without known counts.
 UNCOUNTED = (
     "| `shapes`, `shapes_*` | `Shapes`, `Shapes*` | `shapes` "
     "| see [below](#the-bundled-shapes-suite) | rendered, no download |",
@@ -48,7 +48,7 @@ def facts() -> list[str]:
 
 def templates() -> list[str]:
     """The prompt templates of each kind of method, for datasets that differ from the usual ones."""
-    # Listed in full, 25 rows would hide the ten that differ.
+    # A row for every dataset would hide the few that differ.
     texts = [("others", TEMPLATE, HAND_MADE, HAND_MADE, HAND_MADE)]
     for row in ROWS:
         coop = row.hand_made

@@ -6,7 +6,7 @@ the rest; it starts over if the server does not support ranges or the file has c
 The final name appears when the file is complete.
 
 pooch is not used: it discards an interrupted or unverified file, takes a login page for the data,
-and follows neither mirrors nor Retry-After. What remains of it is less than the code around it.
+and follows neither mirrors nor Retry-After. What it would save is less than the code around it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scripts.scrub import say
 
 USER_AGENT = "Mozilla/5.0 (compatible; dataset download)"
 CHUNK = 1 << 18
-# Statuses that may pass, so that the request is repeated; after any other the next URL is tried.
+# Temporary errors: the request is repeated. After any other status the next URL is tried.
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -98,7 +98,7 @@ class Part:
         self.validator, self.total = "", None
 
     def begin(self, validator: str, total: int | None) -> None:
-        """Start anew. The note is written before the first byte, so that a kill leaves both."""
+        """Start over; the note is written first, so that a kill never leaves bytes without it."""
         self.discard()
         self.validator, self.total = validator, total
         record = {"url": self.url, "validator": validator, "total": total}
@@ -203,7 +203,7 @@ def _request_rest(part: Part, policy: Policy, reserve: Callable[[int], None]) ->
 def _raise_for_status(error: urllib.error.HTTPError, part: Part) -> NoReturn:
     """Decide from an error status whether to repeat the request."""
     reason = f"HTTP {error.code} {error.reason}"
-    if error.code == 416:  # range not satisfiable: the file has become shorter than our part
+    if error.code == 416:  # range not satisfiable: the file is now shorter than our part
         part.discard()
         raise TryAgain("the server has fewer bytes than are here; starting over") from error
     if error.code in TRANSIENT:
@@ -252,7 +252,7 @@ def _append(response: http.client.HTTPResponse, part: Part, have: int, total: in
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        # read1 returns what has arrived: a broken connection loses none of a half-full chunk.
+        # read1 returns what has arrived; read would lose a half-full chunk if the connection broke.
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise TryAgain(f"the connection broke: {error or type(error).__name__}") from error

@@ -13,8 +13,8 @@ A directory that exists proves nothing. A job is done when all of these hold:
 * for an evaluation or a second stage, the training run it needs is done and is still the very run
   it was made from (``job.json`` keeps the hash of that run's ``result.json``).
 
-Keys that cannot change a result, such as the device and the data directory, are no part of it (see
-``dassl.config.identity``), nor is the revision of the code.
+The fingerprint leaves out keys that cannot change a result, such as the device and the data
+directory (see ``dassl.config.identity``), and the revision of the code.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Job:
 
     def to_do(self) -> str:
         """Return why the job has to run; empty when it is done."""
-        # From the cheapest question to the dearest, which looks at the dataset's files.
+        # Cheapest check first; the last one looks at the dataset's files.
         if self.parent is not None and self.parent.to_do():
             return "its training run is not done"
         result = read_result(self.directory)
@@ -117,7 +117,7 @@ class Job:
         """Record what is about to run and move what another run left out of the way."""
         before = read_object(self.directory / RECORD)
         if before is not None and self._changed(before):
-            # train.py would see it too; without the file it need not say so.
+            # train.py would ignore it as well, but not without a note in the result.
             (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT_NAME
         if stale.exists():

@@ -2,8 +2,8 @@
 
 The pool (:mod:`scripts.jobs.pool`) decides which job may start and what its end means; a launcher
 turns a job into a process and tells how the process ended. It knows nothing of protocols or
-parents, so that another launcher, say of a cluster's queue, needs the methods of
-:class:`Launcher` and no more.
+parents: another launcher, such as one for a cluster's queue, only needs the methods of
+:class:`Launcher`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _device(word: str, names: list[str], jobs_per_device: int) -> Device:
         )
     environment = {"CUDA_VISIBLE_DEVICES": ""} if name == "cpu" else {}
     if name == "cpu" and jobs_per_device > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # One job takes all cores by itself; several that all do so only hinder each other.
+        # PyTorch uses all cores in each process; several jobs that do so slow each other down.
         threads = max(1, (os.cpu_count() or 1) // jobs_per_device)
         environment["OMP_NUM_THREADS"] = str(threads)
     return Device(name, ("--device", name), environment)
@@ -174,7 +174,7 @@ class LocalLauncher:
                 break
             time.sleep(self.poll)
         for entry in self._running:
-            # Also when the leader is gone: a worker of its group may have ignored the request.
+            # Even if the leader has ended: a worker of its group may have ignored SIGTERM.
             _signal_group(entry.process, signal.SIGKILL)
             entry.process.wait()
         stopped = [entry.job for entry in self._running]
@@ -183,6 +183,6 @@ class LocalLauncher:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # PermissionError is how macOS answers for a group of which only a zombie is left.
+    # macOS raises PermissionError for a group in which only a zombie is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

@@ -72,12 +72,12 @@ class JobPool:
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        # Only noted here and acted on between two steps: an exception raised at any line could
-        # lose a child that has just been started.
+        # Only noted here and acted on between two steps: an exception that a handler raises at any
+        # line could lose track of a process that has just been started.
         def note(number: int, frame: FrameType | None) -> None:
             self.signals.append(number)
 
-        # What is ignored stays so: nohup ignores SIGHUP, a background shell job SIGINT.
+        # Ignored signals stay ignored: nohup ignores SIGHUP, a background shell job SIGINT.
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
         old = {number: signal.signal(number, note) for number in heard}
@@ -137,7 +137,7 @@ class JobPool:
             lock = acquire(path, patience=0)
         except LockedError as busy:
             return str(busy.owner or "another driver")
-        # A driver that was killed leaves its job behind, which goes on.
+        # A driver that was killed has released its lock, but its job may go on.
         if left is not None and left.runs():
             lock.record(left)
             lock.release(keep=True)
@@ -152,13 +152,13 @@ class JobPool:
         if job not in self._busy:
             bar.write(f"{job}: waiting, {others} is running it", file=sys.stderr)
         self._busy[job] = time.monotonic() + self.patience
-        self._reasons.pop(job, None)  # it may be done then
+        self._reasons.pop(job, None)  # look again: the other process may have finished it
 
     def _launch(self, job: Job, lock: FileLock, bar: tqdm) -> None:
         owner = self._launcher.start(job, self._reason(job))
         self.waiting.remove(job)
         self.running[job] = lock
-        with contextlib.suppress(OSError):  # it only tells others who is at work
+        with contextlib.suppress(OSError):  # the lock holds; the owner's name is only for messages
             lock.record(owner)
         bar.set_postfix(running=len(self.running), refresh=True)
 
@@ -167,7 +167,7 @@ class JobPool:
         job = ended.job
         others = at_work(job.directory) if ended.status > 0 else ""
         self.running.pop(job).release()
-        if others:  # they were there first, unseen, and the job would not disturb them
+        if others:  # train.py refused to run beside a process that started meanwhile
             self.waiting.append(job)
             self._wait_for(job, others, bar)
             return

@@ -10,7 +10,7 @@ from datasets.rows import ROWS
 
 REPO = Path(__file__).resolve().parents[2]
 ALL_SHOTS = (1, 2, 4, 8, 16)
-ALL_IMAGES = -1  # in the place of a number of shots
+ALL_IMAGES = -1  # in place of a number of shots
 
 FEW_SHOT_DATASETS = tuple(row.config for row in ROWS if row.group == "few_shot")
 
@@ -27,12 +27,12 @@ def _target_groups() -> dict[str, dict[str, tuple[str, ...]]]:
     return groups
 
 
-# What models of a source are evaluated on by default, by group; a protocol names its groups.
+# By source and group, what its models are evaluated on by default; a protocol names its groups.
 TARGET_GROUPS = _target_groups()
 IMAGENET_SHIFTS = TARGET_GROUPS["imagenet"]["shifts"]
 SHIFTS = tuple(row.config for row in ROWS if row.group in ("shifts", "extra"))
 SUITE = tuple(row.config for row in ROWS if row.bundled)
-# Sets that nobody has published numbers on come after these by name, like data of the user's own.
+# Other datasets, without published numbers, follow by name, as do the user's own.
 DATASET_ORDER = tuple(row.config for row in ROWS if row.published or row.bundled)
 
 
@@ -78,8 +78,8 @@ class Protocol:
         return [self.classes_of(stage) for stage in self.stages] == ["base", "new"]
 
 
-# Another row needs nothing else: reports then show one column per stage (scores.CLASS_METRICS), and
-# the harmonic mean where the stages are base and new classes.
+# A row is all that a new protocol needs: reports show a column per stage (reporting.results has
+# CLASS_METRICS), and the harmonic mean where the stages are base and new classes.
 PROTOCOLS = {
     row.name: row
     for row in (

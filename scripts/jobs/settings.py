@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl.names import check_availability
-from scripts.jobs import protocols
 from scripts.jobs.protocols import (
+    FEW_SHOT_DATASETS,
     PROTOCOLS,
     Protocol,
+    dataset_rank,
     read_integers,
     read_shots,
     split_words,
@@ -21,8 +22,8 @@ from scripts.jobs.protocols import (
 
 CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
 
-# Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
-# driver's back would file a run under a directory that lies about it.
+# Keys that the protocol or a flag of the driver sets, with the flag. Overridden by an option, the
+# run would lie in a directory whose name says otherwise.
 RESERVED = {
     "DATASET.NAME": "--datasets",
     "DATASET.NUM_SHOTS": "--shots",
@@ -73,7 +74,7 @@ class Settings:
 
 def config_stems(directory: Path) -> list[str]:
     """Return the names of the YAML files in a directory, the field's datasets first."""
-    return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
+    return sorted((path.stem for path in directory.glob("*.yaml")), key=dataset_rank)
 
 
 def default_targets(source: str, existing: Sequence[str], protocol: Protocol) -> list[str]:
@@ -95,7 +96,7 @@ def choose_datasets(
     targets = split_words(args.targets)
     protocol = PROTOCOLS[args.protocol]
     if protocol.crosses:
-        # --datasets names the source too, since that is how the other protocols are used.
+        # --datasets may name the source as well, as it does in the other protocols.
         if args.source and named and named != [args.source]:
             raise ValueError("--datasets and --source name different sources; give one of them.")
         if len(named) > 1:
@@ -105,8 +106,8 @@ def choose_datasets(
         flag = "--source" if args.source else "--targets"
         raise ValueError(f"{flag} is for --protocol {CROSSING}, not {args.protocol}.")
     else:
-        datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
-    # Without either flag the name is the default of --source.
+        datasets = named or [name for name in FEW_SHOT_DATASETS if name in existing]
+    # If neither flag is given, the default of --source is checked.
     flag = "--datasets" if named else "--source"
     for name in datasets:
         check_availability(name, existing, flag, " (configs/datasets)")
@@ -137,7 +138,7 @@ def read_settings(
             check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
     shots = read_shots(args.shots) if args.shots else protocol.shots
-    # Commands are printed to be pasted, and are shorter for somebody in the repository.
+    # Commands are printed to be pasted; inside the repository they can be shorter.
     relative = Path.cwd() == repo
     train = "train.py" if relative else str(repo / "train.py")
     if not relative:

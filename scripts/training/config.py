@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 import clip
 import datasets.folder
-import datasets.table  # it registers the datasets
+import datasets.table  # registers the datasets
 from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
@@ -25,6 +25,8 @@ from trainers.base.options import OPTIONS, precision
 
 DEFAULT_BACKBONE = "ViT-B/16"
 CLIP_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+# Keys that only say where a run lay and trained: whoever builds on its config has its own.
+PLACE_KEYS = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA", "FEATURE_CACHE")
 
 
 def default_config() -> CfgNode:
@@ -75,7 +77,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     given: set[str] = set()
     if below:
         taken = merge_options(cfg, [item for pair in below.items() for item in pair])
-        # With another backbone the run's image size and statistics mean nothing.
+        # The other run's image size and statistics belong to its backbone.
         given |= set() if args.backbone else taken
     options = read_options(args.opts, set(full_keys(cfg)))
     shots = _take_shots(cfg, options)
@@ -88,7 +90,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
             given |= merge_file(cfg, path, shots=shots, known_datasets=DATASET_REGISTRY)
     _merge_flags(cfg, args)
     given |= merge_options(cfg, options)
-    if shots is not None:  # the files have set theirs meanwhile
+    if shots is not None:  # the option wins over the files merged since it was taken
         cfg.DATASET.NUM_SHOTS = shots
     _require_names(cfg)
     allowed = config_options(cfg)
@@ -108,7 +110,7 @@ def _take_shots(cfg: CfgNode, options: list[str]) -> int | None:
     """
     pairs = list(zip(options[::2], options[1::2], strict=True))
     for key, value in pairs:
-        if key == "DATASET.NUM_SHOTS":
+        if key == "DATASET.NUM_SHOTS":  # merging checks its type
             merge_options(cfg, [key, value])
     options[:] = [word for pair in pairs if pair[0] != "DATASET.NUM_SHOTS" for word in pair]
     return cfg.DATASET.NUM_SHOTS if len(options) < 2 * len(pairs) else None
@@ -133,6 +135,8 @@ def _require_file(path: str, flag: str) -> None:
 
 
 def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    # A flag with nargs="+" also swallows the KEY VALUE options behind it; without this check they
+    # would pass for its values.
     keys = set(full_keys(cfg))
     for flag, key in CONFIG_KEYS.items():
         value = getattr(args, flag)

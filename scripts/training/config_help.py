@@ -39,7 +39,8 @@ def print_config_help(wanted: str) -> int:
         for key, value in chosen.items():
             print(_described(key, value, options.get(key)))
         sys.stdout.flush()
-    except BrokenPipeError:  # into head, or a pager that was left
+    except BrokenPipeError:  # piped into head, or into a pager that was quit
+        # Python flushes stdout once more on exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

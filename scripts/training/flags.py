@@ -73,7 +73,7 @@ def check_flags(args: argparse.Namespace) -> None:
     beside = f"beside --{mode}" if mode != "train" else "in a training run"
     for name, use in _USES.items():
         value = getattr(args, name)
-        given = not (value is None or value is False or value == "")
+        given = not (value is None or value is False or value == "")  # 0 is given
         if given and mode not in use.modes:
             flag = "--" + name.replace("_", "-")
             shown = "" if value is True else f" {_words(value)}"
@@ -93,6 +93,7 @@ def check_effect(args: argparse.Namespace, trainer: Any) -> None:
     cfg = trainer.cfg
     name = cfg.TRAINER.NAME
     trains = any(trainable_state(model) for model in trainer._models.values())
+    # Our methods have fixed heads; Dassl trainers of others may read the key.
     if args.head and type(trainer).__module__.partition(".")[0] == "trainers":
         raise ValueError(
             f"--head {args.head} does nothing: {name} has its own head and does not read "
@@ -122,12 +123,13 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             "has to be trained, and what it is before that is no result. Train it (leave "
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
+    # A method that trains nothing may still read a run, as test-time training does.
     reads = unwrap(type(trainer).load_model) is not unwrap(SimpleTrainer.load_model)
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
     if not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
-    # Protocols name the run before also for methods that train nothing: it is to be one of those.
+    # Protocols give --model-dir for methods that train nothing too: then the run must be theirs.
     result = read_result(args.model_dir)
     if args.load_epoch is not None or result is None or result["trainer"] != name:
         given = f"--model-dir {args.model_dir}"

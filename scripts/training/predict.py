@@ -24,7 +24,7 @@ from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from scripts.training.config import build_config
+from scripts.training.config import PLACE_KEYS, build_config
 from scripts.training.predict_files import (
     SUFFIXES,
     Prediction,
@@ -37,15 +37,13 @@ from trainers.base.templates import own_template
 
 ZERO_SHOT = "ZeroshotCLIP"
 TOP_K = 5
-# What only tells where a run lay, trained and was made; a prediction has its own.
-_NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA")
 
 
 def run_predict(args: argparse.Namespace) -> int:
     """Classify what ``--predict`` names; return 1 if an image could not be read, else 0."""
     _check_values(args)
     cfg = prediction_config(args)
-    names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
+    names = class_names(args, cfg)  # before find_images: it may draw the bundled suite
     left_out = LeftOut()
     paths = find_images(args.predict, left_out)
     notes = [f"--predict leaves out {left_out}"] if left_out else []
@@ -84,7 +82,7 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
             raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
         config = (read_result(args.model_dir) or saved_meta(args)).get("config")
         if config:
-            below = {k: v for k, v in config.items() if k not in _NOT_TAKEN_OVER}
+            below = {k: v for k, v in config.items() if k not in PLACE_KEYS}
         elif not (args.trainer or args.config_file):
             raise ValueError(
                 f"--model-dir: {args.model_dir} has neither a complete result.json nor weights "
@@ -102,9 +100,9 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
     cfg.TEST.ZERO_SHOT_CHECK = "none"
     cfg.TEST.FINAL_MODEL = "last_step"  # nothing is trained, and there are no images to choose on
     cfg.FEATURE_CACHE.ENABLED = False
-    cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"  # rows in the order of the pictures
+    cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"  # rows in the order of the images
     if args.seed is None:
-        cfg.SEED = max(cfg.SEED, 0)  # random views are the same each time
+        cfg.SEED = max(cfg.SEED, 0)  # so that random views are the same each time
     cfg.freeze()
     return cfg
 
@@ -145,7 +143,7 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
 class Pictures(DatasetBase):
     """A dataset of class names and of test images whose classes are unknown."""
 
-    # What else a method may ask a dataset, see datasets.base.CLIPDataset.
+    # What methods ask of datasets besides, see datasets.base.CLIPDataset.
     shifted = False
     imagenet_names = ()
     imagenet_labels = None
@@ -153,7 +151,7 @@ class Pictures(DatasetBase):
     def __init__(self, classnames: list[str], paths: Sequence[str], template: str) -> None:
         super().__init__(test=[Datum(path, 0, 0, classnames[0]) for path in paths])
         self.template = template
-        # Not read off the labels, which say nothing here.
+        # Set by hand, as DatasetBase would derive them from the made-up labels.
         self._classnames, self._num_classes = classnames, len(classnames)
         self._lab2cname = dict(enumerate(classnames))
 
@@ -206,8 +204,8 @@ def predict(
     for batch in tqdm(trainer.test_loader, file=sys.stderr, disable=None):
         image, _ = trainer.parse_batch_test(batch)
         with trainer.autocast():
-            logits = trainer.model_inference(image)
-        best = logits.float().softmax(-1).topk(min(top_k, len(classnames)))
+            logits = trainer.model_inference(image)  # (B, K)
+        best = logits.float().softmax(-1).topk(min(top_k, len(classnames)))  # (B, top_k)
         for path, values, labels in zip(
             batch["impath"], best.values.tolist(), best.indices.tolist(), strict=True
         ):

@@ -101,7 +101,7 @@ def read_names(path: Path) -> list[str]:
     if not names or empty:
         what = f"no name for label {empty[0]}" if names else "no name; each class is a line"
         raise ValueError(f"--classnames: {path} holds {what}")
-    return [name.strip() for name in names]  # one may be there twice: ImageNet's missile is
+    return [name.strip() for name in names]  # duplicates are fine: ImageNet has "missile" twice
 
 
 def print_table(found: Prediction) -> None:
