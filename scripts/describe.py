@@ -137,7 +137,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:
-        # Values are not shown: one of them may be the key.
+        # Only flags are named, not their values: one may be the key.
         flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
         found = ", ".join(flags) or f"{len(rest)} words that belong to no flag"
         parser.error(f"there is no {found}; a key is read from the environment (--api-key-env)")
@@ -171,7 +171,8 @@ def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
         args.output = args.output or REPO / "prompts" / f"{title}.json"
     template = args.template or template
     fill(template, "")  # refuses one without a place for the name
-    unique: dict[str, str] = {}  # two classes of ImageNet may share a name
+    # Two classes of ImageNet share a name, and so their descriptions.
+    unique: dict[str, str] = {}
     for name in names:
         unique.setdefault(match_key(name), name)
     if not unique:

@@ -17,10 +17,10 @@ from typing import TextIO
 
 LONGEST = 2000  # characters of a line
 MASK = "***"
-# Any part of a secret of this length is hidden. OpenAI shows 8 characters of a key it refuses.
+# Parts of a secret from this length on are hidden. OpenAI shows 8 characters of a refused key.
 STRETCH = 10
-SHORT = 8  # a shorter secret may be an ordinary word: only hidden as a whole, in its own case
-SHORTEST = 4  # anything shorter is no secret: servers that want any key get "x"
+SHORT = 8  # below that a secret may be a common word: hidden only whole, and in its own case
+SHORTEST = 4  # below that it is no secret: people give "x" to servers that want some key
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements

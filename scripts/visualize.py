@@ -6,7 +6,7 @@
     python scripts/visualize.py --model-dir output/.../seed1 --classes "red ring" "blue star"
 
 RAda (arXiv:2507.15480), appendix B. The directory of a run is enough to find its config, weights
-and data. Writes tsne.png, mask_histogram.png and heat_maps.png; of a method without a mask, only
+and data. Writes tsne.png, mask_histogram.png and heat_maps.png; for a method without a mask, only
 the first.
 """
 
@@ -40,7 +40,7 @@ from scripts.drawing.pictures import HeatMap, save_heat_maps, save_histogram, sa
 from scripts.drawing.trained_run import load_run
 
 FIGURES = ("tsne", "histogram", "heat_maps")
-ROWS_SHOWN = 30  # of a heat map, with class names that can be read
+ROWS_SHOWN = 30  # of a heat map: more class names could not be read
 DEFAULT_IMAGES = "4"
 PICTURE_SIDE = 256  # pixels
 
@@ -55,11 +55,12 @@ def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int
     if not wanted and len(names) <= ROWS_SHOWN:
         wanted = range(len(names))
     elif not wanted:
+        # The true class comes first, so that it is shown however low its logit is.
         known = [item.label] if item.label >= 0 else []
         ranked = dict.fromkeys([*known, *np.argsort(-maps.logits).tolist()])
         wanted = sorted(list(ranked)[:ROWS_SHOWN])
     rows = list(wanted)
-    shifted = np.exp(maps.logits - maps.logits.max())
+    shifted = np.exp(maps.logits - maps.logits.max())  # (K,); the shift prevents an overflow
     share = 100 * shifted[best] / shifted.sum()
     true = names[item.label] if item.label >= 0 else "unknown"
     lines = [
@@ -100,6 +101,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     require_head(trainer)
     chosen = select(trainer, args.split, args.classes, args.seed)
     images = choose_images(args.images or [DEFAULT_IMAGES], chosen)
+    # Drawn after the images, so that --points does not change which images a seed selects.
     points = by_lot(chosen, args.points)
     figures = figures_for(trainer, args, points[0])
     output = args.output or args.model_dir / "figures"
@@ -118,6 +120,7 @@ def draw_heat_maps(
 ) -> None:
     """Heat maps of images; see :func:`heat_map` for ``wanted``."""
     found = collect_maps(trainer, images)
+    # Unreadable images may be missing from what was found, hence the places.
     drawn = [heat_map(images[place], maps, chosen.names, wanted) for place, maps in found.items()]
     shown, known = max(len(one.names) for one in drawn), len(chosen.names)
     part = "" if shown == known else f"; {shown} of {known} classes"
@@ -191,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="images in the t-SNE and the histogram, at most (default 1000)",
     )
     add("--figures", nargs="+", default=[], choices=FIGURES, help="default: all there are")
-    add("--seed", type=int, default=0, help="of images drawn by lot and of the t-SNE")
+    add("--seed", type=int, default=0, help="of the random choice of images and of the t-SNE")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 

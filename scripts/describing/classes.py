@@ -11,7 +11,7 @@ from dassl.utils.files import atomic_write
 from scripts.describing.text import Model, ModelError, Task, accept, keys_of
 from scripts.scrub import say
 
-FRUITLESS = 5  # classes in a row without a usable sentence, after which the model is given up
+FRUITLESS = 5  # after that many classes in a row without a usable sentence the model is given up
 
 
 class DescriptionFile:
@@ -47,13 +47,14 @@ def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> 
     ``FRUITLESS`` classes in a row. Returns a line for every class that still lacks sentences.
     """
     todo = [name for name in task.classnames if len(file.sentences(name)) < task.count]
+    # Over all classes: a sentence that fits two classes tells neither apart.
     taken = keys_of(file.content.items())
     short: list[str] = []
     fruitless = 0
     for number, name in enumerate(todo, 1):
         known = file.sentences(name)
         sentences, complaints = describe_class(task, name, known, taken, model, attempts)
-        if len(sentences) > len(known):
+        if len(sentences) > len(known):  # saved at once, so that an interruption loses one class
             file.put(name, sentences)
             fruitless = 0
         else:

@@ -29,7 +29,7 @@ from scripts.scrub import plain, redact, redact_address, say, scrub
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LARGEST_ERROR = 2**16  # bytes
 QUOTED = 300  # characters of a server's message that are shown
-HIDDEN = "<hidden>"  # replaces the key in an answer: it is markup, which no sentence may have
+HIDDEN = "<hidden>"  # replaces the key in an answer; as markup it makes the sentence unusable
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_WAIT = 300.0  # seconds; if a server asks for more, the program ends
 TRANSIENT = (408, 409, 425, 429)  # statuses that may pass, as may all from 500 on
@@ -120,7 +120,7 @@ class ChatEndpoint:
                 f"{failure}, and asks to wait {failure.wait:.0f} s. Run the same command "
                 "then: what is written is kept"
             ) from None
-        # Random, so that runs which failed at the same time do not retry at the same time.
+        # Random, so that runs which failed together do not retry together.
         backoff = min(2.0**tried * random.uniform(1.0, 1.25), LONGEST_BACKOFF)
         seconds = backoff if failure.wait is None else failure.wait
         self._say(f"{failure}; again in {seconds:.0f} s")
@@ -195,7 +195,7 @@ class ChatEndpoint:
     def _quote(self, said: Any, most: int = QUOTED) -> str:
         """What a server or an exception says (bytes or anything with a text), scrubbed."""
         text = said[:LARGEST_ERROR].decode("utf-8", "replace") if isinstance(said, bytes) else said
-        # Scrubbed before it is cut: scrubbing would not recognise half of a key.
+        # Scrub first, then cut: half of a key would not be recognised.
         return " ".join(scrub(str(text), self._secrets, LARGEST_ERROR).split())[:most]
 
     def _raise_unreachable(self, reason: Any) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.describing.text import Messages, ModelError
 
-NO_ROOM = 32  # fewest new tokens for which a model is asked
+NO_ROOM = 32  # with room for fewer new tokens than that a model is not asked
 
 
 class LocalModel:
@@ -34,7 +34,7 @@ class LocalModel:
         seed: int = 1,
         new_tokens: int = 400,
     ) -> None:
-        # Imported here, as an endpoint needs neither.
+        # Imported only here, because an endpoint needs neither.
         import torch
 
         from dassl.config import get_cfg_default
@@ -57,7 +57,7 @@ class LocalModel:
         text, start = self._text(messages)
         tokens = self.tokenizer(text, return_tensors="pt", add_special_tokens=bool(start))
         inputs = {k: tokens[k].to(self.device) for k in ("input_ids", "attention_mask")}
-        length = inputs["input_ids"].shape[1]  # of (1, length)
+        length = inputs["input_ids"].shape[1]  # input_ids: (1, length)
         context = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         room = min(self.new_tokens, context - length)
         if room < NO_ROOM:
@@ -81,7 +81,7 @@ class LocalModel:
         if self.tokenizer.chat_template:
             chat = self.tokenizer.apply_chat_template
             return chat(messages, tokenize=False, add_generation_prompt=True), ""
-        # A base model, not trained on conversations, continues a list that has been begun.
+        # A base model is not trained on conversations, but it continues a list once begun.
         start = '["'
         return "\n\n".join([*(m["content"] for m in messages), start]), start
 

@@ -97,7 +97,7 @@ class Task:
 def _told_apart(name: str, classnames: Sequence[str]) -> str:
     others = [readable(other) for other in classnames if other != name]
     if len(others) > MOST_OTHERS:
-        # Classes with similar names are usually those that are most easily confused.
+        # Classes with similar names are usually the ones most easily confused.
         others = difflib.get_close_matches(readable(name), others, MOST_OTHERS, 0.0)
     return f"It has to be told from: {', '.join(others)}." if others else ""
 
@@ -116,8 +116,8 @@ def parse(answer: str) -> list[str]:
     text = fenced[1].strip() if fenced else text
     found = _json_strings(text)
     if found is None:
-        # Some models write curly quotation marks for JSON's. Valid JSON may contain them as well,
-        # so they are only replaced after parsing has failed.
+        # Some models write JSON with curly quotation marks. Valid JSON may contain these too, so
+        # they are replaced only after parsing has failed.
         text = text.translate(_TYPOGRAPHIC)
         found = _json_strings(text)
     if found is None and text.startswith(("[", "{")):

@@ -12,7 +12,7 @@ from dassl.config import user_path
 from dassl.data.datasets import Datum
 from dassl.names import nearest
 
-CLASSES_SHOWN = 20  # as many as colours that can be told apart, unless --classes names more
+CLASSES_SHOWN = 20  # that many colours can be told apart; --classes may name more
 MOST_IMAGES = 12  # of the heat maps: more rows no longer fit a page
 
 
@@ -102,4 +102,4 @@ def _find(word: str, chosen: Choice) -> Datum:
         raise FileNotFoundError(
             f"--images: {word} is neither a number, nor a picture of the split, nor a file"
         )
-    return Datum(impath=str(path), label=-1)
+    return Datum(impath=str(path), label=-1)  # the class of a picture from elsewhere is unknown

@@ -18,7 +18,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from trainers.heads import HeadOutput
 
-# Elements of M made at a time. A head needs some ten times as much besides.
+# Elements of M computed at a time; a head needs about ten times as many for itself.
 CHUNK_ELEMENTS = 2**22
 
 
@@ -64,7 +64,7 @@ def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[HeadBatch]:
     model, cfg = trainer.model, trainer.cfg
     trainer.set_model_mode("eval")
     with trainer.autocast():
-        weights = model.class_weights()
+        weights = model.class_weights()  # (K, D)
     size = max(1, CHUNK_ELEMENTS // weights.numel())
     loader = build_data_loader(
         cfg,
@@ -76,12 +76,12 @@ def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[HeadBatch]:
     for batch in loader:
         image, label = trainer.parse_batch_test(batch)
         with trainer.autocast():
-            features = model.image_features(image)
+            features = model.image_features(image)  # (B, D)
         for some in torch.arange(len(label)).split(size):
             here = features[some.to(features.device)]
             with trainer.autocast():
                 output = model.head(here, weights, model.scale)
-            rational = here.float()[:, None] * weights.float()
+            rational = here.float()[:, None] * weights.float()  # (b, K, D)
             yield HeadBatch(batch["index"][some], label.cpu()[some], rational, output)
 
 
@@ -106,7 +106,7 @@ class ValueCounts:
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         while self.high > self.top:
-            pairs = self.counts.view(-1, 2).sum(1)
+            pairs = self.counts.view(-1, 2).sum(1)  # (BINS / 2,)
             self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
             self.top *= 2
         self.counts += torch.histc(values, self.BINS, min=0, max=self.top).cpu().long()
@@ -119,7 +119,7 @@ class ValueCounts:
         width = self.top / self.BINS
         first = min(int(self.low / width), self.BINS - 1)
         last = min(int(self.high / width), self.BINS - 1) + 1
-        each = math.ceil((last - first) / limit)
+        each = math.ceil((last - first) / limit)  # bins per bar
         bars = math.ceil((last - first) / each)
         padded = torch.zeros(bars * each, dtype=torch.int64)
         padded[: last - first] = self.counts[first:last]
@@ -136,7 +136,7 @@ def collect_rows(trainer: Any, items: Sequence[Datum]) -> tuple[Rows, ValueCount
     counts = ValueCounts()
     for part in head_outputs(trainer, items):
         own = torch.arange(len(part.label)), part.label
-        rows = part.rational[own]
+        rows = part.rational[own]  # (B, D)
         labels.append(part.label)
         rational.append(rows.cpu())
         mask = part.output.mask
@@ -168,14 +168,14 @@ def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:
 
 def embed(rows: np.ndarray, seed: int) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton, 2008) of at least 4 rows: (N, D) -> (N, 2)."""
-    from sklearn.manifold import TSNE  # takes longer to import than the rest needs
+    from sklearn.manifold import TSNE  # its import takes longer than the rest of the work
 
     if len(rows) < 4:
         raise ValueError(
             f"t-SNE needs at least 4 images, got {len(rows)}: raise --points, or name more "
             "--classes"
         )
-    # A perplexity is a number of neighbours; 30 is the usual one, a third the most that is usual.
+    # The perplexity is a number of neighbours: usually 30, and at most a third of the points.
     perplexity = min(30.0, (len(rows) - 1) / 3)
     model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return model.fit_transform(rows.astype(np.float64))

@@ -27,8 +27,8 @@ DIVERGING = "RdBu_r"
 MARKERS = "os^DvPX*"
 LEGEND_ROWS = 28
 TITLE_WIDTH = 34  # characters beside a picture
-# Share of the values that the colours of a heat map cover: in a few dimensions d, CLIP's features
-# are far larger than in all others, which would be left white.
+# Share of the values that a heat map's colours cover. CLIP's features are far larger in a few
+# dimensions than in all others, which would look white if the colours covered every value.
 COVERED = 0.995
 
 
@@ -90,7 +90,7 @@ def save_scatter(
 def _style(number: int) -> dict[str, object]:
     """Colour and marker of the class drawn as the ``number``-th; 160 of them differ."""
     colour = matplotlib.colormaps["tab20"](number % 20)
-    # Neighbours of equal hue also differ in shape, so that colour alone need not tell them apart.
+    # Neighbours of equal hue differ in shape too, for readers who cannot tell colours apart.
     return {"color": colour, "marker": MARKERS[(number // 20 + number) % len(MARKERS)]}
 
 

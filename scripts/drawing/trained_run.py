@@ -64,10 +64,10 @@ def load_run(directory: Path, *, root: str = "", device: str = "auto") -> Any:
         set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
     if result["trainable_parameters"]:
-        # A run with --eval-only, such as the one on new classes, has its weights elsewhere.
+        # An --eval-only run, such as that on new classes, recorded where its weights are.
         weights = result["model_dir"] if result["eval_only"] else str(directory)
         if weights:
-            trainer.any_config = True  # the run says itself what it was evaluated with
+            trainer.any_config = True  # the run already accepted weights of other options
             trainer.load_model(weights, epoch=result["load_epoch"])
     return trainer
 

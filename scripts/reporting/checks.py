@@ -48,9 +48,9 @@ def _missing(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
     protocol = PROTOCOLS[selection.protocol]
     places = set(zip(runs.dataset, runs.stage, runs.shots, strict=True))
     if not protocol.crosses:
-        # Where a model is tested on its own dataset, each stage belongs to every place.
+        # A model tested on its own dataset should have every stage on each of them.
         places |= {(name, stage, shots) for name, _, shots in places for stage in protocol.stages}
-    # What one place has, all should have.
+    # Seeds that any run has, all should have.
     seeds = set(selection.seeds) | set(runs.seed)
     for _, own in runs.groupby("series", sort=False):
         trainer, cfg, untrained = own.trainer.iloc[0], own.cfg.iloc[0], not own.trains.any()
@@ -59,7 +59,7 @@ def _missing(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
                 continue  # the place of a series with other shots
             here = (own.dataset == dataset) & (own.stage == stage) & (own.shots == shots)
             absent = sorted(seeds - set(own.seed[here]))
-            # All seeds of what is not trained would be one and the same run.
+            # Without training all seeds give the same result: one is enough.
             if not absent or (here.any() and untrained):
                 continue
             key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, absent[0])
@@ -115,7 +115,7 @@ def _mixed_configs(cell: pd.DataFrame) -> Iterator[str]:
     flat = [relevant(result.get("config") or {}) for result in cell.result]
     mixed = []
     for key in sorted({key for config in flat for key in config} - {"SEED"}):
-        # As text, since lists cannot be put into a set; an absent key reads like None.
+        # As text, since lists are not hashable; an absent key counts as None.
         values = [json.dumps(config.get(key)) for config in flat]
         if len(set(values)) > 1:
             pairs = zip(cell.seed, values, strict=True)

@@ -50,7 +50,7 @@ def rows_of(table: dict[str, Any]) -> Iterator[Published]:
     """Yield a table's rows of means, ``remade`` ones as the mean of the row's shifted datasets."""
     for method, row in table["rows"].items():
         given = row if isinstance(row, dict) else {"values": row}
-        # A row by datasets has their mean beside them; only means stand beside ours.
+        # A row that lists datasets has their mean beside them; reports quote only means.
         listed = given["values" if "values" in given else "mean"]
         pairs = listed if isinstance(listed, dict) else zip(table["columns"], listed, strict=True)
         values: dict[str, float] = dict(pairs)

@@ -65,7 +65,7 @@ def run_directories(selection: Selection) -> Iterator[tuple[RunKey, Path]]:
     base = selection.output / selection.protocol
     for file in sorted(base.glob(f"*/*/shots_*/*/*/seed*/{RESULT_NAME}")):
         key = RunKey.parse(file.parent)
-        # Another stage than the protocol's is the first stage of another run.
+        # A stage that the protocol does not have is the first stage of some other run.
         if key is not None and key.stage in PROTOCOLS[key.protocol].stages:
             yield key, file.parent
 
@@ -90,7 +90,7 @@ def collect(selection: Selection) -> pd.DataFrame:
         for key, path in run_directories(selection)
         if (result := read_result(path)) is not None
     }
-    # Of all finished runs, not the selected ones: a name is only wrong if no run has it.
+    # Names of all finished runs, selected or not: a name is wrong only if no run has it.
     found = {(key.trainer, key.cfg) for key in finished}
     base = selection.output / selection.protocol
     if found and selection.must_exist:
@@ -109,7 +109,7 @@ def _row(key: RunKey, directory: Path, result: dict[str, Any]) -> dict[str, Any]
         **vars(key),
         "metric": CLASS_METRICS[PROTOCOLS[key.protocol].classes_of(key.stage)],
         "accuracy": float(result["metrics"]["accuracy"]),
-        # Entries that older versions did not write must not keep a run out of the table.
+        # Older versions did not write these entries; their runs belong in the table too.
         "backbone": str(result.get("backbone", "")),
         "trains": result.get("trainable_parameters") != 0,
         "source": _source(key, result),
@@ -133,7 +133,7 @@ def _source(key: RunKey, result: dict[str, Any]) -> str:
 def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
     for name in selection.trainers:
         check_availability(name, sorted({trainer for trainer, _ in found}), "--trainer", where)
-    # A stem that only a trainer outside of the selection has would leave an empty table.
+    # A stem that only unselected trainers have would leave an empty table.
     stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
     for name in selection.cfg:
         check_availability(name, sorted(stems), "--cfg", where)

@@ -98,7 +98,7 @@ class Section:
         texts = self.scores.assign(text=self.scores.apply(_text, axis=1))
         wide = texts.pivot(index=index, columns=key, values="text")
         wanted = pd.MultiIndex.from_product([places, self.series]) if places else self.series
-        # Places and series that have no number at all get their row, too.
+        # reindex adds rows for places and series that have no number at all.
         wide = wide.reindex(index=wanted, columns=list(columns)).fillna("-")
         return wide.reset_index().to_numpy().tolist()
 
@@ -177,7 +177,7 @@ def _without_first_stages(runs: pd.DataFrame, selection: Selection) -> pd.DataFr
 def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
     protocol = PROTOCOLS[selection.protocol]
     runs = with_labels(runs, protocol.name)
-    # A single target of the suite is enough: no published number may stand beside it.
+    # One dataset of the suite is enough: no published number may stand beside its numbers.
     suite = bool(runs.dataset.isin(SUITE).any())
     how = "trained on" if protocol.train_stage else "shifts of"
     subject = f", {how} {source or 'an unknown source'}" if protocol.crosses else ""
@@ -188,9 +188,9 @@ def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
         protocol=protocol,
         source=source,
         suite=suite,
-        series=sorted(trains.index, key=trains.get),  # what is not trained stands first
+        series=sorted(trains.index, key=trains.get),  # methods without training first
         scores=score(runs, protocol, source),
-        # Of runs with mixed backbones none is comparable; a warning names them.
+        # A series of mixed backbones compares with nothing; a warning names it.
         backbones={} if suite else {k: v[0] for k, v in backbones.items() if len(v) == 1},
         captions=[SEEDS_LINE, *([HM_LINE] if protocol.base_to_novel else [])],
         warnings=warnings(runs, selection),
@@ -224,7 +224,7 @@ def _by_classes(section: Section) -> list[Table]:
     metrics = {"base": "base", "novel": "novel", "hm": "HM"}
     rows = section.rows(section.places(), "metric", metrics)
     tables = [Table("per dataset", ["dataset", "trainer", *metrics.values()], rows, labels=2)]
-    # Also without a paper's row, several trainers are easier to compare in a table of their own.
+    # Even without papers' rows, several trainers are easier to compare in a table of means.
     means = [row[1:] for row in rows if row[0] == MEAN]
     means += section.published(dict.fromkeys(metrics, section.covered(FEW_SHOT_DATASETS, "hm")))
     if len(means) > 1:
@@ -259,7 +259,7 @@ def _cross_dataset(section: Section) -> list[Table]:
             continue
         rows = section.rows((), "dataset", [*own, *datasets, mean])
         if section.source == "imagenet":
-            # Either mean is the papers' only if it is over exactly what theirs is.
+            # A mean compares with the papers' only if it is over exactly the same datasets.
             default = protocol.targets_of("imagenet")
             papers = [name for name in default if (name in SHIFTS) == (title == "shifts")]
             covered = section.covered(papers, aside=[*own, *rest])
