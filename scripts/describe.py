@@ -88,8 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--root", type=path_flag, default="data", help="folder of all datasets, for --dataset"
     )
     what.add_argument("--output", type=file_flag, help="by default prompts/<Dataset>.json")
-    what.add_argument("--template", help="what the sentences follow; by default the dataset's own")
-    what.add_argument("--about", default="", help='what the pictures are: "satellite images"')
+    what.add_argument("--template", help="text before each sentence; by default the dataset's own")
+    what.add_argument("--about", default="", help='what the images show: "satellite images"')
     what.add_argument("--sentences", type=_positive, default=5, help="per class, %(default)s")
     model = parser.add_argument_group("whom to ask")
     model.add_argument("--base-url", help="of an OpenAI-compatible endpoint, up to /v1")

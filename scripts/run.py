@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="STEM",
         help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
     )
-    add("--datasets", help="default: every real dataset there is a config of", **several)
+    add("--datasets", help="default: every real dataset with a config file", **several)
     add("--source", metavar="NAME", help=f"{CROSSING}: dataset to train on; default: imagenet")
     add("--targets", help=f"{CROSSING}: datasets to evaluate on; default: by source", **several)
     add("--shots", nargs="+", metavar="K", help="images per class, or all; default: by protocol")

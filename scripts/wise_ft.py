@@ -143,7 +143,7 @@ def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
             raise ValueError(f"--model-dir: {args.model_dir} trained nothing")
         start, end = both_ends(trainer, args.model_dir, args.start)
         for alpha in args.alphas:
-            # Only what trains was interpolated; features kept for other weights are stale.
+            # Only what trains was interpolated; features cached for other weights are stale.
             trainer.model.load_state_dict(interpolate(start, end, alpha), strict=False)
             drop_caches(trainer.model)
             found[alpha] = trainer.test()

@@ -8,7 +8,7 @@
 Each with its base-to-novel config and that config's batch, in a process of its own, on generated
 pictures, one batch again and again: loading pictures is not measured. The step is the engine's,
 optimiser included; seconds are the median of --steps after a warm-up. Methods with a frozen image
-encoder are measured a second time on kept features (--feature-cache).
+encoder are measured a second time on cached features (--feature-cache).
 
 A step of test-time training is the episodes of one picture, of --batch if given: its views, 64 as
 published, through the encoder, the adaptation and the prediction. "trainable" is what an episode
@@ -80,8 +80,8 @@ COLUMNS: Columns = {
 
 def test_time_methods() -> list[str]:
     """Names of the registered methods that adapt to each test picture."""
-    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return [name for name, trainer in found.items() if issubclass(trainer, EpisodicTrainer)]
+    names = TRAINER_REGISTRY.registered_names()
+    return [name for name in names if issubclass(TRAINER_REGISTRY.get(name), EpisodicTrainer)]
 
 
 def baselines() -> list[str]:

@@ -8,7 +8,7 @@ Every method of this repository with its base-to-novel config, in a process of i
 pictures. Steps are the engine's, one batch again and again: loading pictures is not measured.
 Speed is the median of --steps after a warm-up, which also computes what a method keeps: class
 weights in evaluation and, with a frozen text encoder, in training. Methods with a frozen image
-encoder are measured a second time on kept features (--feature-cache).
+encoder are measured a second time on cached features (--feature-cache).
 
 peak MiB is that of training, model included: what PyTorch allocated on CUDA, elsewhere what the
 process took on top of its libraries. GFLOP are counted, a multiply-add as two: matrix products,

@@ -1,4 +1,4 @@
-"""RAda's fast paths: the mask's attention in chunks, and features kept instead of pictures."""
+"""RAda's fast paths: the mask's attention in chunks, and cached features instead of pictures."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def measure_epoch(
     """Seconds of an epoch of RAda in the engine's loop, batch 1, and peak memory.
 
     ``plain``: ``STEPS_OF_EPOCH * steps`` steps from pictures are timed, loading included, and
-    scaled to the epoch. Else the whole epoch on kept features; these are random, since making them,
-    once for all epochs and runs, is not measured.
+    scaled to the epoch. Else the whole epoch on cached features; these are random, since computing
+    them, once for all epochs and runs, is not measured.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -150,7 +150,7 @@ CASES = {
     ),
     "rada_epoch": Case(
         "RAda epoch, 50 classes x 16 shots, batch 1: pictures (scaled from "
-        f"{STEPS_OF_EPOCH} steps per --steps) against kept features",
+        f"{STEPS_OF_EPOCH} steps per --steps) against cached features",
         measure_epoch,
     ),
 }

@@ -75,7 +75,7 @@ def list_table(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> str
 
 
 def list_json(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> list[dict[str, Any]]:
-    """The same for programs, with every file and address."""
+    """The datasets for programs, with every file and address."""
     return [_row_json(row, download_of(row.config, downloads)) for row in rows]
 
 
