@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.describing.text import Messages, ModelError
 
-NO_ROOM = 32  # with room for fewer new tokens than that a model is not asked
+NO_ROOM = 32  # a model is asked only if its context has room for that many new tokens
 
 
 class LocalModel:

@@ -67,7 +67,7 @@ def load_run(directory: Path, *, root: str = "", device: str = "auto") -> Any:
         # An --eval-only run, such as that on new classes, recorded where its weights are.
         weights = result["model_dir"] if result["eval_only"] else str(directory)
         if weights:
-            trainer.any_config = True  # the run already accepted weights of other options
+            trainer.any_config = True  # the run itself was evaluated with these weights
             trainer.load_model(weights, epoch=result["load_epoch"])
     return trainer
 
