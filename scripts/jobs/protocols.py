@@ -41,8 +41,8 @@ class Protocol:
     """How one protocol splits classes and names its stages."""
 
     name: str  # on the command line and of the directory under the output
-    # Directory of the training runs; empty when the protocol trains nothing, and evaluates the pre-
-    # trained model or what a method's first stage made of it.
+    # Directory of the training runs; empty when the protocol trains nothing, and evaluates the
+    # pre-trained model or what a method's first stage made of it.
     train_stage: str
     train_classes: str  # ``DATASET.SUBSAMPLE_CLASSES`` while training
     test_stage: str  # directory of the evaluation runs; empty when training's own test is all
