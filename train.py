@@ -13,14 +13,12 @@ from scripts.training.parser import argument_parser
 def main(argv: list[str] | None = None) -> None:
     """Run one job; see ``python train.py --help``.
 
-    Raises:
-        SystemExit: Something in the flags, the config, the data or a checkpoint cannot be used, or
-            the machine lacks something; with ``--debug`` the error itself. After ``--predict`` and
-            ``--help-config``, their exit status.
+    Errors in flags, config, data or a checkpoint end it with a plain message; ``--debug`` shows the
+    traceback.
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)
-    # Imported when the flags are read: PyTorch and the methods take seconds, --help should not.
+    # Imported only now, so that --help need not wait seconds for PyTorch and the methods.
     import datasets.table  # noqa: F401 - registers the datasets
     import trainers  # noqa: F401 - registers the methods
     from dassl.engine import build_trainer
@@ -41,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(run_predict(args))
         cfg = build_config(args)
         with process_group(cfg), run_folder(cfg.OUTPUT_DIR):
-            if cfg.SEED >= 0:
+            if cfg.SEED >= 0:  # -1: the trainer draws one and records it
                 set_random_seed(cfg.SEED)
             setup_logger(cfg.OUTPUT_DIR if is_main() else None)
             trainer = build_trainer(cfg)

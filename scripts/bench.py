@@ -8,8 +8,8 @@
     python scripts/bench.py ttt              # test-time training, images side by side
 
 The models have ViT-B/16's shape and random weights; fp32 on the CPU. Every measurement runs in a
-process of its own, plain and fast in turn, so that both meet the same machine and the peak memory
-is each one's own.
+process of its own, so that peak memory is that of one way alone; plain and fast take turns, so that
+changes of the machine's speed meet both.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMATS = ("", ".2f", ".2f", ".2f", ".0f", ".0f", ".2f")
 
 
 def measure_apart(case: str, kind: str, args: argparse.Namespace) -> dict[str, float]:
-    """One measurement in a process of its own: ``seconds`` and ``mib``."""
+    """Return ``seconds`` and ``mib`` of one measurement in a process of its own."""
     words = ("--cases", case, "--worker", kind, "--steps", args.steps, "--threads", args.threads)
     return ask_process(*words)
 
@@ -56,10 +56,11 @@ def measure_apart(case: str, kind: str, args: argparse.Namespace) -> dict[str, f
 def compare(case: str, args: argparse.Namespace) -> list[float]:
     """Median seconds of both ways and of their ratio, peak memory of both and its ratio."""
     found: dict[str, list[dict[str, float]]] = {"plain": [], "fast": []}
-    for kind in ("plain", "fast") * args.rounds:
+    for kind in ("plain", "fast") * args.rounds:  # in turn
         found[kind].append(measure_apart(case, kind, args))
     seconds = {kind: [m["seconds"] for m in ms] for kind, ms in found.items()}
     memory = {kind: max(m["mib"] for m in ms) for kind, ms in found.items()}
+    # The median of the pairs' ratios: a pair ran back to back, medians of all rounds did not.
     ratios = [p / f for p, f in zip(seconds["plain"], seconds["fast"], strict=True)]
     return [
         statistics.median(seconds["plain"]),
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=2, help="timed steps in a process, after one warm-up"
     )
     parser.add_argument("--threads", type=int, default=2)
+    # Set by measure_apart for its processes; nobody types it.
     parser.add_argument("--worker", choices=("plain", "fast"), help=argparse.SUPPRESS)
     return parser
 
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for case in tqdm(args.cases, disable=None):
         rows.append([CASES[case].title, *compare(case, args)])
-        tqdm.write(tabulate(rows[-1:], HEADERS, floatfmt=FORMATS))
+        tqdm.write(tabulate(rows[-1:], HEADERS, floatfmt=FORMATS))  # a case takes minutes
     if len(rows) > 1:
         print(tabulate(rows, HEADERS, floatfmt=FORMATS))
     return 0

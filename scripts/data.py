@@ -94,11 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def protocol_datasets(protocol: str, names: list[str], existing: list[str]) -> list[str]:
-    """Return the datasets that ``run.py --protocol P --datasets ...`` would read.
-
-    Raises:
-        ValueError: A name is unknown, or a transfer has several sources.
-    """
+    """Return the datasets that ``run.py --protocol P --datasets ...`` would read."""
     check_availability(protocol, PROTOCOLS, "--protocol")
     flags = argparse.Namespace(protocol=protocol, datasets=names, source=None, targets=None)
     sources, targets = choose_datasets(flags, existing)
@@ -114,22 +110,13 @@ def named_datasets(
 
 
 def find_config(flag: str, name: str, existing: list[str]) -> str:
-    """Return a dataset's config, given its config or its class: EuroSAT is eurosat.
-
-    Raises:
-        ValueError: The name is unknown; the message suggests the nearest.
-    """
+    """Return a dataset's config, given its config or its class: EuroSAT is eurosat."""
     by_class = {row.name: row.config for row in ROWS}
     return check_availability(by_class.get(name, name), existing, flag, " (configs/datasets)")
 
 
 def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target], set[str]]:
-    """Return the datasets to check, and the configs of those that are required.
-
-    Raises:
-        FileNotFoundError: A config file or the root is missing.
-        ValueError: A name is unknown, or ``--workers`` is wrong.
-    """
+    """Return the datasets to check, and the configs of those that are required."""
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers: {args.workers} is below 0.")
     existing = config_stems(configs)
@@ -200,11 +187,7 @@ def run_list(args: argparse.Namespace, table: Sequence[Download]) -> int:
 def choose_orders(
     args: argparse.Namespace, configs: Path, table: Sequence[Download]
 ) -> list[tuple[DatasetRow, Download | None]]:
-    """Return the datasets to fetch, and where they can be downloaded if that is known.
-
-    Raises:
-        ValueError: A name is unknown or of the user's own data, or none is given.
-    """
+    """Return the datasets to fetch, each with its download if one is known."""
     existing = config_stems(configs)
     names = named_datasets(args, "fetch", args.names, existing)
     if not names:
@@ -227,7 +210,7 @@ def run_fetch(
         if row.prepare is not None:
             print(f"{row.config}: nothing to fetch; it is drawn on first use")
         elif download is None or not download.automatic:
-            # Only a person can obtain it: how is of interest unless it is there already.
+            # Only a person can obtain it: say how, unless it is there already.
             if not check(read_target(configs / f"{row.config}.yaml", root)).usable:
                 print(data_output.instructions(row, download))
         elif Order(row, download, root).missing():
@@ -256,24 +239,21 @@ def run_fetch(
 def fetch_all(orders: Sequence[Order], root: Path, policy: Policy) -> None:
     """Fetch datasets one after the other; one that fails does not stop the others."""
     with alone(root):
-        # One file of each group of alternatives is downloaded, the first if all goes well.
+        # One file of each group of alternatives is downloaded: the first, unless it fails.
         require_space(root, sum(group[0].size for o in orders for group in o.missing()))
         for order in orders:
             print(f"\n{order.row.config} -> {order.directory}")
             failures = fetch(order, policy)
             for failure in failures:
                 say(f"  FAILED {failure}", file=sys.stderr)
-            # Lists that only a split of one's own needs are not worth a walk to the web page.
+            # A missing optional list, which only a user's own split needs, is no reason to send
+            # people to the web page.
             if any(not failure.startswith("optional") for failure in failures):
                 print(data_output.instructions(order.row, order.download))
 
 
 def confirmed() -> bool:
-    """Ask whether to download.
-
-    Raises:
-        ValueError: There is no terminal to ask on.
-    """
+    """Ask whether to download; an error where there is no terminal to ask on."""
     if not sys.stdin.isatty():
         raise ValueError("fetch: give --yes where there is no terminal to ask on.")
     return input("Download this? [y/N] ").strip().lower() in ("y", "yes")
@@ -285,7 +265,7 @@ def interruptible_fetch(
     """Fetch; on Ctrl-C or SIGTERM say that the fetch can be continued. Return the exit status."""
     received = [signal.SIGINT.value]
 
-    # Python raises KeyboardInterrupt on SIGINT only; schedulers of clusters send SIGTERM.
+    # Cluster schedulers send SIGTERM, for which Python raises no KeyboardInterrupt by itself.
     def stop(number: int, frame: object) -> None:
         received[0] = number
         raise KeyboardInterrupt
@@ -308,17 +288,7 @@ def main(
     table: Sequence[Download] = DOWNLOADS,
     policy: Policy = PATIENT,
 ) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments; None takes the process's.
-        configs: Directory of the datasets' config files.
-        table: Where datasets can be downloaded.
-        policy: How often and how long downloads are retried.
-
-    Returns:
-        Exit status (module docstring).
-    """
+    """Run the command line and return the exit status; tests replace all but ``argv``."""
     parser = build_parser()
     escape_unprintable()
     args = parser.parse_args(argv)

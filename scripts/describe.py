@@ -39,12 +39,7 @@ from scripts.scrub import say
 
 
 def names_to_describe(path: Path) -> list[str]:
-    """Return class names from a file, as ``datasets.classnames`` reads it, in any order.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no names.
-    """
+    """Return class names from a file, as ``datasets.classnames`` reads it, in any order."""
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path.absolute()}")
     names = read_name_list(path, "--classnames")
@@ -60,13 +55,7 @@ def names_to_describe(path: Path) -> list[str]:
 def read_dataset(word: str, root: str) -> tuple[list[str], str, str]:
     """Return a dataset's class names, template, and title for the file of descriptions.
 
-    Args:
-        word: Stem of a file in configs/datasets, a dataset's name, or the path of a config file.
-        root: Folder of all datasets.
-
-    Raises:
-        FileNotFoundError: The dataset's files are not there.
-        ValueError: There is no such dataset.
+    ``word`` is the stem of a file in configs/datasets, a dataset's name, or a config file's path.
     """
     configs = {path.stem: path for path in sorted((REPO / "configs/datasets").glob("*.yaml"))}
     known = {row.name: row.config for row in ROWS}
@@ -99,8 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--root", type=path_flag, default="data", help="folder of all datasets, for --dataset"
     )
     what.add_argument("--output", type=file_flag, help="by default prompts/<Dataset>.json")
-    what.add_argument("--template", help="what the sentences follow; by default the dataset's own")
-    what.add_argument("--about", default="", help='what the pictures are: "satellite images"')
+    what.add_argument("--template", help="text before each sentence; by default the dataset's own")
+    what.add_argument("--about", default="", help='what the images show: "satellite images"')
     what.add_argument("--sentences", type=_positive, default=5, help="per class, %(default)s")
     model = parser.add_argument_group("whom to ask")
     model.add_argument("--base-url", help="of an OpenAI-compatible endpoint, up to /v1")
@@ -148,7 +137,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:
-        # Values are not shown: one of them may be the key.
+        # Only flags are named, not their values: one may be the key.
         flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
         found = ", ".join(flags) or f"{len(rest)} words that belong to no flag"
         parser.error(f"there is no {found}; a key is read from the environment (--api-key-env)")
@@ -172,12 +161,7 @@ def _rate(text: str) -> float:
 
 
 def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
-    """Return what the model is asked for, and the file to write.
-
-    Raises:
-        FileNotFoundError: The file of class names or the dataset's files are not there.
-        ValueError: They hold no names, or a flag is missing or wrong.
-    """
+    """Return what the model is asked for, and the file to write."""
     if args.classnames:
         names, template = names_to_describe(args.classnames), "A photo of a {},"
         if args.output is None:
@@ -187,7 +171,8 @@ def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
         args.output = args.output or REPO / "prompts" / f"{title}.json"
     template = args.template or template
     fill(template, "")  # refuses one without a place for the name
-    unique: dict[str, str] = {}  # two classes of ImageNet may share a name
+    # Two classes of ImageNet share a name, and so their descriptions.
+    unique: dict[str, str] = {}
     for name in names:
         unique.setdefault(match_key(name), name)
     if not unique:
@@ -196,12 +181,7 @@ def read_task(args: argparse.Namespace) -> tuple[Task, Path]:
 
 
 def build_model(args: argparse.Namespace) -> Model:
-    """Return the model that the flags name.
-
-    Raises:
-        ModelError: It cannot be loaded.
-        ValueError: Flags are missing or wrong.
-    """
+    """Return the model that the flags name."""
     if bool(args.base_url) == bool(args.local):
         raise ValueError("give either --base-url with --model, or --local")
     if args.local:

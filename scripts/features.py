@@ -32,7 +32,7 @@ from dassl.utils.logger import escape_unprintable
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-# Views in the order of their numbers: by name, view 10 would come before view 2.
+# Views are sorted as numbers: as text, view 10 would come before view 2.
 def _place(entry: FeatureEntry) -> tuple[str, str, int]:
     key = entry.key
     return str(key["dataset"]), key["split"], key.get("view", 0)
@@ -84,17 +84,14 @@ def as_json(entries: Sequence[FeatureEntry]) -> str:
 
 
 def clear(directory: Path, dataset: str | None) -> str:
-    """Remove entries and say what was freed.
-
-    Raises:
-        ValueError: There is no entry, or none of that dataset.
-    """
+    """Remove entries, all or those of one dataset, and say what was freed."""
     known = sorted({entry.key["dataset"] for entry in list_cache(directory)})
     if dataset is not None and dataset not in known:
         raise ValueError(
             f"--dataset: no features of {dataset!r}; there are {', '.join(known) or 'none'}"
         )
     removed, others = clear_cache(directory, dataset)
+    # A wrong --dir could be any folder of the user's: what is not ours stays, and is named.
     left = f"left alone, no cache entries: {', '.join(path.name for path in others)}"
     if others and not removed:
         raise ValueError(f"--dir {directory} holds no cache entry; {left}")

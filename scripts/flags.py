@@ -15,10 +15,7 @@ def refuse_flags(
         parser: The program's parser.
         argv: Its arguments; None takes the process's.
         flags: Flags, with their dashes.
-        where: Says next to what they have no effect, for the message.
-
-    Raises:
-        ValueError: One of them was given.
+        where: Ends the message: "does nothing <where>".
     """
     unset = object()
     actions = [action for action in parser._actions if action.option_strings]

@@ -3,7 +3,7 @@
     python scripts/pretrain_shapes.py            # 25 to 35 minutes on two CPU cores
 
 Writes ``clip/weights/shapes.pt``. The pictures differ in style from the bundled datasets: what they
-teach has to be transferred, and adapting to the datasets' style is what the methods are for.
+teach has to be transferred, and it is the methods that adapt it to the datasets' style.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TEMPLATES = (
 
 def draw_objects(n: int, rng: np.random.Generator) -> Objects:
     """A broad draw of the world: every combination, a quarter with several objects."""
-    several = rng.random(n) < 0.25
+    several = rng.random(n) < 0.25  # (n,)
     return Objects(
         rng.integers(len(FORMS), size=n),
         rng.integers(len(COLOURS), size=n),
@@ -81,13 +81,13 @@ def build_model() -> Any:
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """CLIP's symmetric cross entropy; features (B, D), unit norm."""
-    logits = scale * image @ text.T
+    logits = scale * image @ text.T  # (B, B)
     labels = torch.arange(len(logits))
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def train(model: Any, args: argparse.Namespace) -> Tensor:
-    """Train in place; returns the numbers of all tokens that were seen."""
+    """Train in place; return the ids of all tokens that were seen."""
     rng = np.random.default_rng(args.seed)
     objects, pixels = draw_pictures(args.images, rng)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_INPUT.mean, OPENAI_INPUT.std))
@@ -102,10 +102,10 @@ def train(model: Any, args: argparse.Namespace) -> Tensor:
     model.train()
     started = time.time()
     for step in tqdm(range(args.steps), disable=None):
-        rows = rng.integers(len(objects), size=args.batch)
+        rows = rng.integers(len(objects), size=args.batch)  # (B,), with repetitions
         images = (pixels[rows].float() / 255 - mean) / std
         tokens = open_clip.tokenize([caption(objects, i, TEMPLATES, rng) for i in rows])
-        seen.update(tokens.unique().tolist())
+        seen.update(tokens.unique().tolist())  # the saved model keeps only their embeddings
         image = F.normalize(model.encode_image(images), dim=-1)
         text = F.normalize(encode_tokens(model, tokens), dim=-1)
         loss = contrastive_loss(image, text, model.logit_scale.exp())
@@ -115,7 +115,7 @@ def train(model: Any, args: argparse.Namespace) -> Tensor:
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(0, np.log(100))
+            model.logit_scale.clamp_(0, np.log(100))  # as in CLIP's training
         if step % 100 == 99:
             hit = (image @ text.T).argmax(1).eq(torch.arange(args.batch)).float().mean()
             print(

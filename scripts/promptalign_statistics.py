@@ -5,10 +5,10 @@
     python scripts/promptalign_statistics.py --model-dir DIR --root data --output statistics.pt \
         --dataset-config-file configs/datasets/imagenet.yaml -- DATASET.NUM_SHOTS 16
 
-By default over all training images of the dataset that the run was trained on, into the run's
-directory, where PromptAlign looks for them and where it makes them itself on first use. Another
-file is named to it by TRAINER.PromptAlign.STATISTICS. The folder of a released checkpoint does not
-say how it was made: give --dataset-config-file, and --config-file if it is another than
+By default over all training images of the run's dataset, into the run's directory, where
+PromptAlign looks for them, or makes them on first use. To use another file, set
+TRAINER.PromptAlign.STATISTICS. The folder of a released checkpoint does not say how it was made:
+give --dataset-config-file, and --config-file if it is not
 configs/trainers/MaPLe/cross_dataset.yaml.
 """
 
@@ -29,7 +29,7 @@ import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config.paths import path_flag
 from dassl.engine import build_trainer, read_result
 from dassl.errors import plain_main
-from scripts.training.config import build_config
+from scripts.training.config import PLACE_KEYS, build_config
 from scripts.training.parser import argument_parser
 from trainers.test_time.token_statistics import (
     FILE_NAME,
@@ -39,20 +39,12 @@ from trainers.test_time.token_statistics import (
 )
 
 RECIPE = REPOSITORY / "configs/trainers/MaPLe/cross_dataset.yaml"
-# What only tells where the run lay and trained.
-_NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA", "FEATURE_CACHE")
 
 
 def model_config(args: argparse.Namespace, scratch: str) -> CfgNode:
     """The config of the run, for all training images, with what flags and options change.
 
-    Args:
-        args: Of the command line.
-        scratch: Directory for what building a dataset leaves.
-
-    Raises:
-        FileNotFoundError: There is no such run or config file.
-        ValueError: The run does not say what it was trained on, and no flag does.
+    ``scratch`` takes what building a dataset writes.
     """
     if not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
@@ -73,23 +65,16 @@ def model_config(args: argparse.Namespace, scratch: str) -> CfgNode:
         "--output-dir": scratch,
     }
     words = [word for flag, value in flags.items() if value for word in (flag, value)]
-    # As PromptAlign has it; a few shots of many images are a matter of the options.
+    # All images in fp32, as in PromptAlign; trailing options can restrict them to a few shots.
     options = ["TRAINER.MaPLe.PREC", "fp32", "DATASET.NUM_SHOTS", "-1", "TEST.ZERO_SHOT_CHECK"]
     options += ["none", *(word for word in args.opts if word != "--")]
     recorded = result["config"] if result else {}
-    below = {key: value for key, value in recorded.items() if key not in _NOT_TAKEN_OVER}
+    below = {key: value for key, value in recorded.items() if key not in PLACE_KEYS}
     return build_config(argument_parser().parse_args([*words, *options]), below)
 
 
 def make_statistics(args: argparse.Namespace) -> tuple[TokenStatistics, Path]:
-    """Make and write the statistics.
-
-    Args:
-        args: Of the command line.
-
-    Returns:
-        Them, and where they are.
-    """
+    """Make and write the statistics; return them and their path."""
     path = Path(args.output or Path(args.model_dir, FILE_NAME))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(model_config(args, scratch))

@@ -62,8 +62,8 @@ class Report:
         return [line for section in self.sections for line in section.warnings]
 
     def _csv(self) -> str:
-        """Return one line per number at full precision, deviations empty where there are none."""
-        import pandas as pd  # see scripts.reporting.results
+        """Return one line per number at full precision; a missing deviation is empty."""
+        import pandas as pd  # only where a table is made, see scripts.reporting.results
 
         frames = [
             section.scores.assign(
@@ -86,7 +86,7 @@ def _render_table(table: Table, form: str) -> str:
         colalign=align if table.rows else None,
         disable_numparse=True,
     )
-    # Plain LaTeX knows the sign only in mathematics.
+    # Plain LaTeX has the sign only in math mode.
     return text.replace("±", r"$\pm$") if form == "latex" else text
 
 
@@ -95,11 +95,10 @@ def _render_section(section: Section, form: str) -> str:
     warning = {"text": "WARNING ", "markdown": "> **Warning** ", "latex": "% WARNING "}[form]
     title = f"### {section.title}" if form == "markdown" else f"{prefix}{section.title}"
     blocks = [title]
+    gap = "\n\n" if form == "markdown" else "\n"  # Markdown joins lines without one between them
     for table in section.tables:
         heading = f"{prefix}{table.title}"
-        gap = "\n\n" if form == "markdown" else "\n"
         blocks.append(f"{heading}{gap}{_render_table(table, form)}")
-    gap = "\n\n" if form == "markdown" else "\n"
     blocks.append(gap.join(f"{prefix}{line}" for line in section.captions))
     if section.warnings:
         blocks.append(gap.join(f"{warning}{line}" for line in section.warnings))
@@ -109,12 +108,7 @@ def _render_section(section: Section, form: str) -> str:
 
 
 def build(selection: Selection) -> Report:
-    """Collect the selected runs into a report.
-
-    Raises:
-        ValueError: A name of the selection is unknown.
-        LookupError: There is no finished run.
-    """
+    """Collect the selected runs into a report; a LookupError if none of them has finished."""
     return Report(build_sections(collect(selection), selection))
 
 

@@ -1,4 +1,4 @@
-"""What downloads and language models need to repeat a request: when, and after how long."""
+"""When to repeat a request, for downloads and language models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import time
 
 
 class TryAgain(Exception):
-    """A request failed for a reason that may pass.
-
-    Args:
-        reason: What happened.
-        wait: Seconds that the server asks to wait; None if it does not say.
-    """
+    """A request failed for a reason that may pass; ``wait`` is in seconds, if the server says."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -20,11 +15,7 @@ class TryAgain(Exception):
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks to wait; None if there are none.
-
-    Args:
-        value: The header: a number of seconds, or a date (RFC 9110).
-    """
+    """Return the seconds that a ``Retry-After`` header asks to wait; number or date (RFC 9110)."""
     if value is None:
         return None
     # float() takes "nan" and "inf": no time can be made of the first, callers bound the second.

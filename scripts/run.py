@@ -9,16 +9,15 @@
 
 ``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
 ``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
-trains on one source and evaluates on other datasets and on the source's shifted siblings. ``eft``
+trains on one source and evaluates on other datasets and on the source's shifts. ``eft``
 is ``base2novel`` for RAda's efficient fine-tuning. ``fft`` is full fine-tuning: training on all
-images of one source, evaluation on its shifted siblings; what a method starts from is made first.
-``ttt`` evaluates test-time training on a source's shifted siblings. Several trainers, or several of
-their config files, run side by side and share a table.
+images of one source, evaluation on its shifts; a first stage that a method starts from runs first.
+``ttt`` evaluates test-time training on a source's shifts. Several trainers, or several of their
+config files, share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
-goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/job.py`` says what
-counts as
-finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
+goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/job.py`` says what counts
+as finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
 is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C or SIGTERM.
 """
 
@@ -63,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="STEM",
         help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
     )
-    add("--datasets", help="default: every real dataset there is a config of", **several)
+    add("--datasets", help="default: every real dataset with a config file", **several)
     add("--source", metavar="NAME", help=f"{CROSSING}: dataset to train on; default: imagenet")
     add("--targets", help=f"{CROSSING}: datasets to evaluate on; default: by source", **several)
     add("--shots", nargs="+", metavar="K", help="images per class, or all; default: by protocol")
@@ -88,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 def print_commands(jobs: Sequence[Job], devices: Sequence[Device]) -> None:
     """Print the command of every job that is not done, ready to be pasted into a shell."""
     to_do = [job for job in jobs if job.to_do()]
-    # Which of several GPUs a job gets is decided when one becomes free.
+    # Of several devices, a job gets the first that becomes free: no variable can name it yet.
     device = devices[0] if len(devices) == 1 else replace(devices[0], environment={})
     for job in to_do:
         print(device.shell_line(job))
@@ -124,7 +123,7 @@ def print_report(settings: Settings) -> None:
         cfg=settings.cfgs,
         shots=settings.shots,
         seeds=settings.seeds,
-        must_exist=False,
+        must_exist=False,  # failed jobs leave rows out, which is no error of the user's
     )
     try:
         print(report.build(selection).render("text"))
@@ -139,18 +138,9 @@ def main(
     repo: Path = REPO,
     train_command: Sequence[str] | None = None,
 ) -> int:
-    """Run the driver.
-
-    Args:
-        argv: Arguments; None takes the process's.
-        repo: Repository whose configs are used and where jobs run.
-        train_command: Program in place of ``python train.py``; it gets the same flags.
-
-    Returns:
-        Exit status (module docstring).
-    """
+    """Run the driver; return the exit status. Tests replace the repository and ``train.py``."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Cut here and not by argparse, which would take what follows -- for values of a flag before it.
+    # argparse would append what follows -- to a preceding flag that takes several values.
     cut = words.index("--") if "--" in words else len(words)
     parser = build_parser()
     args = parser.parse_args(words[:cut])

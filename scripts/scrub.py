@@ -17,10 +17,10 @@ from typing import TextIO
 
 LONGEST = 2000  # characters of a line
 MASK = "***"
-# Any part of a secret of this length is hidden. OpenAI shows 8 characters of a key it refuses.
+# Parts of a secret from this length on are hidden. OpenAI shows 8 characters of a refused key.
 STRETCH = 10
-SHORT = 8  # a shorter secret may be an ordinary word: only hidden as a whole, in its own case
-SHORTEST = 4  # anything shorter is no secret: servers that want any key get "x"
+SHORT = 8  # below that a secret may be a common word: hidden only whole, and in its own case
+SHORTEST = 4  # below that it is no secret: people give "x" to servers that want some key
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements
@@ -40,24 +40,12 @@ _LOWER = str.maketrans({chr(c): chr(c + 32) for c in range(ord("A"), ord("Z") + 
 
 
 def say(text: str, secrets: Iterable[str] = (), *, file: TextIO | None = None) -> None:
-    """Print a line, scrubbed.
-
-    Args:
-        text: Untrusted text.
-        secrets: See :func:`scrub`.
-        file: Standard output by default.
-    """
+    """Print a scrubbed line, by default to standard output."""
     print(scrub(text, secrets), file=file or sys.stdout, flush=True)
 
 
 def scrub(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> str:
-    """Return a text on one line, without invisible characters and secrets, of bounded length.
-
-    Args:
-        text: Untrusted text.
-        secrets: Keys and passwords; see :func:`redact`.
-        longest: Characters after which it is cut.
-    """
+    """Return a text on one line, without invisible characters and secrets, cut to ``longest``."""
     line = redact(plain(text), secrets)
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
@@ -83,13 +71,9 @@ def plain(text: str) -> str:
 def redact(text: str, secrets: Iterable[str], mask: str = MASK) -> str:
     r"""Hide secrets, and long parts of them, however they are written.
 
-    That is in upper or lower case, percent-encoded, as ``\u0041``, ``\x41`` or ``&#65;``, as hex
-    digits, in base64 (as in HTTP's Basic authentication), or with spaces in between.
-
-    Args:
-        text: Untrusted text.
-        secrets: Keys and passwords; those of less than 4 characters are ignored.
-        mask: Replaces each of them.
+    Upper or lower case, percent-encoded, as ``\u0041``, ``\x41`` or ``&#65;``, as hex digits, in
+    base64 (as in HTTP's Basic authentication), or with spaces in between. Secrets of fewer than 4
+    characters are ignored.
     """
     forms = {form for secret in secrets for form in _forms(secret)}
     if not forms:

@@ -6,7 +6,7 @@
     python scripts/visualize.py --model-dir output/.../seed1 --classes "red ring" "blue star"
 
 RAda (arXiv:2507.15480), appendix B. The directory of a run is enough to find its config, weights
-and data. Writes tsne.png, mask_histogram.png and heat_maps.png; of a method without a mask, only
+and data. Writes tsne.png, mask_histogram.png and heat_maps.png; for a method without a mask, only
 the first.
 """
 
@@ -40,30 +40,27 @@ from scripts.drawing.pictures import HeatMap, save_heat_maps, save_histogram, sa
 from scripts.drawing.trained_run import load_run
 
 FIGURES = ("tsne", "histogram", "heat_maps")
-ROWS_SHOWN = 30  # of a heat map, with class names that can be read
+ROWS_SHOWN = 30  # of a heat map: more class names could not be read
 DEFAULT_IMAGES = "4"
 PICTURE_SIDE = 256  # pixels
 
 
 def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int]) -> HeatMap:
-    """What is drawn of one image.
+    """Return what is drawn of one image, whose label is -1 if its class is not known.
 
-    Args:
-        item: The image; label -1 if its class is not known.
-        maps: Its matrices.
-        names: All class names.
-        wanted: Labels of the classes to show; none for all or, of more than ``ROWS_SHOWN``, those
-            with the highest logits and the true one.
+    ``wanted`` are labels of the classes to show; if empty, all classes or, of more than
+    ``ROWS_SHOWN``, those with the highest logits and the true one.
     """
     best = int(maps.logits.argmax())
     if not wanted and len(names) <= ROWS_SHOWN:
         wanted = range(len(names))
     elif not wanted:
+        # The true class comes first, so that it is shown however low its logit is.
         known = [item.label] if item.label >= 0 else []
         ranked = dict.fromkeys([*known, *np.argsort(-maps.logits).tolist()])
         wanted = sorted(list(ranked)[:ROWS_SHOWN])
     rows = list(wanted)
-    shifted = np.exp(maps.logits - maps.logits.max())
+    shifted = np.exp(maps.logits - maps.logits.max())  # (K,); the shift prevents an overflow
     share = 100 * shifted[best] / shifted.sum()
     true = names[item.label] if item.label >= 0 else "unknown"
     lines = [
@@ -79,15 +76,9 @@ def heat_map(item: Datum, maps: Maps, names: Sequence[str], wanted: Sequence[int
 
 
 def figures_for(trainer: Any, args: argparse.Namespace, item: Datum) -> Sequence[str]:
-    """The figures to draw: what was asked for, or all that the method can have.
+    """Return the figures to draw: those asked for, or all that the method can have.
 
-    Args:
-        trainer: Of a finished run.
-        args: With ``figures`` and ``images``.
-        item: Any image.
-
-    Raises:
-        ValueError: A figure of the mask is asked for, and there is none.
+    Any image does as ``item``: it only shows whether the method has a mask.
     """
     mask = next(head_outputs(trainer, [item])).output.mask
     if mask is not None:
@@ -105,19 +96,12 @@ def figures_for(trainer: Any, args: argparse.Namespace, item: Datum) -> Sequence
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
-    """Draw the figures that the arguments ask for.
-
-    Returns:
-        The files written.
-
-    Raises:
-        FileNotFoundError: The run, its data or an image is missing.
-        ValueError: Something else in the arguments or the run cannot be used.
-    """
+    """Draw the figures that the arguments ask for; return the files written."""
     trainer = load_run(args.model_dir, root=args.root, device=args.device)
     require_head(trainer)
     chosen = select(trainer, args.split, args.classes, args.seed)
     images = choose_images(args.images or [DEFAULT_IMAGES], chosen)
+    # Drawn after the images, so that --points does not change which images a seed selects.
     points = by_lot(chosen, args.points)
     figures = figures_for(trainer, args, points[0])
     output = args.output or args.model_dir / "figures"
@@ -136,6 +120,7 @@ def draw_heat_maps(
 ) -> None:
     """Heat maps of images; see :func:`heat_map` for ``wanted``."""
     found = collect_maps(trainer, images)
+    # Unreadable images may be missing from what was found, hence the places.
     drawn = [heat_map(images[place], maps, chosen.names, wanted) for place, maps in found.items()]
     shown, known = max(len(one.names) for one in drawn), len(chosen.names)
     part = "" if shown == known else f"; {shown} of {known} classes"
@@ -209,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="images in the t-SNE and the histogram, at most (default 1000)",
     )
     add("--figures", nargs="+", default=[], choices=FIGURES, help="default: all there are")
-    add("--seed", type=int, default=0, help="of images drawn by lot and of the t-SNE")
+    add("--seed", type=int, default=0, help="of the random choice of images and of the t-SNE")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 

@@ -36,8 +36,8 @@ from dassl.utils import set_random_seed
 from dassl.utils.files import atomic_write
 from datasets.rows import ROW_OF
 from scripts.drawing.trained_run import config_of, read_run
-from scripts.jobs import protocols
-from scripts.jobs.protocols import REPO, dataset_rank, split_words
+from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
+from scripts.jobs.settings import config_stems
 from scripts.training.config import default_config
 from trainers.finetuning.ft import FineTuner
 from trainers.finetuning.wise_ft import interpolate
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="run at alpha 0; default: the pre-trained model",
     )
-    add("--targets", nargs="+", default=[], metavar="NAME", help="default: the set's shifts")
+    add("--targets", nargs="+", default=[], metavar="NAME", help="default: the dataset's shifts")
     add("--alphas", nargs="+", type=float, default=ALPHAS, metavar="A", help="default: 0 0.1 .. 1")
     add("--output", type=file_flag, metavar="DIR", help="default: wise_ft in the run's directory")
     add(
@@ -75,34 +75,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose_targets(source: str, named: Sequence[str]) -> list[str]:
-    """Return the datasets to test on besides the run's own, by the names of their config files.
-
-    Args:
-        source: ``DATASET.NAME`` of the run.
-        named: Those that were asked for.
-
-    Raises:
-        ValueError: A name is unknown, or none was given and the run's dataset has no shifts.
-    """
-    existing = sorted(
-        (p.stem for p in (REPO / "configs/datasets").glob("*.yaml")), key=dataset_rank
-    )
+    """Return the datasets to test on besides ``source``, the run's own, by their config names."""
+    existing = config_stems(REPO / "configs/datasets")
     if named:
         return [
             check_availability(name, existing, "--targets", " (configs/datasets)") for name in named
         ]
     config = ROW_OF[source].config if source in ROW_OF else ""
-    found = protocols.PROTOCOLS["fft"].targets_of(config)
+    found = PROTOCOLS["fft"].targets_of(config)
     if not found:
-        raise ValueError(
-            f"--targets: name data sets to test on; {source} has no shifts known here."
-        )
+        raise ValueError(f"--targets: name datasets to test on; {source} has no shifts known here.")
     return [name for name in found if name in existing]
 
 
 @contextmanager
 def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
-    """The trainer of the run, on a target ("" for the run's own data), without its weights."""
+    """Build the run's trainer without its weights, on a target ("" for the run's own dataset)."""
     result = read_run(args.model_dir)
     cfg = config_of(result, args.model_dir / RESULT_NAME)
     root = args.root or cfg.DATASET.ROOT
@@ -113,27 +101,23 @@ def open_trainer(args: argparse.Namespace, target: str) -> Iterator[Any]:
     cfg.DATASET.ROOT, cfg.SEED, cfg.DEVICE = root, result["seed"], args.device
     cfg.VERBOSE = cfg.FEATURE_CACHE.ENABLED = False
     with tempfile.TemporaryDirectory() as scratch:
-        cfg.OUTPUT_DIR = scratch  # a test writes its result
+        cfg.OUTPUT_DIR = (
+            scratch  # trainer.test() writes a result.json, which must not replace the run's
+        )
         cfg.freeze()
         set_random_seed(cfg.SEED)
         yield build_trainer(cfg)
 
 
 def copied(trainer: Any) -> dict[str, Tensor]:
-    """A trainer's weights that train, as they are now."""
+    """A copy of a trainer's trainable weights."""
     return {name: value.detach().clone() for name, value in trainable_state(trainer.model).items()}
 
 
 def both_ends(
     trainer: Any, end: Path, start: Path | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights at alpha 0 and at alpha 1.
-
-    Args:
-        trainer: Just built.
-        end: Directory of a run.
-        start: Of another one; None for the pre-trained model.
-    """
+    """Return the weights at alpha 0 (run ``start`` or pre-trained) and at alpha 1 (run ``end``)."""
     first = copied(trainer)
     trainer.any_config = True  # the two runs may differ in how they were trained
     trainer.load_model(str(start or end))
@@ -146,7 +130,7 @@ def both_ends(
                 "another order, and there is nothing between rows of different classes"
             )
     elif "classifier" in first and isinstance(trainer, FineTuner):
-        # Made now, since those of a target's classes may be fewer than the run's.
+        # Made only after loading: before it, a target's classifier may lack classes of the run.
         first["classifier"] = trainer.ensemble_weights(trainer.model.backbone)
     return first, copied(trainer)
 
@@ -159,6 +143,7 @@ def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
             raise ValueError(f"--model-dir: {args.model_dir} trained nothing")
         start, end = both_ends(trainer, args.model_dir, args.start)
         for alpha in args.alphas:
+            # Only what trains was interpolated; features cached for other weights are stale.
             trainer.model.load_state_dict(interpolate(start, end, alpha), strict=False)
             drop_caches(trainer.model)
             found[alpha] = trainer.test()
@@ -166,12 +151,7 @@ def accuracies(args: argparse.Namespace, target: str) -> dict[float, float]:
 
 
 def measure(args: argparse.Namespace) -> tuple[str, Curve]:
-    """Test on the run's own dataset and on all targets; return the former's name, and everything.
-
-    Raises:
-        FileNotFoundError: A run, its weights or data are missing.
-        ValueError: Something in the arguments or the runs cannot be used.
-    """
+    """Test on the run's own dataset and on all targets; return the former's name, and the curve."""
     source = str(read_run(args.model_dir)["dataset"])
     targets = choose_targets(source, split_words(args.targets))
     curve: Curve = {alpha: {} for alpha in args.alphas}

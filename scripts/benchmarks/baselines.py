@@ -7,16 +7,16 @@
 
 Each with its base-to-novel config and that config's batch, in a process of its own, on generated
 pictures, one batch again and again: loading pictures is not measured. The step is the engine's,
-optimiser included; seconds are the median of --steps after a warm-up. Methods that leave the image
-encoder alone are measured a second time on kept features (--feature-cache).
+optimiser included; seconds are the median of --steps after a warm-up. Methods with a frozen image
+encoder are measured a second time on cached features (--feature-cache).
 
 A step of test-time training is the episodes of one picture, of --batch if given: its views, 64 as
 published, through the encoder, the adaptation and the prediction. "trainable" is what an episode
-adapts. What episodes start from is a run that nobody trained, of the same form.
+adapts. Episodes of methods that need a trained run start from an untrained one of the same form.
 
-"x zero-shot" is what the step costs over zero-shot classification of the same pictures: the frozen
-model's image features against class weights that are at hand. Both are taken in turn in the same
-process, and the median of their ratios is given. peak MiB is the most memory in use, model
+"x zero-shot" is how many times longer the step takes than zero-shot classification of the same
+pictures: the frozen model's image features against ready class weights. Both are timed in turn in
+one process, and the median of their ratios is given. peak MiB is the most memory in use, model
 included: what PyTorch allocated on CUDA, elsewhere what the process took on top of its libraries.
 """
 
@@ -80,23 +80,18 @@ COLUMNS: Columns = {
 
 def test_time_methods() -> list[str]:
     """Names of the registered methods that adapt to each test picture."""
-    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return [name for name, trainer in found.items() if issubclass(trainer, EpisodicTrainer)]
+    names = TRAINER_REGISTRY.registered_names()
+    return [name for name in names if issubclass(TRAINER_REGISTRY.get(name), EpisodicTrainer)]
 
 
 def baselines() -> list[str]:
-    """Names of the registered methods that are compared with, whoever registered them."""
+    """Names of all registered methods, except ours, that train base-to-novel or adapt to tests."""
     trained = [n for n in efficiency.methods() if "base2novel" in _trainer_class(n).protocols]
     return [n for n in (*trained, *test_time_methods()) if n not in (*OURS, *ZERO_SHOT)]
 
 
 def tasks(names: Sequence[str], batches: dict[str, int]) -> list[dict[str, Any]]:
-    """What is measured, one process each.
-
-    Args:
-        names: Registered methods, see :func:`scripts.benchmarks.tools.run_config`.
-        batches: B of each.
-    """
+    """Return what is measured, one process each, with the batch size B of each method."""
     return [
         {"method": name, "kind": kind, "batch": batches[name]}
         for name in names
@@ -116,19 +111,12 @@ def _inputs(name: str) -> tuple[str, ...]:
 
 
 class Work(NamedTuple):
-    """What is timed.
-
-    Attributes:
-        trainer: Built.
-        step: Does it once.
-        batch: What zero-shot classification gets.
-        parameters: How many numbers a step changes.
-    """
+    """What is timed."""
 
     trainer: Any
-    step: Callable[[], object]
-    batch: dict[str, Any]
-    parameters: int
+    step: Callable[[], object]  # one training step or one batch of episodes
+    batch: dict[str, Any]  # what zero-shot classification gets
+    parameters: int  # how many numbers a step changes
 
 
 def _training(method: str, kind: str, batch: int, *where: Any) -> Work:
@@ -150,7 +138,7 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
     if start := untrained_start(method, root, *where):
         options += ["FIRST_STAGE.DIR", start]
     trainer = build_run(method, root, *where, *options)
-    trainer.load_model("")  # makes what is made once per run, such as token statistics
+    trainer.load_model("")  # computes what a run needs once, such as token statistics
     trainer.set_model_mode("eval")
     views = efficiency.first_batch(trainer, trainer.test_loader, kind)["img"]
 
@@ -164,17 +152,10 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
 
 
 def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
-    """Directory of a run without training that a method's episodes start from; made once.
+    """Return a run without training that a method's episodes start from; None if it needs none.
 
-    :func:`run` makes it before the processes that measure, so that it is no part of their memory.
-
-    Args:
-        method: Registered name, see :func:`scripts.benchmarks.tools.run_config`.
-        root: Directory of pictures.
-        where: Backbone and device.
-
-    Returns:
-        None if the method needs no start.
+    Made once, by :func:`run` before the processes that measure, so that it is no part of their
+    memory. ``where`` is backbone and device.
     """
     cfg = run_config(method, root, *where)
     start = cfg.FIRST_STAGE.CONFIG.split("/")[0]
@@ -185,7 +166,8 @@ def untrained_start(method: str, root: Path, *where: Any) -> Path | None:
     options = [word for key, value in section for word in (f"TRAINER.{start}.{key}", value)]
     trainer = build_run(start, root, *where, *options, "OUTPUT_DIR", directory)
     trainer.save_model(0, directory)
-    # The result says which pictures the run was trained on.
+    # Episodes read the run's result, which says on which pictures it was trained; one made-up
+    # prediction is enough for a result.
     trainer.evaluator.process(torch.eye(trainer.num_classes)[:1], torch.tensor([0]))
     found = trainer.evaluator.evaluate()
     trainer.record.add_test("test", found, trainer.evaluator.per_class(), 0.0)
@@ -198,34 +180,33 @@ def measure(
     """Measure a method's step and zero-shot classification in turn, in this process.
 
     Args:
-        method: Registered name of a method that trains or adapts, see :func:`tasks`.
+        method: Name of a method that trains or adapts, see
+            :func:`scripts.benchmarks.tools.run_config`.
         kind: ``pictures``, or ``features`` for what the image encoder made of them; ``views`` for
             test-time training.
         batch: B.
         root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
-        train on,
-            or to test on.
+            train on or to test on.
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
         steps: Timed steps.
 
     Returns:
-        A value for every key of ``COLUMNS``; no ratio for features, which zero-shot classification
-        takes no time with.
-
-    Raises:
-        ValueError: The method has nothing to train.
+        A value for every key of ``COLUMNS``; no ratio for features, where zero-shot classification
+        has nothing left to encode.
     """
     libraries = resident_mib()
     prepare = _episodes if kind == VIEWS else _training
     trainer, step, data, parameters = prepare(method, kind, batch, Path(root), backbone, device)
     reset_peak(trainer.device)
     step()
-    zero_shot = partial(classify, trainer, data, torch.randn(trainer.num_classes, _width(trainer)))
+    weights = torch.randn(trainer.num_classes, trainer.model.backbone.embed_dim)  # (K, D)
+    zero_shot = partial(classify, trainer, data, weights)
     compared = kind != "features"
     if compared:
         zero_shot()
     seconds, ratios = [], []
+    # In turn, so that a change of the machine's speed meets both.
     for _ in range(steps):
         seconds.append(median_seconds(step, 1, trainer.device))
         if compared:
@@ -245,24 +226,16 @@ def measure(
     }
 
 
-def _width(trainer: Any) -> int:
-    return trainer.model.backbone.embed_dim
-
-
 @torch.no_grad()
 def classify(trainer: Any, batch: dict[str, Any], weights: Tensor) -> Tensor:
-    """Logits of a batch's pictures by the model without what the method put into it, (B, K).
+    """Logits (B, K) of a batch's pictures by the model without adapters; weights are (K, D).
 
-    Args:
-        trainer: Built.
-        batch: Of :func:`scripts.benchmarks.efficiency.first_batch`; of several views the first
-        counts.
-        weights: (K, D).
+    Of several views of a picture the first counts.
     """
     views = batch["img"]
     pictures = views[0] if isinstance(views, list) else views
     with adapters_disabled(trainer.model), trainer.autocast():
-        image = trainer.model.backbone.encode_image(pictures)
+        image = trainer.model.backbone.encode_image(pictures)  # (B, D)
         return cosine_logits(unit_norm(image), weights.to(image), torch.tensor(100.0).to(image))
 
 

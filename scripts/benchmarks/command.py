@@ -1,4 +1,4 @@
-"""What the sub-commands of bench.py share: flags, measuring in a process of its own, tables."""
+"""What the sub-commands of bench.py share: flags, processes that measure, tables."""
 
 from __future__ import annotations
 
@@ -53,11 +53,7 @@ def answer(measure: Callable[[], Any]) -> int:
 
 
 def ask_process(*words: object, stderr: int | None = None) -> Any:
-    """Return the answer of ``bench.py`` with these words, in a process of its own.
-
-    Raises:
-        CalledProcessError: It failed.
-    """
+    """Return the answer of ``bench.py`` with these words, in a process of its own."""
     command = [sys.executable, str(REPO / "scripts" / "bench.py"), *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
     done.check_returncode()
@@ -66,15 +62,9 @@ def ask_process(*words: object, stderr: int | None = None) -> Any:
 
 
 def measure_apart(command: str, task: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Measure a method in a process of its own.
+    """Return the result of a sub-command's ``measure(**task)`` in a process of its own.
 
-    Args:
-        command: Sub-command whose ``measure`` takes the task.
-        task: Its arguments.
-        threads: Of PyTorch.
-
-    Returns:
-        Its result; if it fails, the task with the reason as ``error``.
+    If it fails, the task with the reason as ``error``: one method must not stop the others.
     """
     words = (command, "--worker", json.dumps(task), "--threads", threads)
     try:
@@ -91,13 +81,7 @@ def measure_apart(command: str, task: dict[str, Any], threads: int) -> dict[str,
 
 
 def method_parser(command: str, doc: str | None, methods: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of a sub-command that prints one row per method, without ``--batch``.
-
-    Args:
-        command: Its name.
-        doc: Its module's docstring.
-        methods: Measured by default.
-    """
+    """Return the parser of a sub-command that prints one row per method, without ``--batch``."""
     parser = make_parser(command, doc)
     add = parser.add_argument
     add(
@@ -118,11 +102,7 @@ def method_parser(command: str, doc: str | None, methods: Sequence[str]) -> argp
 
 
 def check_methods(names: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse names that are not known; what follows a colon is one of the method's files.
-
-    Raises:
-        ValueError: One is not.
-    """
+    """Refuse unknown methods; what follows a colon is one of the method's files."""
     for name in names:
         check_availability(name.partition(":")[0], known)
 
@@ -138,13 +118,9 @@ def measure_methods(
     Args:
         command: Sub-command whose ``measure`` takes them.
         args: Of `method_parser`.
-        tasks: Makes them for the directory that the pictures will be in and a backbone: each a
-            method, the kind of its input and its batch.
-        prepare: Makes of the pictures and the backbone what several processes need.
-
-    Raises:
-        ValueError: The backbone or a method's file is unknown.
-        ConnectionError: Its weights are not here and cannot be downloaded.
+        tasks: Returns, for a directory of pictures and a backbone, what to measure: each a method,
+            the kind of its input and its batch.
+        prepare: Writes, for the same two, what several processes need.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

@@ -6,9 +6,9 @@
 
 Every method of this repository with its base-to-novel config, in a process of its own, on generated
 pictures. Steps are the engine's, one batch again and again: loading pictures is not measured.
-Speed is the median of --steps after a warm-up, which also makes what a method keeps: class weights
-in evaluation and, of those that leave the text encoder alone, in training. Methods that leave the
-image encoder alone are measured a second time on kept features (--feature-cache).
+Speed is the median of --steps after a warm-up, which also computes what a method keeps: class
+weights in evaluation and, with a frozen text encoder, in training. Methods with a frozen image
+encoder are measured a second time on cached features (--feature-cache).
 
 peak MiB is that of training, model included: what PyTorch allocated on CUDA, elsewhere what the
 process took on top of its libraries. GFLOP are counted, a multiply-add as two: matrix products,
@@ -64,10 +64,7 @@ COLUMNS: Columns = {
 
 
 def methods() -> list[str]:
-    """Names of the registered trainers that are built on ``CLIPTrainer`` and do not adapt to tests.
-
-    What test-time training takes is measured by ``bench.py ttt``.
-    """
+    """Names of the registered ``CLIPTrainer`` methods; ``bench.py ttt`` has test-time training."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     return [
         name
@@ -90,21 +87,10 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measure(
     method: str, kind: str, batch: int, root: str, backbone: str, device: str, steps: int
 ) -> dict[str, Any]:
-    """Measure a method in this process.
+    """Measure a method in this process; see :func:`scripts.benchmarks.baselines.measure`.
 
-    Args:
-        method: Registered name.
-        kind: ``pictures``, or ``features`` for what the image encoder made of them.
-        batch: B.
-        root: Directory of :func:`scripts.benchmarks.tools.write_pictures`, with B pictures to
-        train on
-            and B to test on.
-        backbone: A name for ``clip.load``.
-        device: auto, cpu, cuda...
-        steps: Timed steps.
-
-    Returns:
-        A value for every key of ``COLUMNS``; None where a method does not train.
+    ``root`` holds B pictures to train on and B to test on. Returns a value for every key of
+    ``COLUMNS``; None where a method does not train.
     """
     libraries = resident_mib()
     options = ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
@@ -115,7 +101,7 @@ def measure(
         trainer, first_batch(trainer, trainer.train_loader_x, kind), steps, parameters
     )
     if training["peak_mib"] is not None and trainer.device.type != "cuda":
-        training["peak_mib"] -= libraries
+        training["peak_mib"] -= libraries  # PyTorch and others, loaded before the run was built
     return {
         "method": method,
         "input": kind,
@@ -131,7 +117,7 @@ def measure(
 def first_batch(trainer: Any, loader: Any, kind: str) -> dict[str, Any]:
     """The first batch of a loader, on the device, as pictures or as features."""
     batch = next(iter(loader))
-    views = batch["img"]  # several of each picture, if the method asks for them
+    views = batch["img"]  # (B, 3, S, S), or a list of those if the method takes several views
     batch["img"] = (
         [view.to(trainer.device) for view in views]
         if isinstance(views, list)
@@ -142,7 +128,7 @@ def first_batch(trainer: Any, loader: Any, kind: str) -> dict[str, Any]:
     if kind == "features":
         trainer.set_model_mode("eval")
         with trainer.autocast():
-            batch["img"] = trainer.model.backbone.encode_image(batch["img"])
+            batch["img"] = trainer.model.backbone.encode_image(batch["img"])  # (B, D)
     return batch
 
 
@@ -156,9 +142,9 @@ def _training(trainer: Any, batch: dict[str, Any], steps: int, parameters: int) 
     size = len(batch["label"])
     reset_peak(trainer.device)
     begin_training(trainer)
-    step()
+    step()  # warm-up; it makes the optimiser's state, which counts for the memory
     seconds = median_seconds(step, steps, trainer.device)
-    peak = peak_mib(trainer.device)
+    peak = peak_mib(trainer.device)  # before counting operations, which takes memory of its own
     return {
         "train_speed": size / seconds,
         "peak_mib": peak,
@@ -174,7 +160,7 @@ def _evaluation(trainer: Any, batch: dict[str, Any], steps: int) -> dict[str, An
 
     size = len(batch["label"])
     trainer.set_model_mode("eval")
-    predict()
+    predict()  # warm-up; it makes the class weights
     seconds = median_seconds(predict, steps, trainer.device)
     return {"test_speed": size / seconds, "test_gflop": count_gflops(predict) / size}
 

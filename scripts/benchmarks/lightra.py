@@ -18,7 +18,7 @@ from scripts.benchmarks.tools import Case, median_seconds, peak_mib
 from trainers.lightra import LightRACLIP, lightra_loss
 
 CLASSES, BATCH = 200, 4
-WORDS = {"forty": 33, "ten": 3}  # that bring a prompt to its length
+WORDS = {"forty": 33, "ten": 3}  # added to the prompt, so that it has that many tokens
 CPU = torch.device("cpu")
 
 
@@ -37,13 +37,14 @@ class PlainAttention(nn.Module):
         batch, length, width = x.shape
         qkv = F.linear(x, host.in_proj_weight, host.in_proj_bias)
         q, k, v = (
-            t.view(batch, length, host.num_heads, -1).transpose(1, 2) for t in qkv.chunk(3, -1)
+            t.view(batch, length, host.num_heads, -1).transpose(1, 2)  # (B, H, L, Dh)
+            for t in qkv.chunk(3, -1)
         )
         scale = 1 / math.sqrt(host.head_dim)
-        scores = q @ k.transpose(-1, -2) * scale
+        scores = q @ k.transpose(-1, -2) * scale  # (B, H, L, L)
         if attn_mask is not None:
             scores = scores + attn_mask
-        out = scores.softmax(-1) @ v
+        out = scores.softmax(-1) @ v  # (B, H, L, Dh)
         if host.residual is not None and host.residual.enabled:
             key, value = (
                 t.expand(batch, -1, -1, -1).clone()
@@ -79,7 +80,7 @@ def training_step(model: LightRACLIP, plain: bool) -> Callable[[], None]:
     """One step; the frozen text features are given to both, as both compute them once."""
     side = model.backbone.image_size
     images, labels = torch.randn(BATCH, 3, side, side), torch.arange(BATCH)
-    frozen = F.normalize(torch.randn(CLASSES, model.backbone.embed_dim), dim=-1)
+    frozen = F.normalize(torch.randn(CLASSES, model.backbone.embed_dim), dim=-1)  # (K, D)
     index = torch.arange(CLASSES)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
 
@@ -118,7 +119,7 @@ def measure(case: str, plain: bool, steps: int) -> dict[str, float]:
     model = build(case, plain)
     run = (evaluation if case == "evaluation" else training_step)(model, plain)
     if case == "evaluation":
-        steps = 1  # long, and free of first-time costs
+        steps = 1  # so long that first-time costs do not show
     else:
         run()  # warm-up
     seconds = median_seconds(run, steps, CPU)

@@ -1,11 +1,11 @@
-"""Pictures a second: this project's loader beside torchvision's ImageFolder, on the same files.
+"""Pictures per second: this project's loader beside torchvision's ImageFolder, on the same files.
 
     python scripts/bench.py loading [--workers 0 2] [--pictures 1000] [--side 224] [--rounds 3]
 
 Both decode JPEG files and apply the same training transform (random resized crop, flip,
 normalisation; torchvision's as its users write it) in batches of 32. Ours also seeds every picture
-by itself, so that what is loaded does not depend on the number of workers. Every measurement has a
-process of its own, in turn.
+separately, so that what is loaded does not depend on the number of workers. Every measurement has a
+process of its own, and the two loaders take turns.
 """
 
 from __future__ import annotations
@@ -34,14 +34,7 @@ KINDS = ("torchvision", "ours")
 
 
 def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
-    """A loader of the training pictures that :func:`write_pictures` wrote.
-
-    Args:
-        kind: One of ``KINDS``.
-        root: Where they are.
-        workers: Processes; 0 loads in this one.
-        side: Pixels of the crops.
-    """
+    """Return one of ``KINDS`` of loaders over the training pictures, cropped to ``side`` pixels."""
     options = ["DATASET.NUM_SHOTS", -1, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH]
     options += ["DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", f"({side}, {side})"]
     trainer = build_run("ZeroshotCLIP", root, "shapes", "cpu", *options)
@@ -70,10 +63,10 @@ def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
 
 
 def measure(kind: str, root: Path, workers: int, side: int) -> float:
-    """Pictures a second: the median of ``EPOCHS`` epochs, after one to warm up."""
-    torch.set_num_threads(1)
+    """Pictures per second: the median of ``EPOCHS`` epochs, after one to warm up."""
+    torch.set_num_threads(1)  # as each worker of a loader has it, so that cores can be compared
     loader = build_loader(kind, root, workers, side)
-    for _ in _pictures(loader):
+    for _ in _pictures(loader):  # starts the workers and fills the system's file cache
         pass
     speeds = []
     for _ in range(EPOCHS):
@@ -84,7 +77,7 @@ def measure(kind: str, root: Path, workers: int, side: int) -> float:
 
 
 def _pictures(loader: Any) -> Iterator[int]:
-    for batch in loader:
+    for batch in loader:  # ours gives dictionaries, torchvision's (images, labels)
         yield len(batch["img"] if isinstance(batch, dict) else batch[0])
 
 
@@ -103,7 +96,7 @@ def compare(
             found[kind].append(_measure_apart(kind, root, count, side))
         theirs, ours = (statistics.median(found[kind]) for kind in KINDS)
         ratios = [b / a for a, b in zip(*found.values(), strict=True)]
-        cores = min(max(count, 1), os.cpu_count() or 1)
+        cores = min(max(count, 1), os.cpu_count() or 1)  # 0 workers load in the main process
         rows.append((count, theirs, ours, ours / cores, statistics.median(ratios)))
     return rows
 

@@ -1,4 +1,4 @@
-"""RAda's fast paths: the mask's attention in chunks, and features kept instead of pictures."""
+"""RAda's fast paths: the mask's attention in chunks, and cached features instead of pictures."""
 
 from __future__ import annotations
 
@@ -37,9 +37,6 @@ class PlainRationalHead(nn.Module):
     Queries are repeated to K rows and B images; each of the three K x K score matrices of every
     image and head is stored, and goes through one softmax over all its K * K entries, times K;
     their average is applied to the values; M = relu(1 + out).
-
-    Args:
-        head: With all three queries and the joint softmax.
     """
 
     def __init__(self, head: RationalHead) -> None:
@@ -74,14 +71,9 @@ class PlainRationalHead(nn.Module):
 def measure_step(
     plain: bool, steps: int, classes: int = 500, batch: int = 32, width: int = 512
 ) -> dict[str, float]:
-    """Median seconds of a training step on given features, and the memory it takes on top.
+    """Median seconds of a training step on given features (B, D), and the memory it takes on top.
 
-    Args:
-        plain: With :class:`PlainRationalHead`.
-        steps: Timed after one warm-up, which counts for the memory.
-        classes: K.
-        batch: B.
-        width: D.
+    ``steps`` are timed after one warm-up, which counts for the memory. Classes K, batch B, width D.
     """
     torch.manual_seed(0)
     image, text = (F.normalize(torch.randn(n, width), dim=-1) for n in (batch, classes))
@@ -107,14 +99,9 @@ def measure_epoch(
 ) -> dict[str, float]:
     """Seconds of an epoch of RAda in the engine's loop, batch 1, and peak memory.
 
-    Args:
-        plain: From pictures: some steps are timed, loading included, and scaled to the epoch. Else
-            the whole epoch on kept features. These are random: making them, once for all epochs
-            and runs, is not measured.
-        steps: Times ``STEPS_OF_EPOCH`` with pictures.
-        classes: K.
-        shots: Pictures per class.
-        backbone: See :func:`scripts.benchmarks.tools.backbone_name`.
+    ``plain``: ``STEPS_OF_EPOCH * steps`` steps from pictures are timed, loading included, and
+    scaled to the epoch. Else the whole epoch on cached features; these are random, since computing
+    them, once for all epochs and runs, is not measured.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -141,7 +128,7 @@ def _pictures(trainer: Any, steps: int) -> float:
 
 
 def _features(trainer: Any) -> float:
-    """Seconds of an epoch on random features in the place of the encoder's."""
+    """Seconds of an epoch on random features in place of the encoder's."""
     loader = trainer.train_loader_x
     count, width = len(loader.dataset), trainer.model.backbone.embed_dim
 
@@ -163,7 +150,7 @@ CASES = {
     ),
     "rada_epoch": Case(
         "RAda epoch, 50 classes x 16 shots, batch 1: pictures (scaled from "
-        f"{STEPS_OF_EPOCH} steps per --steps) against kept features",
+        f"{STEPS_OF_EPOCH} steps per --steps) against cached features",
         measure_epoch,
     ),
 }

@@ -1,4 +1,4 @@
-"""Seconds, memory and operations of a piece of work, and runs to measure without any download."""
+"""Measures seconds, memory and operations, and builds runs that need no download."""
 
 from __future__ import annotations
 
@@ -42,22 +42,17 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class Case:
-    """A fast path and the plain way of doing the same.
-
-    Attributes:
-        title: What is measured.
-        measure: (plain?, steps) -> ``seconds`` and ``mib``; it has a process of its own.
-    """
+    """A fast path and the plain way of doing the same."""
 
     title: str
-    measure: Callable[[bool, int], dict[str, float]]
+    measure: Callable[[bool, int], dict[str, float]]  # (plain?, steps) -> ``seconds``, ``mib``
 
 
 def resident_mib(peak: bool = False) -> float:
-    """Memory of this process now, or its most since the start or :func:`reset_peak`.
+    """Memory of this process now, or its peak since the start or :func:`reset_peak`.
 
-    Without Linux's /proc, only the most since the start is known and stands for both. There,
-    ``getrusage`` would be the alternative; its peak can be that of the process that started this.
+    Without Linux's /proc only the peak since the start is known and stands for both. On Linux
+    ``getrusage`` is no alternative: its peak can be that of the process that started this one.
     """
     field = "VmHWM" if peak else "VmRSS"
     with suppress(OSError):
@@ -71,7 +66,7 @@ def resident_mib(peak: bool = False) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak memory start again from what is in use now, where the system can."""
+    """Let the peak memory start again from what is in use now, if the system can."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -122,7 +117,7 @@ _CPU_ATTENTION: dict[Any, Any] = {
 
 
 class _NoModules:
-    """In the place of ``FlopCounterMode``'s tracker of the modules that operations are in."""
+    """Replaces ``FlopCounterMode``'s tracker of the modules that operations belong to."""
 
     parents = frozenset({"Global"})
 
@@ -160,15 +155,7 @@ def write_checkpoint(model: nn.Module, path: Path) -> None:
 
 
 def backbone_name(name: str, directory: Path) -> str:
-    """A name for ``clip.load``: ``random:<open_clip architecture>`` becomes a file.
-
-    Args:
-        name: What was asked for.
-        directory: Where the file is put.
-
-    Raises:
-        ValueError: open_clip does not know the architecture.
-    """
+    """Return a name for ``clip.load``: ``random:<open_clip architecture>`` becomes a file."""
     if not name.startswith(RANDOM):
         return name
     architecture = name.removeprefix(RANDOM)
@@ -185,13 +172,8 @@ def backbone_name(name: str, directory: Path) -> str:
 def write_pictures(root: Path, classes: int, train: int, test: int, side: int) -> None:
     """Write class folders of random pictures that the dataset ``Folder`` reads.
 
-    Args:
-        root: Its directory ``pictures`` gets ``train``, ``val`` (one picture in all) and ``test``;
-            a sentence about each class goes to ``DESCRIPTIONS``.
-        classes: K.
-        train: Pictures per class.
-        test: Pictures per class.
-        side: Pixels.
+    ``root/pictures`` gets ``train`` and ``test``, with that many pictures per class, and ``val``
+    with one in all; a sentence about each class goes to ``DESCRIPTIONS``.
     """
     texts = {f"thing_{kind:04}": [f"a picture of thing {kind:04}."] for kind in range(classes)}
     (root / DESCRIPTIONS).write_text(json.dumps(texts))
@@ -217,9 +199,6 @@ def run_config(method: str, root: Path, backbone: str, device: str, *options: ob
         backbone: A name for ``clip.load``.
         device: auto, cpu, cuda...
         options: Keys and values, applied last.
-
-    Raises:
-        ValueError: The method has no such file.
     """
     method, _, asked = method.partition(":")
     words = ["--trainer", method, "--root", root, "--backbone", backbone, "--device", device]
@@ -248,7 +227,7 @@ def build_run(method: str, root: Path, backbone: str, device: str, *options: obj
 def begin_training(trainer: Any) -> None:
     """Set what the engine's loop sets before its first batch, so that steps can be taken by hand.
 
-    The epoch has no last batch: the learning rate stays.
+    The epoch never has a last batch, so that the learning rate stays.
     """
     trainer.set_model_mode("train")
     trainer.epoch = trainer.batch_idx = 0

@@ -4,10 +4,10 @@
     python scripts/bench.py ttt --sizes 128x40 --rounds 5 --backbone none
 
 All ways start from the views' features: random unit vectors around the classes, which cost the same
-as an encoder's. "One by one" are loops over images, with a copy of the mask and
-``torch.optim.AdamW``: as TPT's released code has it, where every step runs all views through the
-model and takes the loss of the chosen ones; and with the steps on the chosen ones alone. The share
-of time in the encoder is that of a ViT-B/16 with random weights.
+as an encoder's. Two ways loop over images, with a copy of the mask and ``torch.optim.AdamW``: the
+"released loop" runs all views through the mask in every step and takes the loss of the chosen ones,
+as TPT's code does; "chosen only" runs just the chosen ones. The encoder's share of the time is
+measured on a ViT-B/16 with random weights.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def one_by_one(
             head.parameters(), lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"]
         )
         with torch.set_grad_enabled(all_views):
-            logits = head(views, text, SCALE).logits
+            logits = head(views, text, SCALE).logits  # (V, K)
         chosen = most_confident(logits.detach()[None], selected)[0]
         for step in range(SETTINGS["steps"]):
             if not all_views:
                 logits = head(views[chosen], text, SCALE).logits
-            elif step:
+            elif step:  # the first step reuses the logits that chose the views
                 logits = head(views, text, SCALE).logits
             loss = marginal_entropy(logits[chosen] if all_views else logits)
             optimizer.zero_grad()
@@ -106,7 +106,7 @@ def make_features(images: int, views: int, classes: int, width: int) -> tuple[Te
     """Unit vectors: views (N, V, D) around some of the classes (K, D)."""
     torch.manual_seed(0)
     text = F.normalize(torch.randn(classes, width), dim=-1)
-    own = text[torch.randint(classes, (images, 1))]
+    own = text[torch.randint(classes, (images, 1))]  # (N, 1, D)
     noise = torch.randn(images, views, width) / width**0.5
     return F.normalize(0.2 * own + noise, dim=-1), text
 
@@ -117,9 +117,10 @@ def compare(args: argparse.Namespace, width: int, classes: int, trained: bool) -
     start = RationalHead(width).requires_grad_(False)
     if trained:
         for parameter in start.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
+            parameter.add_(0.01 * torch.randn_like(parameter))  # a mask that is not all ones
     selected = max(1, args.views // 10)
-    found = [way(start, features[:2], text, selected).softmax(-1) for way in WAYS]  # warms up
+    # Warms up, and shows that all ways agree.
+    found = [way(start, features[:2], text, selected).softmax(-1) for way in WAYS]
     difference = max((other - found[-1]).abs().max().item() for other in found[:-1])
     seconds: list[list[float]] = [[] for _ in WAYS]
     for _ in range(args.rounds):
@@ -141,7 +142,7 @@ def encoder_seconds(name: str, views: int) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         backbone = clip.load(backbone_name(name, Path(folder)))
     pictures = torch.randn(views, 3, backbone.image_size, backbone.image_size)
-    backbone.encode_image(pictures[:2])
+    backbone.encode_image(pictures[:2])  # warm-up
     started = time.perf_counter()
     backbone.encode_image(pictures)
     return time.perf_counter() - started, backbone.embed_dim

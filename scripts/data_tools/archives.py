@@ -2,7 +2,7 @@
 
 Only plain files and folders are written, only below the destination, and only up to a limit; links
 become copies. An archive that holds anything else is refused as a whole. tarfile's own filter
-"data" knows nothing of limits, sparse files or zip, so it is the second net and not the first.
+"data" knows nothing of limits, sparse files or zip, so it is only the second line of defence.
 """
 
 from __future__ import annotations
@@ -47,15 +47,10 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may unpack to: a small one can hold terabytes of zeros.
+    """How much an archive may unpack to: a small one can hold terabytes of zeros."""
 
-    Attributes:
-        size: Bytes of all files together.
-        members: Files, links and folders, including folders that only occur in paths.
-    """
-
-    size: int
-    members: int = 2_000_000
+    size: int  # bytes of all files together
+    members: int = 2_000_000  # files, links and folders, including folders that only occur in paths
 
     @classmethod
     def of(cls, archive: Path) -> Limits:
@@ -82,15 +77,11 @@ class Quota:
             if folder in self._folders:
                 break
             self._folders.add(folder)
-            self.members += folder.parts != ()  # the destination itself is not the archive's
+            self.members += folder.parts != ()  # all but the destination itself
         self.take_bytes(size)
 
     def take_bytes(self, size: int) -> None:
-        """Count bytes before they are written.
-
-        Raises:
-            ArchiveError: A limit is exceeded.
-        """
+        """Count bytes before they are written."""
         self.size += size
         if self.size > self.limits.size or self.members > self.limits.members:
             raise ArchiveError(
@@ -101,35 +92,21 @@ class Quota:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a tar or zip archive.
+    """One entry of a tar or zip archive."""
 
-    Attributes:
-        path: Where it goes, relative to the destination.
-        kind: ``file``, ``folder`` or ``link``.
-        size: Bytes; 0 unless it is a file.
-        target: What a link points to, relative to the destination.
-        entry: The library's own object.
-    """
-
-    path: PurePosixPath
-    kind: str
-    size: int
-    target: PurePosixPath | None
-    entry: Any
+    path: PurePosixPath  # relative to the destination
+    kind: str  # file, folder or link
+    size: int  # bytes; 0 unless it is a file
+    target: PurePosixPath | None  # what a link points to, relative to the destination
+    entry: Any  # the library's own object
 
 
 def extract(archive: Path, destination: Path, limits: Limits | None = None) -> None:
-    """Unpack a tar (of any compression) or zip archive.
+    """Unpack a tar (of any compression) or zip archive into a directory, which is emptied first.
 
-    A link to a file of the archive becomes a copy of that file; any other link is refused.
-
-    Args:
-        archive: The file; its kind is told by its content, as servers name zip files ``.tar.gz``.
-        destination: Directory to create; whatever is there is removed first.
-        limits: How much may come out; by default ``Limits.of`` the archive.
-
-    Raises:
-        ArchiveError: It is damaged or refused; what had been unpacked is removed again.
+    The content decides which of the two it is, as servers name zip files ``.tar.gz``. A link to a
+    file of the archive becomes a copy of that file; any other link is refused. An archive that is
+    damaged or refused raises ArchiveError and leaves nothing behind.
     """
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
@@ -153,7 +130,7 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
             if member.kind == "link":
                 links.append(member)
             else:
-                # Nothing but plain files and folders lies below: no link leads elsewhere.
+                # Safe: no link has been written yet that could lead out of the destination.
                 opened.extract(member.entry, destination, **_arguments(opened))
             if member.kind == "file":
                 written.add(member.path)
@@ -162,7 +139,7 @@ def _extract(archive: Path, destination: Path, limits: Limits) -> None:
             if link.target not in written:
                 raise ArchiveError(f"{link.path} links to {link.target}, no file of the archive")
             source, copy = destination / link.target, destination / link.path
-            # A link costs no bytes in the archive, its copy does on the disk.
+            # A link takes no bytes in the archive, but its copy takes them on the disk.
             quota.take_bytes(source.stat().st_size)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
@@ -224,7 +201,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
         target = None
         if entry.isdir():
             kind = "folder"
-        elif entry.issparse():  # it unpacks to more bytes than its header says
+        elif entry.issparse():  # unpacks to more bytes than its header says
             raise ArchiveError(f"{entry.name} is a sparse file")
         elif entry.isreg():
             kind = "file"
@@ -283,17 +260,9 @@ def _link_target(link: PurePosixPath, text: str) -> PurePosixPath | None:
 
 
 def inside(name: str, entry: str) -> PurePosixPath | None:
-    """Return a name in an archive as a path below the destination.
+    """Return a name in an archive as a path below the destination; None for the destination itself.
 
-    Args:
-        name: Name of an entry, or target of a link.
-        entry: Entry to name in the error.
-
-    Returns:
-        The path; None for the destination itself (``./``).
-
-    Raises:
-        ArchiveError: The path is absolute, leads out or is one of Windows.
+    Absolute paths, paths that lead out and paths of Windows are refused, naming ``entry``.
     """
     path = PurePosixPath(name)
     odd = "\\" in name or "\0" in name or name[1:2] == ":"

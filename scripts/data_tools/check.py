@@ -1,7 +1,7 @@
 """Check whether a dataset is there, complete and readable, with the readers that a run uses.
 
 A dataset is *ok*; *on first use*: the bundled suite, not drawn yet; *missing*; *incomplete*: files
-or images are missing; or *damaged*: what is there is not what it should be.
+or images are missing; or *damaged*: its files cannot be used as they are.
 """
 
 from __future__ import annotations
@@ -36,19 +36,12 @@ USABLE = (OK, ON_FIRST_USE)
 
 @dataclass(frozen=True)
 class Target:
-    """A dataset to check.
+    """A dataset to check."""
 
-    Attributes:
-        config: Stem of its config file.
-        file: That file.
-        cfg: The config of a run on it, with all shots and classes.
-        row: Its row in the table; None for data of the user's own.
-    """
-
-    config: str
+    config: str  # stem of its config file
     file: Path
-    cfg: CfgNode
-    row: DatasetRow | None
+    cfg: CfgNode  # the config of a run on it, with all shots and classes
+    row: DatasetRow | None  # None for data of the user's own
 
     @property
     def name(self) -> str:
@@ -63,7 +56,7 @@ class Target:
 
     @property
     def is_template(self) -> bool:
-        """Whether the file is only an example for users' own: folder.yaml is for Folder."""
+        """Whether the file is only an example to copy, as folder.yaml is for the reader Folder."""
         return self.row is None and self.config == self.name.lower()
 
     @property
@@ -74,29 +67,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
-
-    Attributes:
-        target: The dataset.
-        status: ``OK``, ``ON_FIRST_USE``, ``MISSING``, ``INCOMPLETE`` or ``DAMAGED``.
-        problem: What is wrong, in a line; empty if nothing is.
-        absent: Whether a file or directory is missing altogether, so that it can be fetched
-            without touching what is there.
-        classes: Number of classes; None if it was not read.
-        counts: Images of train, val and test; None if they were not read.
-        notes: What a run on it would warn of.
-        unreadable: (path, reason) of images that cannot be decoded.
-        seconds: Duration of the check.
-    """
+    """What a check found."""
 
     target: Target
-    status: str
-    problem: str = ""
+    status: str  # one of the five above
+    problem: str = ""  # what is wrong, in a line; empty if nothing is
+    # A file or directory is missing altogether, so that it can be fetched without touching what is
+    # there.
     absent: bool = False
-    classes: int | None = None
-    counts: tuple[int, int, int] | None = None
-    notes: tuple[str, ...] = ()
-    unreadable: tuple[tuple[str, str], ...] = field(default=())
+    classes: int | None = None  # None if they were not read
+    counts: tuple[int, int, int] | None = None  # images of train, val and test
+    notes: tuple[str, ...] = ()  # what a run on it would warn of
+    unreadable: tuple[tuple[str, str], ...] = field(default=())  # (path, reason) of each image
     seconds: float = 0.0
 
     @property
@@ -106,12 +88,7 @@ class Finding:
 
 
 def read_target(file: Path, root: Path) -> Target:
-    """Read a dataset's config file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is malformed, or names no known dataset.
-    """
+    """Read a dataset's config file; a malformed one or an unknown dataset is a ValueError."""
     if not file.is_file():
         raise FileNotFoundError(f"--dataset-config-file: no file {file}")
     cfg = read_config(file)
@@ -125,17 +102,13 @@ def read_target(file: Path, root: Path) -> Target:
 
 
 def read_config(file: Path) -> CfgNode:
-    """Return the defaults merged with a dataset's config file.
-
-    Raises:
-        ValueError: The file is malformed or has unknown keys.
-    """
+    """Return the defaults merged with a dataset's config file."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
-        # It may set keys of a method; loading all methods takes seconds and is rarely needed.
+        # It may set keys of a method. Loading all methods takes seconds, so only now.
         from scripts.training.config import default_config
 
         cfg = default_config()
@@ -144,7 +117,7 @@ def read_config(file: Path) -> CfgNode:
 
 
 def check(target: Target, depth: str = "normal", workers: int = 0) -> Finding:
-    """Check one dataset.
+    """Check one dataset without writing anything, not even the bundled suite.
 
     Args:
         target: The dataset.
@@ -152,9 +125,6 @@ def check(target: Target, depth: str = "normal", workers: int = 0) -> Finding:
             before its first image, looks for all images and compares the known counts; ``full``
             also decodes every image.
         workers: Processes that decode; 0 for this one.
-
-    Returns:
-        The finding. Nothing is written, not even the bundled suite.
     """
     start = time.perf_counter()
     try:
@@ -236,7 +206,7 @@ def _compare_counts(finding: Finding) -> Finding:
         )
     if not wrong:
         return finding
-    # With fewer images it is incomplete; with as many or more it is another version of the data.
+    # Fewer images: incomplete. As many or more: another version of the dataset.
     fewer = sum(finding.counts) < sum(row.counts or ())
     status = INCOMPLETE if fewer else DAMAGED
     return replace(finding, status=status, problem="; ".join(wrong))
@@ -252,7 +222,7 @@ def _add_unreadable(finding: Finding, unreadable: list[tuple[str, str]]) -> Find
 
 
 class _Decoded:
-    """The reason why each image cannot be decoded; empty if it can. A loader's dataset."""
+    """A DataLoader's dataset: why each image cannot be decoded, or "" if it can."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -273,17 +243,8 @@ class _Decoded:
 def find_unreadable(
     paths: Sequence[str], workers: int, name: str = "images"
 ) -> list[tuple[str, str]]:
-    """Decode images in parallel, as a run would.
-
-    Args:
-        paths: Image files.
-        workers: Processes; 0 for this one.
-        name: Label of the progress bar.
-
-    Returns:
-        (path, reason) of those that cannot be decoded.
-    """
-    from torch.utils.data import DataLoader  # it takes seconds, which the other depths do without
+    """Decode images as a run would, in ``workers`` processes; return (path, reason) of failures."""
+    from torch.utils.data import DataLoader  # seconds that the other depths save
 
     images: Any = _Decoded(paths)
     loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)

@@ -37,19 +37,12 @@ SPARE = 10**8  # bytes that are left free on the disk
 
 @dataclass(frozen=True)
 class Order:
-    """One dataset to fetch.
-
-    Attributes:
-        row: Its row in the table of datasets.
-        download: Where its files can be downloaded.
-        root: Data root.
-        keep: Whether archives are kept after unpacking.
-    """
+    """One dataset to fetch."""
 
     row: DatasetRow
     download: Download
-    root: Path
-    keep: bool = False
+    root: Path  # directory of all datasets
+    keep: bool = False  # keep archives after unpacking
 
     @property
     def directory(self) -> Path:
@@ -74,14 +67,10 @@ class Order:
 
 
 def fetch(order: Order, policy: Policy) -> list[str]:
-    """Fetch the missing files of a dataset.
+    """Fetch the missing files of a dataset; return a line for each file that could not be fetched.
 
-    Returns:
-        A line for each file that could not be fetched; it begins with "optional" if only a split
-        of one's own needs the file.
-
-    Raises:
-        OSError: The files cannot be stored, so that trying the next URL is useless.
+    The line begins with "optional" if only a user's own split needs the file. An OSError means that
+    the files cannot be stored, so that trying the next URL is useless.
     """
     failures = []
     for group in order.missing():
@@ -90,7 +79,7 @@ def fetch(order: Order, policy: Policy) -> list[str]:
             kind = "optional: " if group[0].optional else ""
             failures.append(f"{kind}{group[0].name}: {'; '.join(reasons) or 'no address'}")
     if not failures:
-        # Left by one URL when another one delivered the file.
+        # What one URL left behind before another one delivered the file.
         for path in [*order.cache.glob("*.part*"), *order.cache.glob("*.drive*")]:
             path.unlink(missing_ok=True)
     return failures
@@ -128,8 +117,8 @@ def _rename_bad(target: Path) -> str:
 
 def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
     def reserve(missing: int) -> None:
-        # Images hardly compress: unpacking an archive needs its size once more.
-        # An inner archive needs it once more still.
+        # Images hardly compress, so unpacking an archive takes its size once more, and an inner
+        # archive a third time.
         times = file.is_archive + bool(file.nested)
         require_space(order.root, missing + times * max(file.size, missing))
 
@@ -137,11 +126,7 @@ def _room(order: Order, file: RemoteFile) -> Callable[[int], None]:
 
 
 def require_space(root: Path, needed: int) -> None:
-    """Check that the disk has room for ``needed`` bytes.
-
-    Raises:
-        OSError: It has not.
-    """
+    """Raise OSError unless the disk has room for ``needed`` bytes."""
     free = free_space(root) or 0
     if free < needed + SPARE:
         raise OSError(
@@ -156,17 +141,12 @@ def free_space(root: Path) -> int | None:
 
 
 def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
-    """Verify a downloaded file and put it, or its contents, in place.
-
-    Raises:
-        FetchError: Its checksum or its content is wrong.
-        ArchiveError: It cannot be unpacked.
-    """
+    """Verify a downloaded file and put it, or its contents, in place."""
     size = target.stat().st_size
     digests = digests_of(target)
     if file.md5 and digests["md5"] != file.md5:
         raise FetchError(f"its MD5 is {digests['md5']}, but must be {file.md5}")
-    # Before anything is put in place: files that exist are never replaced afterwards.
+    # Checked before it is put in place, because files in place are never replaced.
     if file.name == order.row.split_file:
         _check_split(order, target)
     if file.is_archive:
@@ -175,18 +155,14 @@ def _install(order: Order, file: RemoteFile, target: Path, where: str) -> None:
         place = order.directory / file.places[0][1]
         with open(target, "rb") as source, atomic_write(place, "wb") as copy:
             shutil.copyfileobj(source, copy)
-    # The record outlives the archive, whose checksums could not be computed later.
+    # Recorded now: once the archive is deleted, nobody can compute its checksums.
     _note(order, file, {"from": where, "bytes": size, **digests})
     if not order.keep:
         target.unlink()
 
 
 def _check_split(order: Order, path: Path) -> None:
-    """Compare counts of images, since no source lists a checksum of the published split files.
-
-    Raises:
-        FetchError: It is no split file, or has other counts than the published one.
-    """
+    """Compare counts of images, since no source lists a checksum of the published split files."""
     try:
         splits = read_split_file(path, order.directory / order.row.images)
     except ValueError as error:
@@ -225,11 +201,7 @@ def digests_of(path: Path) -> dict[str, str]:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold the lock of a data root: two fetches would write the same files.
-
-    Raises:
-        OSError: Another process holds it, or the root cannot be written.
-    """
+    """Hold the lock of a data root, or raise OSError: two fetches would write the same files."""
     (root / CACHE).mkdir(parents=True, exist_ok=True)
     try:
         lock = acquire(root / CACHE / "lock")

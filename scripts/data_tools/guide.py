@@ -1,9 +1,9 @@
-"""Write the tables and lists of DATASETS.md that the rows of ``datasets/rows.py`` make.
+"""Write the tables and lists of DATASETS.md that follow from the rows of ``datasets/rows.py``.
 
     python -m scripts.data_tools.guide            # after a row was added or changed
 
 A table is found by its heading, a list of files by the section of its dataset; the prose between
-them stays as it is. A test compares, so that the guide cannot say anything else than the rows.
+them is kept. A test fails when the guide and the rows disagree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scripts.jobs.protocols import REPO
 
 GUIDE = REPO / "DATASETS.md"
 PUBLISHED = tuple(row for row in ROWS if row.published)
-# The last lines of the first table: sets without known counts.
+# The last lines of the first table: datasets without known counts.
 UNCOUNTED = (
     "| `shapes`, `shapes_*` | `Shapes`, `Shapes*` | `shapes` "
     "| see [below](#the-bundled-shapes-suite) | rendered, no download |",
@@ -47,8 +47,8 @@ def facts() -> list[str]:
 
 
 def templates() -> list[str]:
-    """The texts that methods read, of the datasets that differ from all others in one."""
-    # Listed in full, 25 rows would hide the ten that differ.
+    """The prompt templates of each kind of method, for datasets that differ from the usual ones."""
+    # A row for every dataset would hide the few that differ.
     texts = [("others", TEMPLATE, HAND_MADE, HAND_MADE, HAND_MADE)]
     for row in ROWS:
         coop = row.hand_made
@@ -86,7 +86,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def file_line(file: RemoteFile) -> str:
-    """What there is to say of a file to download."""
+    """One line about a file to download: name, size, checksum, addresses."""
     size = format_size(file.size) if file.size else ""
     facts = ", ".join(filter(None, (size, f"MD5 `{file.md5}`" if file.md5 else "")))
     where = " or ".join(
@@ -104,14 +104,7 @@ def file_line(file: RemoteFile) -> str:
 
 
 def updated(text: str) -> str:
-    """The guide with the tables and lists that the rows make.
-
-    Args:
-        text: The guide, with a table of each heading and a section for each published dataset.
-
-    Raises:
-        ValueError: One of them is missing.
-    """
+    """Return the guide with its tables and lists written anew; each must have exactly one place."""
     # A table ends where its lines do, so that one that grew or shrank is replaced as a whole.
     for lines in (facts(), templates(), zero_shot()):
         text = replaced(text, rf"^{re.escape(lines[0])}\n(\|.*\n)*", lines, lines[0])
@@ -128,7 +121,7 @@ def section_pattern(row: DatasetRow) -> str:
 
 
 def replaced(text: str, pattern: str, lines: Sequence[str], what: str) -> str:
-    """The guide with other lines in one place."""
+    """Return the guide with the one match of a pattern replaced by lines."""
 
     def new(match: re.Match[str]) -> str:
         return match.groupdict().get("kept", "") + "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ the rest; it starts over if the server does not support ranges or the file has c
 The final name appears when the file is complete.
 
 pooch is not used: it discards an interrupted or unverified file, takes a login page for the data,
-and follows neither mirrors nor Retry-After. What remains of it is less than the code around it.
+and follows neither mirrors nor Retry-After. What it would save is less than the code around it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scripts.scrub import say
 
 USER_AGENT = "Mozilla/5.0 (compatible; dataset download)"
 CHUNK = 1 << 18
-# Statuses that may pass, so that the request is repeated; after any other the next URL is tried.
+# Temporary errors: the request is repeated. After any other status the next URL is tried.
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -44,43 +44,29 @@ RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class FetchError(Exception):
     """A URL does not deliver the file; another one may.
 
-    Errors of the network become this one where they arise. What remains an ``OSError`` is a fault
-    of this machine's disk, and trying the next URL would not help.
+    Network errors become this one where they arise. What remains an ``OSError`` is a fault of this
+    machine's disk, and trying the next URL would not help.
     """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How often and how long a download is retried.
+    """How often and how long a download is retried; times in seconds."""
 
-    Attributes:
-        attempts: Consecutive attempts per URL without a new byte before it is given up.
-        wait: Seconds before the second attempt; doubled before each further one.
-        longest_wait: Upper bound in seconds, also for what a server asks for.
-        timeout: Seconds without a response or a byte after which an attempt has failed.
-    """
-
-    attempts: int = 4
-    wait: float = 1.0
-    longest_wait: float = 60.0
-    timeout: float = 30.0
+    attempts: int = 4  # consecutive attempts per URL without a new byte before it is given up
+    wait: float = 1.0  # before the second attempt; doubled before each further one
+    longest_wait: float = 60.0  # upper bound, also for what a server asks for
+    timeout: float = 30.0  # without a response or a byte, after which an attempt has failed
 
 
 @dataclass
 class Part:
-    """The bytes of a file received so far.
-
-    Attributes:
-        path: Where they are.
-        url: Where they come from.
-        validator: The server's ETag or Last-Modified, which changes with the file.
-        total: Bytes of the whole file; None if the server did not say.
-    """
+    """The bytes of a file received so far."""
 
     path: Path
-    url: str
-    validator: str = ""
-    total: int | None = None
+    url: str  # where they come from
+    validator: str = ""  # the server's ETag or Last-Modified, which changes with the file
+    total: int | None = None  # bytes of the whole file; None if the server did not say
 
     @classmethod
     def of(cls, target: Path, url: str) -> Part:
@@ -112,7 +98,7 @@ class Part:
         self.validator, self.total = "", None
 
     def begin(self, validator: str, total: int | None) -> None:
-        """Start anew. The note is written before the first byte, so that a kill leaves both."""
+        """Start over; the note is written first, so that a kill never leaves bytes without it."""
         self.discard()
         self.validator, self.total = validator, total
         record = {"url": self.url, "validator": validator, "total": total}
@@ -134,9 +120,6 @@ def download(
         policy: How often and how long to try.
         reserve: Called with the number of bytes still to come, once it is known; raises
             ``OSError`` if they do not fit. Google Drive does not tell it.
-
-    Raises:
-        FetchError: The URL does not deliver the file, or every attempt failed.
     """
     if not url.startswith(("http://", "https://")):
         raise FetchError("only http and https addresses are followed")
@@ -154,11 +137,7 @@ def download(
 def _retry(
     attempt: Callable[[], None], received: Callable[[], int], policy: Policy, name: str
 ) -> None:
-    """Repeat an attempt until it succeeds; only attempts without a new byte are counted.
-
-    Raises:
-        FetchError: None of the policy's attempts succeeded.
-    """
+    """Repeat an attempt until it succeeds; only attempts without a new byte are counted."""
     fruitless = 0
     while True:
         before = received()
@@ -175,12 +154,7 @@ def _retry(
 
 
 def _download_from_drive(identifier: str, target: Path) -> None:
-    """Download a file from Google Drive, whose page of warnings gdown knows to confirm.
-
-    Raises:
-        TryAgain: The download broke off; gdown resumes it.
-        FetchError: The file is not public, or over its download quota.
-    """
+    """Download a file from Google Drive; gdown resumes it and confirms Drive's page of warnings."""
     # Imported here, as only fetches from Drive need it.
     import gdown
     from gdown.exceptions import FileURLRetrievalError
@@ -203,12 +177,7 @@ def _download_from_drive(identifier: str, target: Path) -> None:
 
 
 def _request_rest(part: Part, policy: Policy, reserve: Callable[[int], None]) -> None:
-    """Send one request for the missing bytes and append what arrives.
-
-    Raises:
-        TryAgain: The file is still incomplete, or had to be started over.
-        FetchError: The server refuses.
-    """
+    """Send one request for the missing bytes and append what arrives."""
     have = part.size if part.validator else 0
     if have and have == part.total:
         return  # an earlier run was stopped between the last byte and the renaming
@@ -234,7 +203,7 @@ def _request_rest(part: Part, policy: Policy, reserve: Callable[[int], None]) ->
 def _raise_for_status(error: urllib.error.HTTPError, part: Part) -> NoReturn:
     """Decide from an error status whether to repeat the request."""
     reason = f"HTTP {error.code} {error.reason}"
-    if error.code == 416:  # range not satisfiable: the file has become shorter than our part
+    if error.code == 416:  # range not satisfiable: the file is now shorter than our part
         part.discard()
         raise TryAgain("the server has fewer bytes than are here; starting over") from error
     if error.code in TRANSIENT:
@@ -283,7 +252,7 @@ def _append(response: http.client.HTTPResponse, part: Part, have: int, total: in
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        # read1 returns what has arrived: a broken connection loses none of a half-full chunk.
+        # read1 returns what has arrived; read would lose a half-full chunk if the connection broke.
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise TryAgain(f"the connection broke: {error or type(error).__name__}") from error

@@ -40,7 +40,7 @@ def way_of(row: DatasetRow, download: Download | None) -> str:
 
 
 def unverified(download: Download | None) -> bool:
-    """Whether a required file has only addresses that no maintained source lists."""
+    """Whether some required file has addresses, but none that a maintained source lists."""
     return download is not None and any(
         file.addresses and not file.optional and not any(a.listed_by for a in file.addresses)
         for file in download.files
@@ -75,7 +75,7 @@ def list_table(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> str
 
 
 def list_json(rows: Sequence[DatasetRow], downloads: Sequence[Download]) -> list[dict[str, Any]]:
-    """The same for programs, with every file and address."""
+    """The datasets for programs, with every file and address."""
     return [_row_json(row, download_of(row.config, downloads)) for row in rows]
 
 
@@ -112,9 +112,8 @@ def _row_json(row: DatasetRow, download: Download | None) -> dict[str, Any]:
 def plan(row: DatasetRow, download: Download, groups: Sequence[Sequence[RemoteFile]]) -> str:
     """What would be downloaded, from where and under which licence; a group lists alternatives."""
     lines = [f"{row.config} (licence: {download.licence}; {download.page})"]
-    # The files of a group are alternatives: "or" is written before all but the first.
     for group in groups:
-        for number, file in enumerate(group):
+        for number, file in enumerate(group):  # alternatives, joined by "or"
             checksum = "" if file.md5 else ", no known checksum"
             lines.append(f"  {'or ' if number else ''}{_name_and_size(file)}{checksum}")
             lines += [
@@ -142,11 +141,11 @@ def _name_and_size(file: RemoteFile) -> str:
 
 
 def remedy(finding: Finding, root: Path) -> str:
-    """What to do about a dataset that is missing, incomplete or damaged."""
+    """What to do about a missing, incomplete or damaged dataset; empty if nothing is known."""
     row, download = finding.target.row, finding.target.download
     if finding.usable or row is None:
         return ""
-    # The suite is drawn anew by itself; some readers name the source in their message already.
+    # A run redraws the suite by itself; some readers' messages name the source already.
     if row.prepare is not None or (download is None and row.source in finding.problem):
         return ""
     if download is None:
@@ -209,7 +208,7 @@ def check_text(
 def check_json(
     findings: Sequence[Finding], required: Collection[str], root: Path, free: int | None, ok: bool
 ) -> dict[str, Any]:
-    """The findings for programs."""
+    """The findings for programs, ready for ``json.dumps``."""
     return {
         "root": str(root),
         "free_bytes": free,
@@ -224,17 +223,13 @@ def check_json(
                 "problem": finding.problem or None,
                 "remedy": remedy(finding, root) or None,
                 "classes": finding.classes,
-                "counts": list(finding.counts) if finding.counts else None,
+                "counts": finding.counts,
                 "known_classes": known_counts(finding.target.row)[0],
-                "known_counts": _as_list(known_counts(finding.target.row)[1]),
-                "notes": list(finding.notes),
-                "unreadable": [list(pair) for pair in finding.unreadable],
+                "known_counts": known_counts(finding.target.row)[1],
+                "notes": finding.notes,
+                "unreadable": finding.unreadable,
                 "seconds": round(finding.seconds, 3),
             }
             for finding in findings
         ],
     }
-
-
-def _as_list(counts: tuple[int, ...] | None) -> list[int] | None:
-    return list(counts) if counts else None

@@ -22,9 +22,6 @@ def unpack(
         directory: The dataset's directory; created if missing.
         places: (path in the archive, path below ``directory``) of each needed part.
         nested: Path of an inner archive that holds the parts, if they are not in the outer one.
-
-    Raises:
-        ArchiveError: It cannot be unpacked, or lacks a part.
     """
     scratch = directory / f".unpacking-{archive.name}"
     try:

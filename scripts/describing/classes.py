@@ -11,15 +11,11 @@ from dassl.utils.files import atomic_write
 from scripts.describing.text import Model, ModelError, Task, accept, keys_of
 from scripts.scrub import say
 
-FRUITLESS = 5  # classes in a row without a usable sentence, after which the model is given up
+FRUITLESS = 5  # after that many classes in a row without a usable sentence the model is given up
 
 
 class DescriptionFile:
-    """The JSON file of descriptions, which is written after every class.
-
-    Raises:
-        ValueError: The file exists and does not hold descriptions.
-    """
+    """The JSON file of descriptions, which is written after every class."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,26 +43,18 @@ class DescriptionFile:
 def describe(task: Task, file: DescriptionFile, model: Model, attempts: int) -> list[str]:
     """Ask for the sentences that each class lacks, and write the file class by class.
 
-    Args:
-        task: What the model is asked for.
-        file: Is filled.
-        model: Is asked.
-        attempts: Upper bound of requests per class, as an answer may be unusable.
-
-    Returns:
-        A line for every class that still lacks sentences.
-
-    Raises:
-        ModelError: The model fails, or gives nothing usable for ``FRUITLESS`` classes in a row.
+    At most ``attempts`` requests per class, as an answer may be unusable; a ModelError after
+    ``FRUITLESS`` classes in a row. Returns a line for every class that still lacks sentences.
     """
     todo = [name for name in task.classnames if len(file.sentences(name)) < task.count]
+    # Over all classes: a sentence that fits two classes tells neither apart.
     taken = keys_of(file.content.items())
     short: list[str] = []
     fruitless = 0
     for number, name in enumerate(todo, 1):
         known = file.sentences(name)
         sentences, complaints = describe_class(task, name, known, taken, model, attempts)
-        if len(sentences) > len(known):
+        if len(sentences) > len(known):  # saved at once, so that an interruption loses one class
             file.put(name, sentences)
             fruitless = 0
         else:
@@ -87,8 +75,7 @@ def describe_class(
 ) -> tuple[list[str], list[str]]:
     """Ask for one class until it has its sentences, at most ``attempts`` times.
 
-    Returns:
-        All its sentences, the known ones first, and complaints about the last answer.
+    Returns all its sentences, the known ones first, and complaints about the last answer.
     """
     sentences, complaints = list(known), list[str]()
     for _ in range(attempts):

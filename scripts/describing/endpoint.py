@@ -29,7 +29,7 @@ from scripts.scrub import plain, redact, redact_address, say, scrub
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LARGEST_ERROR = 2**16  # bytes
 QUOTED = 300  # characters of a server's message that are shown
-HIDDEN = "<hidden>"  # replaces the key in an answer: it is markup, which no sentence may have
+HIDDEN = "<hidden>"  # replaces the key in an answer; as markup it makes the sentence unusable
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_WAIT = 300.0  # seconds; if a server asks for more, the program ends
 TRANSIENT = (408, 409, 425, 429)  # statuses that may pass, as may all from 500 on
@@ -60,11 +60,8 @@ class ChatEndpoint:
         timeout: Seconds without a byte after which a request has failed.
         retries: Repetitions after 429, 5xx, a time-out or a lost connection.
         temperature: Sampling temperature; None leaves it to the endpoint.
-        clock: Returns seconds; replaced in tests.
-        sleep: Waits for seconds; replaced in tests.
-
-    Raises:
-        ValueError: Malformed URL or API key.
+        clock: Returns seconds; replaced in tests, as is ``sleep``.
+        sleep: Waits for seconds.
     """
 
     def __init__(
@@ -95,11 +92,7 @@ class ChatEndpoint:
             self._say(f"WARNING: {key_name} travels unencrypted to {self.url}")
 
     def __call__(self, messages: Messages) -> str:
-        """Return the answer's text; empty if the model gave none.
-
-        Raises:
-            ModelError: The endpoint refuses, or every attempt fails.
-        """
+        """Return the answer's text; empty if the model gave none."""
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -127,19 +120,14 @@ class ChatEndpoint:
                 f"{failure}, and asks to wait {failure.wait:.0f} s. Run the same command "
                 "then: what is written is kept"
             ) from None
-        # Random, so that runs which failed at the same time do not retry at the same time.
+        # Random, so that runs which failed together do not retry together.
         backoff = min(2.0**tried * random.uniform(1.0, 1.25), LONGEST_BACKOFF)
         seconds = backoff if failure.wait is None else failure.wait
         self._say(f"{failure}; again in {seconds:.0f} s")
         self.sleep(seconds)
 
     def _request(self, body: bytes) -> str:
-        """Send one request when its turn has come; return the answer's text.
-
-        Raises:
-            TryAgain: It failed for a reason that may pass.
-            ModelError: It failed for good.
-        """
+        """Send one request when its turn has come; return the answer's text."""
         self.sleep(max(0.0, self._next_start - self.clock()))
         self._next_start = self.clock() + self.spacing
         self.requests += 1
@@ -207,7 +195,7 @@ class ChatEndpoint:
     def _quote(self, said: Any, most: int = QUOTED) -> str:
         """What a server or an exception says (bytes or anything with a text), scrubbed."""
         text = said[:LARGEST_ERROR].decode("utf-8", "replace") if isinstance(said, bytes) else said
-        # Scrubbed before it is cut: scrubbing would not recognise half of a key.
+        # Scrub first, then cut: half of a key would not be recognised.
         return " ".join(scrub(str(text), self._secrets, LARGEST_ERROR).split())[:most]
 
     def _raise_unreachable(self, reason: Any) -> NoReturn:
@@ -232,11 +220,9 @@ def read_completion(content: bytes) -> str | None:
 
 
 def check_url(base_url: str) -> str:
-    """Return the base URL without a slash at its end.
+    """Return an http URL without a slash at its end, if nothing in it may hold a key.
 
-    Raises:
-        ValueError: It is no http URL, or has a password, a query or a fragment. These may hold a
-            key, so the message does not show them.
+    A password, query or fragment may, so the message does not show them.
     """
     if "@" in base_url:
         raise ValueError("--base-url must not hold a name or a password; see --api-key-env")
@@ -263,8 +249,7 @@ def proxy_passwords() -> list[str]:
 def read_key(name: str) -> str:
     """Return the key in an environment variable; empty if it is not set.
 
-    Raises:
-        ValueError: The name looks like the key itself, so the message does not show it.
+    A name that looks like the key itself is refused without showing it.
     """
     if name not in os.environ and not re.fullmatch(r"[A-Z_][A-Z\d_]*", name):
         raise ValueError(
@@ -275,11 +260,7 @@ def read_key(name: str) -> str:
 
 
 def check_key(key: str, name: str) -> str:
-    """Return the key without surrounding space.
-
-    Raises:
-        ValueError: It has characters that a header cannot hold. The message does not show it.
-    """
+    """Return the key without surrounding space, if a header can hold it; no message shows it."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ValueError(f"the environment variable {name} holds no key: it has odd characters")

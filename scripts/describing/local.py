@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.describing.text import Messages, ModelError
 
-NO_ROOM = 32  # fewest new tokens for which a model is asked
+NO_ROOM = 32  # a model is asked only if its context has room for that many new tokens
 
 
 class LocalModel:
@@ -20,13 +20,9 @@ class LocalModel:
     Args:
         name: Directory, or id on the hub.
         device: auto, cpu, cuda, cuda:N or mps.
-        temperature: Sampling temperature.
-        seed: Seed of the sampling.
+        temperature: Of the sampling.
+        seed: Of the sampling.
         new_tokens: Longest answer, in tokens.
-
-    Raises:
-        ModelError: There is no such model.
-        ValueError: There is no such device.
     """
 
     def __init__(
@@ -38,7 +34,7 @@ class LocalModel:
         seed: int = 1,
         new_tokens: int = 400,
     ) -> None:
-        # Imported here, as an endpoint needs neither.
+        # Imported only here, because an endpoint needs neither.
         import torch
 
         from dassl.config import get_cfg_default
@@ -54,18 +50,14 @@ class LocalModel:
         torch.manual_seed(seed)
 
     def __call__(self, messages: Messages) -> str:
-        """Return the answer's text.
-
-        Raises:
-            ModelError: The conversation does not fit into the model's context.
-        """
+        """Return the answer's text; a ModelError if the model's context has no room for one."""
         import torch
 
         self.requests += 1
         text, start = self._text(messages)
         tokens = self.tokenizer(text, return_tensors="pt", add_special_tokens=bool(start))
         inputs = {k: tokens[k].to(self.device) for k in ("input_ids", "attention_mask")}
-        length = inputs["input_ids"].shape[1]  # of (1, length)
+        length = inputs["input_ids"].shape[1]  # input_ids: (1, length)
         context = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         room = min(self.new_tokens, context - length)
         if room < NO_ROOM:
@@ -85,11 +77,11 @@ class LocalModel:
         return start + self.tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
     def _text(self, messages: Messages) -> tuple[str, str]:
-        """Return the text to continue, and its end that already belongs to the answer."""
+        """Return the text to continue, and the end of it that already belongs to the answer."""
         if self.tokenizer.chat_template:
             chat = self.tokenizer.apply_chat_template
             return chat(messages, tokenize=False, add_generation_prompt=True), ""
-        # A base model, not trained on conversations, continues a list that has been begun.
+        # A base model is not trained on conversations, but it continues a list once begun.
         start = '["'
         return "\n\n".join([*(m["content"] for m in messages), start]), start
 

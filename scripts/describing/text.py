@@ -60,29 +60,19 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What the model is asked for.
+    """What the model is asked for."""
 
-    Attributes:
-        classnames: All classes, each once.
-        template: Prompt template, with ``{}``, that is put before each sentence.
-        count: Sentences per class.
-        about: What the images show, in the user's words; may be empty.
-    """
-
-    classnames: tuple[str, ...]
-    template: str
-    count: int
-    about: str = ""
+    classnames: tuple[str, ...]  # all classes, each once
+    template: str  # prompt template, with ``{}``, that precedes each sentence
+    count: int  # sentences per class
+    about: str = ""  # what the images show, in the user's words; may be empty
 
     def messages(
         self, name: str, known: Sequence[str] = (), complaints: Sequence[str] = ()
     ) -> Messages:
         """Return the request for the sentences that a class still lacks.
 
-        Args:
-            name: The class.
-            known: Sentences that it has.
-            complaints: What was wrong with the last answer.
+        ``known`` are those it has, ``complaints`` what was wrong with the last answer.
         """
         wanted = self.count - len(known)
         subject = [
@@ -107,7 +97,7 @@ class Task:
 def _told_apart(name: str, classnames: Sequence[str]) -> str:
     others = [readable(other) for other in classnames if other != name]
     if len(others) > MOST_OTHERS:
-        # Classes with similar names are usually those that are most easily confused.
+        # Classes with similar names are usually the ones most easily confused.
         others = difflib.get_close_matches(readable(name), others, MOST_OTHERS, 0.0)
     return f"It has to be told from: {', '.join(others)}." if others else ""
 
@@ -119,16 +109,15 @@ def _bulleted(head: str, items: Sequence[str]) -> str:
 def parse(answer: str) -> list[str]:
     """Return the sentences in an answer: a JSON list, even a truncated one, or one per line.
 
-    Args:
-        answer: The raw answer; it may have thoughts, code fences, bullets or numbers.
+    The answer may have thoughts, code fences, bullets or numbers.
     """
     text = _THINKING.sub("", answer[:MOST_CHARACTERS]).strip()
     fenced = _FENCE.search(text)
     text = fenced[1].strip() if fenced else text
     found = _json_strings(text)
     if found is None:
-        # Some models write curly quotation marks for JSON's. Valid JSON may contain them as well,
-        # so they are only replaced after parsing has failed.
+        # Some models write JSON with curly quotation marks. Valid JSON may contain these too, so
+        # they are replaced only after parsing has failed.
         text = text.translate(_TYPOGRAPHIC)
         found = _json_strings(text)
     if found is None and text.startswith(("[", "{")):
@@ -162,7 +151,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def json_text(escaped: str) -> str:
-    """Decode the inside of a JSON string, which is the last one of a truncated list."""
+    """Decode the inside of a JSON string; what is not valid JSON is returned as it is."""
     try:
         return str(json.loads(f'"{escaped}"'))
     except ValueError:
@@ -195,11 +184,7 @@ def keys_of(descriptions: Iterable[tuple[str, Sequence[str]]]) -> set[str]:
 def problem(sentence: str, name: str, template: str, taken: set[str]) -> str:
     """Say why a cleaned sentence cannot be used; empty if it can.
 
-    Args:
-        sentence: The sentence.
-        name: Its class.
-        template: The prompt template before it.
-        taken: :func:`sentence_key` of the sentences of all classes so far.
+    ``taken`` has the :func:`sentence_key` of all sentences of all classes so far.
     """
     if _REFUSAL.search(sentence):
         return "it refuses"
@@ -222,14 +207,9 @@ def problem(sentence: str, name: str, template: str, taken: set[str]) -> str:
 def accept(
     answer: str, name: str, template: str, taken: set[str], most: int
 ) -> tuple[list[str], list[str]]:
-    """Split an answer into usable sentences and complaints about the others.
+    """Split an answer into at most ``most`` usable sentences and complaints about the others.
 
-    Args:
-        answer: The raw answer.
-        name: The class.
-        template: The prompt template.
-        taken: Keys of the sentences of all classes; those of the usable ones are added.
-        most: Upper bound of usable sentences; the rest of the answer is ignored.
+    The keys of the usable ones are added to ``taken``.
     """
     good: list[str] = []
     complaints: list[str] = []

@@ -12,38 +12,24 @@ from dassl.config import user_path
 from dassl.data.datasets import Datum
 from dassl.names import nearest
 
-CLASSES_SHOWN = 20  # as many as colours that can be told apart, unless --classes names more
+CLASSES_SHOWN = 20  # that many colours can be told apart; --classes may name more
 MOST_IMAGES = 12  # of the heat maps: more rows no longer fit a page
 
 
 class Choice(NamedTuple):
-    """What is drawn.
+    """What is drawn."""
 
-    Attributes:
-        items: All images of the split.
-        names: All class names by label.
-        classes: Labels of the classes that are drawn.
-        rng: For what is drawn by lot.
-    """
-
-    items: list[Datum]
-    names: list[str]
-    classes: list[int]
-    rng: np.random.Generator
+    items: list[Datum]  # all images of the split
+    names: list[str]  # all class names by label
+    classes: list[int]  # labels of the classes that are drawn
+    rng: np.random.Generator  # draws images and classes at random
 
 
 def select(trainer: Any, split: str, classes: Sequence[str], seed: int) -> Choice:
-    """Images and classes of a split.
+    """Return the images and classes of a split (train, val or test) of a finished run.
 
-    Args:
-        trainer: Of a finished run.
-        split: train, val or test.
-        classes: Names, any spelling of case and underscores; none for all or, of more than
-            ``CLASSES_SHOWN``, as many drawn by lot.
-        seed: Of what is drawn by lot.
-
-    Raises:
-        ValueError: The split is empty, or a class is unknown.
+    ``classes`` are names, in any spelling of case and underscores; if empty, all classes or, of
+    more than ``CLASSES_SHOWN``, as many drawn at random.
     """
     data = trainer.dm.dataset
     items = list({"train": data.train_x, "val": data.val, "test": data.test}[split] or ())
@@ -69,7 +55,7 @@ def _label(name: str, names: Sequence[str]) -> int:
 
 
 def by_lot(chosen: Choice, number: int) -> list[Datum]:
-    """At most ``number`` images of the selected classes, by lot."""
+    """At most ``number`` images of the selected classes, drawn at random."""
     some = [item for item in chosen.items if item.label in set(chosen.classes)]
     if not some:
         raise ValueError("--classes: the split has no image of these classes")
@@ -78,16 +64,10 @@ def by_lot(chosen: Choice, number: int) -> list[Datum]:
 
 
 def choose_images(words: Sequence[str], chosen: Choice) -> list[Datum]:
-    """What ``--images`` asks for.
+    """Return the images that ``--images`` asks for.
 
-    Args:
-        words: One number N for N images by lot; or several numbers, or numbers after an ``@``, for
-            places in the split; or paths of pictures, of the split or others.
-        chosen: The split.
-
-    Raises:
-        FileNotFoundError: No picture of the split, and no file, has that path.
-        ValueError: A place is not in the split, or there are more than ``MOST_IMAGES``.
+    The words are one number N for N images at random; or several numbers, or numbers after an
+    ``@``, for places in the split; or paths of images, of the split or others.
     """
     if len(words) == 1 and words[0].isdecimal():
         number = int(words[0])
@@ -122,4 +102,4 @@ def _find(word: str, chosen: Choice) -> Datum:
         raise FileNotFoundError(
             f"--images: {word} is neither a number, nor a picture of the split, nor a file"
         )
-    return Datum(impath=str(path), label=-1)
+    return Datum(impath=str(path), label=-1)  # the class of a picture from elsewhere is unknown

@@ -18,60 +18,37 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from trainers.heads import HeadOutput
 
-# Elements of M made at a time. A head needs some ten times as much besides.
+# Elements of M computed at a time; a head needs about ten times as many for itself.
 CHUNK_ELEMENTS = 2**22
 
 
 class HeadBatch(NamedTuple):
-    """Some images and what the head made of them.
+    """Some images and the head's output for them."""
 
-    Attributes:
-        place: Of each among the images asked for, (B,).
-        label: (B,), on the CPU.
-        rational: R, (B, K, D).
-        output: Of the head.
-    """
-
-    place: Tensor
-    label: Tensor
-    rational: Tensor
+    place: Tensor  # of each among the images asked for, (B,)
+    label: Tensor  # (B,), on the CPU
+    rational: Tensor  # R, (B, K, D)
     output: HeadOutput
 
 
 class Maps(NamedTuple):
-    """One image's matrices.
+    """One image's matrices."""
 
-    Attributes:
-        logits: (K,).
-        mask: M, (K, D).
-        rational: R, (K, D).
-    """
-
-    logits: np.ndarray
-    mask: np.ndarray
-    rational: np.ndarray
+    logits: np.ndarray  # (K,)
+    mask: np.ndarray  # M, (K, D)
+    rational: np.ndarray  # R, (K, D)
 
 
 class Rows(NamedTuple):
-    """Rows of the true classes, one per image.
+    """Rows of the true classes, one per image."""
 
-    Attributes:
-        label: (N,).
-        rational: R[b, y_b], (N, D).
-        masked: (M * R)[b, y_b], (N, D); None if the method has no mask.
-    """
-
-    label: np.ndarray
-    rational: np.ndarray
-    masked: np.ndarray | None
+    label: np.ndarray  # (N,)
+    rational: np.ndarray  # R[b, y_b], (N, D)
+    masked: np.ndarray | None  # (M * R)[b, y_b], (N, D); None if the method has no mask
 
 
 def require_head(trainer: Any) -> None:
-    """Refuse a trainer whose model does not have features and a head to look into.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Refuse a trainer whose model has no features and head to look into."""
     wanted = ("image_features", "class_weights", "scale", "head")
     absent = [name for name in wanted if not hasattr(getattr(trainer, "model", None), name)]
     if absent:
@@ -83,16 +60,11 @@ def require_head(trainer: Any) -> None:
 
 @torch.no_grad()
 def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[HeadBatch]:
-    """Run a trained model on images, a few at a time.
-
-    Args:
-        trainer: See :func:`require_head`.
-        items: Images; they are transformed as for the test.
-    """
+    """Run a trained model on images, transformed as for the test, a few at a time."""
     model, cfg = trainer.model, trainer.cfg
     trainer.set_model_mode("eval")
     with trainer.autocast():
-        weights = model.class_weights()
+        weights = model.class_weights()  # (K, D)
     size = max(1, CHUNK_ELEMENTS // weights.numel())
     loader = build_data_loader(
         cfg,
@@ -104,24 +76,20 @@ def head_outputs(trainer: Any, items: Sequence[Datum]) -> Iterator[HeadBatch]:
     for batch in loader:
         image, label = trainer.parse_batch_test(batch)
         with trainer.autocast():
-            features = model.image_features(image)
+            features = model.image_features(image)  # (B, D)
         for some in torch.arange(len(label)).split(size):
             here = features[some.to(features.device)]
             with trainer.autocast():
                 output = model.head(here, weights, model.scale)
-            rational = here.float()[:, None] * weights.float()
+            rational = here.float()[:, None] * weights.float()  # (b, K, D)
             yield HeadBatch(batch["index"][some], label.cpu()[some], rational, output)
 
 
 class ValueCounts:
     """Counts of the values in [0, inf) of any number of tensors, in bounded memory.
 
-    When a value lies beyond the last bin, the bins become twice as wide, in pairs.
-
-    Attributes:
-        total: Values seen.
-        zeros, ones: How many of them are exactly 0 and exactly 1.
-        low, high: The smallest and the largest.
+    When a value lies beyond the last bin, bins are merged in pairs, which doubles their width.
+    ``zeros`` and ``ones`` count values that are exactly 0 and exactly 1.
     """
 
     BINS = 2**14
@@ -138,7 +106,7 @@ class ValueCounts:
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         while self.high > self.top:
-            pairs = self.counts.view(-1, 2).sum(1)
+            pairs = self.counts.view(-1, 2).sum(1)  # (BINS / 2,)
             self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
             self.top *= 2
         self.counts += torch.histc(values, self.BINS, min=0, max=self.top).cpu().long()
@@ -151,7 +119,7 @@ class ValueCounts:
         width = self.top / self.BINS
         first = min(int(self.low / width), self.BINS - 1)
         last = min(int(self.high / width), self.BINS - 1) + 1
-        each = math.ceil((last - first) / limit)
+        each = math.ceil((last - first) / limit)  # bins per bar
         bars = math.ceil((last - first) / each)
         padded = torch.zeros(bars * each, dtype=torch.int64)
         padded[: last - first] = self.counts[first:last]
@@ -160,20 +128,15 @@ class ValueCounts:
 
 
 def collect_rows(trainer: Any, items: Sequence[Datum]) -> tuple[Rows, ValueCounts | None]:
-    """Rows of the images' true classes, and counts of all values of the images' masks.
+    """Return rows of the images' true classes, and counts of all values of their masks.
 
-    Args:
-        trainer: See :func:`require_head`.
-        items: Images.
-
-    Returns:
-        The rows, and the counts or None if the method has no mask.
+    The counts are None if the method has no mask.
     """
     labels, rational, masked = [], [], []
     counts = ValueCounts()
     for part in head_outputs(trainer, items):
         own = torch.arange(len(part.label)), part.label
-        rows = part.rational[own]
+        rows = part.rational[own]  # (B, D)
         labels.append(part.label)
         rational.append(rows.cpu())
         mask = part.output.mask
@@ -187,11 +150,9 @@ def collect_rows(trainer: Any, items: Sequence[Datum]) -> tuple[Rows, ValueCount
 
 
 def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:
-    """The matrices of images by their place in ``items``, for a method with a mask.
+    """Return the matrices of images by their place in ``items``, for a method with a mask.
 
-    Args:
-        trainer: See :func:`require_head`.
-        items: Images; those that cannot be read are left out if INPUT.ON_BAD_IMAGE says so.
+    Images that cannot be read are left out if INPUT.ON_BAD_IMAGE says so.
     """
     found = {}
     for part in head_outputs(trainer, items):
@@ -206,23 +167,15 @@ def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:
 
 
 def embed(rows: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton, 2008) of rows: (N, D) -> (N, 2).
-
-    Args:
-        rows: At least 4.
-        seed: Of its random numbers.
-
-    Raises:
-        ValueError: There are fewer rows.
-    """
-    from sklearn.manifold import TSNE  # takes longer to import than the rest needs
+    """t-SNE (van der Maaten and Hinton, 2008) of at least 4 rows: (N, D) -> (N, 2)."""
+    from sklearn.manifold import TSNE  # its import takes longer than the rest of the work
 
     if len(rows) < 4:
         raise ValueError(
             f"t-SNE needs at least 4 images, got {len(rows)}: raise --points, or name more "
             "--classes"
         )
-    # A perplexity is a number of neighbours; 30 is the usual one, a third the most that is usual.
+    # The perplexity is a number of neighbours: usually 30, and at most a third of the points.
     perplexity = min(30.0, (len(rows) - 1) / 3)
     model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return model.fit_transform(rows.astype(np.float64))

@@ -27,29 +27,20 @@ DIVERGING = "RdBu_r"
 MARKERS = "os^DvPX*"
 LEGEND_ROWS = 28
 TITLE_WIDTH = 34  # characters beside a picture
-# Share of the values that the colours of a heat map cover: in a few dimensions d, CLIP's features
-# are far larger than in all others, which would be left white.
+# Share of the values that a heat map's colours cover. CLIP's features are far larger in a few
+# dimensions than in all others, which would look white if the colours covered every value.
 COVERED = 0.995
 
 
 class HeatMap(NamedTuple):
-    """One row of :func:`save_heat_maps`.
+    """One row of :func:`save_heat_maps`."""
 
-    Attributes:
-        picture: RGB.
-        lines: File name, true and predicted class.
-        names: Names of the k classes shown.
-        own: Which of them is the true class; None if none is.
-        mask: M, (k, D).
-        rational: R, (k, D).
-    """
-
-    picture: Image.Image
-    lines: Sequence[str]
-    names: Sequence[str]
-    own: int | None
-    mask: np.ndarray
-    rational: np.ndarray
+    picture: Image.Image  # RGB
+    lines: Sequence[str]  # file name, true and predicted class
+    names: Sequence[str]  # of the k classes shown
+    own: int | None  # which of them is the true class; None if none is
+    mask: np.ndarray  # M, (k, D)
+    rational: np.ndarray  # R, (k, D)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -99,18 +90,12 @@ def save_scatter(
 def _style(number: int) -> dict[str, object]:
     """Colour and marker of the class drawn as the ``number``-th; 160 of them differ."""
     colour = matplotlib.colormaps["tab20"](number % 20)
-    # Neighbours of equal hue also differ in shape, so that colour alone need not tell them apart.
+    # Neighbours of equal hue differ in shape too, for readers who cannot tell colours apart.
     return {"color": colour, "marker": MARKERS[(number // 20 + number) % len(MARKERS)]}
 
 
 def save_histogram(path: Path, counts: ValueCounts, title: str) -> None:
-    """Draw how often the mask takes which value, on a logarithmic axis.
-
-    Args:
-        path: PNG to write.
-        counts: Of the values.
-        title: First line; the counts' range and shares are the second.
-    """
+    """Draw how often the mask takes which value, on a logarithmic axis."""
     edges, bars = counts.bars()
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
@@ -133,13 +118,7 @@ def save_histogram(path: Path, counts: ValueCounts, title: str) -> None:
 
 
 def save_heat_maps(path: Path, maps: Sequence[HeatMap], title: str) -> None:
-    """Draw M, R and M * R of images, one row each, with common colours per column.
-
-    Args:
-        path: PNG to write.
-        maps: At least one.
-        title: Of the figure.
-    """
+    """Draw M, R and M * R of images, one row each, with common colours per column."""
     heights = [max(2.0, 0.14 * len(one.names) + 0.7) for one in maps]
     figure = Figure(figsize=(16, sum(heights) + 1.6), layout="constrained")
     axes = figure.subplots(

@@ -1,4 +1,4 @@
-"""A finished run, built again from its directory alone."""
+"""Build a finished run again from its directory alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ from scripts.training.config import default_config
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """The content of a finished run's ``result.json``.
+    """Return the content of a finished run's ``result.json``.
 
-    Args:
-        directory: The run's output directory.
-
-    Raises:
-        FileNotFoundError: There is no such directory.
-        ValueError: It holds no finished run.
+    FileNotFoundError if there is no such directory, ValueError if it holds no finished run.
     """
     if not directory.is_dir():
         around = directory.parent
@@ -46,7 +41,7 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def load_run(directory: Path, *, root: str = "", device: str = "auto") -> Any:
-    """The trainer of a finished run with its trained weights and its data; nothing is written.
+    """Return the trainer of a finished run with its trained weights and data; nothing is written.
 
     Args:
         directory: The run's output directory.
@@ -69,24 +64,16 @@ def load_run(directory: Path, *, root: str = "", device: str = "auto") -> Any:
         set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
     if result["trainable_parameters"]:
-        # A run with --eval-only, such as the one on new classes, has its weights elsewhere.
+        # An --eval-only run, such as that on new classes, recorded where its weights are.
         weights = result["model_dir"] if result["eval_only"] else str(directory)
         if weights:
-            trainer.any_config = True  # the run says itself what it was evaluated with
+            trainer.any_config = True  # the run itself was evaluated with these weights
             trainer.load_model(weights, epoch=result["load_epoch"])
     return trainer
 
 
 def config_of(result: dict[str, Any], source: Path) -> CfgNode:
-    """The config that a result records, not frozen.
-
-    Args:
-        result: Content of a ``result.json``.
-        source: Its path, for the message.
-
-    Raises:
-        ValueError: It has keys that this version does not know, or of other types.
-    """
+    """Return the config that a result records, not frozen; ``source`` names it in the message."""
     cfg = default_config()
     try:
         merge_options(cfg, [item for pair in _leaves(result["config"]) for item in pair])

@@ -1,4 +1,4 @@
-"""What config files, options and the files that they name say about a job."""
+"""What config files, options and the files that they name contribute to a job's result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ from dassl.config.identity import (
 
 @dataclass
 class ContentReader:
-    """Reads config files, each once.
-
-    Attributes:
-        repo: Repository; paths in configs are relative to it,
-        root: or to the data directory.
-    """
+    """Reads config files, each once; paths in them are relative to ``repo`` or the data root."""
 
     repo: Path
     root: Path
@@ -36,13 +31,7 @@ class ContentReader:
     def decisive(
         self, dataset_file: Path, trainer_file: Path, options: list[str]
     ) -> dict[str, Any]:
-        """Return everything in a job's files and options that decides its result.
-
-        Args:
-            dataset_file: Config file of the dataset.
-            trainer_file: Of the trainer.
-            options: KEY VALUE pairs.
-        """
+        """Return everything in a job's files and KEY VALUE options that decides its result."""
         section = self.content(dataset_file).get("DATASET")
         section = section if isinstance(section, dict) else {}
         name = str(section.get("NAME"))
@@ -51,7 +40,7 @@ class ContentReader:
         # An option is compared as it is written: only `content_changes` knows that 0.10 is 0.1.
         pairs = zip(options[::2], options[1::2], strict=True)
         options = [word for pair in pairs if pair[0] not in CANNOT_MATTER for word in pair]
-        # Any text may name a file; those that do not are looked for in vain.
+        # Any value may name a file; for those that do not, find_file finds none.
         places = (self.repo, self.root, self.root / str(section.get("DIR") or ""))
         named = {value: find_file(value, places) for _, value in texts([dataset, trainer, options])}
         return {
@@ -66,10 +55,6 @@ class ContentReader:
 
         They are laid over each other as ``merge_file`` does, so that a key which moves into a
         base is no change. The file's own ``PER_DATASET`` entry is kept beside the rest.
-
-        Args:
-            path: The config file.
-            dataset: ``DATASET.NAME``.
         """
         if path not in self._layers:
             self._layers[path] = read_layers(path)
@@ -91,13 +76,15 @@ def content_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = config_changes(_flat(before), _flat(now))
     told = [line for line in lines if not (changed and line.startswith("the file that "))]
     gone = [f"the file {name} is gone" for name in sorted(old.keys() - new.keys())]
-    return changed + (gone if lines else []) + told  # one that only moved is no change
+    # A file that only moved is gone under its old name, but changes no line.
+    return changed + (gone if lines else []) + told
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """What config files and options say, by key; of a file that one names, its hash."""
+    """Return config values by key; a value that names a file is replaced by the file's hash."""
     options = content.get("options") or []
     given = dict(zip(options[::2], map(_decoded, options[1::2]), strict=False))
+    # Later wins, as in a run: dataset file, trainer file, options.
     flat = {**flatten(content.get("dataset")), **flatten(content.get("trainer")), **given}
     hashes = content.get("files") or {}
     named = {key: hashes[value] for key, value in flat.items() if str(value) in hashes}
@@ -105,7 +92,7 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(word: str) -> Any:
-    """A value on a command line as it would be in a file."""
+    """Parse a command line's value as a config file would."""
     try:
         return yaml.safe_load(word)
     except yaml.YAMLError:

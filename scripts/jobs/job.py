@@ -13,8 +13,8 @@ A directory that exists proves nothing. A job is done when all of these hold:
 * for an evaluation or a second stage, the training run it needs is done and is still the very run
   it was made from (``job.json`` keeps the hash of that run's ``result.json``).
 
-Keys that cannot change a result, such as the device and the data directory, are no part of it (see
-``dassl.config.identity``), nor is the revision of the code.
+The fingerprint leaves out keys that cannot change a result, such as the device and the data
+directory (see ``dassl.config.identity``), and the revision of the code.
 """
 
 from __future__ import annotations
@@ -38,28 +38,18 @@ LOG, RESUME = "job.log", "resume.pth.tar"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of ``train.py``.
-
-    Attributes:
-        key: Identity of the run.
-        directory: Its own directory, absolute.
-        flags: Program and flags, without the device's.
-        options: Trailing options, the protocol's last.
-        fingerprint: Hash of everything that decides the result (module docstring).
-        parent: Training job that this one evaluates or starts from, or None.
-        content: What the fingerprint is of.
-        places: Where files that the run read are now, see ``dassl.config.inputs.places_of``.
-        check: Looks at it; jobs of one driver share one.
-    """
+    """One run of ``train.py``."""
 
     key: RunKey
-    directory: Path
-    flags: tuple[str, ...]
-    options: tuple[str, ...]
-    fingerprint: str
-    parent: Job | None = None
-    content: dict[str, Any] = field(default_factory=dict)
+    directory: Path  # its own directory, absolute
+    flags: tuple[str, ...]  # program and flags, without the device's
+    options: tuple[str, ...]  # KEY VALUE, the protocol's last
+    fingerprint: str  # hash of everything that decides the result (module docstring)
+    parent: Job | None = None  # training job that this one evaluates or starts from
+    content: dict[str, Any] = field(default_factory=dict)  # what the fingerprint is the hash of
+    # Where files that the run read are now, see ``dassl.config.inputs.places_of``.
     places: dict[str, str] = field(default_factory=dict)
+    # Compares recorded with present inputs; jobs of one driver share one.
     check: InputCheck = field(default_factory=InputCheck)
 
     def __str__(self) -> str:
@@ -87,7 +77,7 @@ class Job:
 
     def to_do(self) -> str:
         """Return why the job has to run; empty when it is done."""
-        # From the cheapest question to the dearest, which looks at the dataset's files.
+        # Cheapest check first; the last one looks at the dataset's files.
         if self.parent is not None and self.parent.to_do():
             return "its training run is not done"
         result = read_result(self.directory)
@@ -115,7 +105,7 @@ class Job:
         return f"config or options changed: {shown(lines)}" if lines else ""
 
     def _other_inputs(self, result: dict[str, Any]) -> str:
-        """Say what the run would read differently now; empty where it has not recorded any."""
+        """Say which recorded inputs differ now; empty if none does or none was recorded."""
         if "identity" not in result:  # of an older version
             return ""
         identity = read_identity(self.directory)
@@ -127,7 +117,7 @@ class Job:
         """Record what is about to run and move what another run left out of the way."""
         before = read_object(self.directory / RECORD)
         if before is not None and self._changed(before):
-            # train.py would see it too; without the file it need not say so.
+            # train.py would ignore it as well, but not without a note in the result.
             (self.directory / RESUME).unlink(missing_ok=True)
         stale = self.directory / RESULT_NAME
         if stale.exists():

@@ -2,8 +2,8 @@
 
 The pool (:mod:`scripts.jobs.pool`) decides which job may start and what its end means; a launcher
 turns a job into a process and tells how the process ended. It knows nothing of protocols or
-parents, so that another launcher, say of a cluster's queue, needs the methods of
-:class:`Launcher` and no more.
+parents: another launcher, such as one for a cluster's queue, only needs the methods of
+:class:`Launcher`.
 """
 
 from __future__ import annotations
@@ -25,65 +25,40 @@ from scripts.jobs.job import Job
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that a launcher has finished with.
-
-    Attributes:
-        job: The job.
-        status: Exit status of its process; negative for the signal that killed it.
-        seconds: How long it ran.
-    """
+    """A job that a launcher has finished with."""
 
     job: Job
-    status: int
+    status: int  # exit status; negative for the signal that killed it
     seconds: float
 
 
 class Launcher(Protocol):
-    """Runs jobs, several at a time if it has the room."""
+    """Runs jobs, several at a time if there is room."""
 
     def has_room(self) -> bool:
         """Tell whether another job can start now."""
 
     def start(self, job: Job, why: str) -> Owner:
-        """Start a job where there is room.
+        """Start a job, whose directory exists and is locked; return its process for other drivers.
 
-        Args:
-            job: Its directory exists, and nobody else is at work in it.
-            why: Reason for running it, for its log.
-
-        Returns:
-            The process at work, whom other drivers are told to wait for.
-
-        Raises:
-            OSError: It cannot be started.
+        ``why`` is the reason for running it, for its log. OSError if it cannot be started.
         """
 
     def ended(self) -> list[Ended]:
         """Return the jobs that have ended since the last call."""
 
     def stop(self, hurry: Callable[[], bool]) -> list[Job]:
-        """Stop all jobs, gently at first, and return them.
-
-        Args:
-            hurry: Tells whether to stop being gentle.
-        """
+        """Stop all jobs, gently until ``hurry()`` is true, and return them."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A place where jobs run.
+    """A place where jobs run."""
 
-    Attributes:
-        name: As given on the command line.
-        flags: Flags of ``train.py`` that choose it.
-        environment: Variables set for its jobs.
-        processes: Processes of a job, one for each of its GPUs.
-    """
-
-    name: str
-    flags: tuple[str, ...]
-    environment: dict[str, str]
-    processes: int = 1
+    name: str  # as given on the command line
+    flags: tuple[str, ...]  # flags of ``train.py`` that choose it
+    environment: dict[str, str]  # variables set for its jobs
+    processes: int = 1  # per job, one for each of its GPUs
 
     def command(self, job: Job) -> list[str]:
         """Return the command line that runs a job here."""
@@ -102,14 +77,8 @@ class Device:
 def parse_devices(words: Sequence[str], jobs_per_device: int) -> list[Device]:
     """Read ``--devices``.
 
-    Args:
-        words: GPU numbers as nvidia-smi counts them (or its GPU-... names), several joined by ``+``
-            for one job on all of them; ``cpu``, ``mps``, or ``auto`` for one job at a time where
-            ``train.py`` sees fit.
-        jobs_per_device: Jobs that share a device.
-
-    Raises:
-        ValueError: Something else, or a device given twice.
+    A word is a GPU number as nvidia-smi counts (or its GPU-... name), several joined by ``+`` for
+    one job on all of them; ``cpu``, ``mps``, or ``auto``, which leaves the choice to ``train.py``.
     """
     parts = [[gpu.removeprefix("cuda:") for gpu in word.split("+")] for word in words]
     names = [name for part in parts for name in part]
@@ -132,7 +101,7 @@ def _device(word: str, names: list[str], jobs_per_device: int) -> Device:
         )
     environment = {"CUDA_VISIBLE_DEVICES": ""} if name == "cpu" else {}
     if name == "cpu" and jobs_per_device > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # One job takes all cores by itself; several that all do so only hinder each other.
+        # PyTorch uses all cores in each process; several jobs that do so slow each other down.
         threads = max(1, (os.cpu_count() or 1) // jobs_per_device)
         environment["OMP_NUM_THREADS"] = str(threads)
     return Device(name, ("--device", name), environment)
@@ -147,13 +116,7 @@ class _Running:
 
 
 class LocalLauncher:
-    """Runs jobs as processes of this machine, a fixed number on each device.
-
-    Args:
-        devices: Where to run.
-        jobs_per_device: Jobs that share a device.
-        cwd: Directory the jobs run in.
-    """
+    """Runs jobs as processes of this machine, a fixed number on each device."""
 
     grace = 10.0  # seconds between asking processes to stop and killing them
     poll = 0.1  # seconds between looks at processes that were asked to stop
@@ -211,7 +174,7 @@ class LocalLauncher:
                 break
             time.sleep(self.poll)
         for entry in self._running:
-            # Also when the leader is gone: a worker of its group may have ignored the request.
+            # Even if the leader has ended: a worker of its group may have ignored SIGTERM.
             _signal_group(entry.process, signal.SIGKILL)
             entry.process.wait()
         stopped = [entry.job for entry in self._running]
@@ -220,6 +183,6 @@ class LocalLauncher:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # PermissionError is how macOS answers for a group of which only a zombie is left.
+    # macOS raises PermissionError for a group in which only a zombie is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

@@ -21,9 +21,9 @@ FIRST_STAGE = "train"  # directory of first stages where a protocol has no train
 class Planner:
     """Expands settings into jobs, each after the training job that it needs.
 
-    A trainer whose config file has FIRST_STAGE.CONFIG, as ``LP/fft``, starts from a run of that
-    trainer with that file: on the same dataset, shots and seed, a training job like any other, and
-    the same one where it is also asked for by itself.
+    A trainer whose config file sets FIRST_STAGE.CONFIG, such as ``LP/fft``, starts from a run of
+    that trainer with that file, on the same dataset, shots and seed. The first stage is an ordinary
+    training job, planned once even if it is also asked for by itself.
     """
 
     settings: Settings
@@ -32,16 +32,11 @@ class Planner:
     _check: InputCheck = field(default_factory=InputCheck)
 
     def __post_init__(self) -> None:
-        """Read no file yet."""
+        """Set up the reader, which reads no file yet."""
         self._read = ContentReader(self.settings.repo, self.settings.root)
 
     def jobs(self) -> list[Job]:
-        """Return all jobs of the protocol in the order they should start.
-
-        Raises:
-            FileNotFoundError: A config file names a base or a first stage that does not exist.
-            ValueError: A config file cannot be read.
-        """
+        """Return all jobs of the protocol in the order they should start."""
         return list(self._expand())
 
     def _expand(self) -> Iterator[Job]:
@@ -52,17 +47,17 @@ class Planner:
         for dataset, trainer, cfg, shots, seed in runs:
             stage = protocol.train_stage or FIRST_STAGE
             key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed)
-            known = len(self._training)
+            known = len(self._training)  # jobs behind this one are new and not yielded yet
             trained = self._train(key) if protocol.train_stage else self._first_stage(key)
             yield from list(self._training.values())[known:]
-            # Evaluations right behind their training: the first rows of the table come early.
+            # Evaluations follow their training at once, so that first results come early.
             if protocol.test_stage:
                 for target in settings.targets or (dataset,):
                     test = replace(key, stage=protocol.test_stage, dataset=target)
                     yield self._job(test, trained, evaluates=True)
 
     def _train(self, key: RunKey, chain: tuple[RunKey, ...] = ()) -> Job:
-        """Return a training job; it and those before it are in ``_training``, in their order."""
+        """Return a training job; it and its first stages go to ``_training`` in starting order."""
         if key in chain:
             file = self.settings.shown(self.settings.trainer_file(key.trainer, key.cfg))
             raise ValueError(f"{file}: by FIRST_STAGE.CONFIG, it is its own first stage.")
@@ -89,7 +84,7 @@ class Planner:
     def _job(self, key: RunKey, parent: Job | None = None, *, evaluates: bool = False) -> Job:
         settings = self.settings
         options = list(settings.options)
-        # A target has no shots of its own: its training images play no part.
+        # Shots mean nothing for a mere target, whose training images are not used.
         if not evaluates or key.dataset in settings.datasets:
             options += ["DATASET.NUM_SHOTS", str(key.shots)]
         options += ["DATASET.SUBSAMPLE_CLASSES", settings.protocol.classes_of(key.stage)]
@@ -100,7 +95,8 @@ class Planner:
             "parent": parent.fingerprint if parent else "",
         }
         if parent is not None and not evaluates:
-            # Where the first stage lies is no part of the fingerprint; what it is, is.
+            # Added after the fingerprint's content, which has the first stage's own fingerprint:
+            # where that run lies must not matter.
             options = ["FIRST_STAGE.DIR", settings.shown(parent.directory), *options]
         start = parent.directory if parent is not None else ""
         places = places_of({DATA: settings.root, START: start, WEIGHTS: start})

@@ -1,7 +1,7 @@
 """Decides which job starts when, by its parent's end and the launcher's room, until all have ended.
 
-A job that fails stops only those that build on it. One that another driver or a run started by hand
-is at work on is waited for, not run twice.
+A failed job stops only those that build on it. A job that another driver or a run started by hand
+is working on is waited for, not run twice.
 """
 
 from __future__ import annotations
@@ -29,26 +29,15 @@ _LOCK = ".job.lock"  # in a job's folder, held by the driver that runs it; names
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
-
-    Attributes:
-        job: The job.
-        status: ``ran``, ``done`` (nothing to do), ``failed``, ``skipped`` or ``interrupted``.
-        reason: Why, for the last three.
-    """
+    """How a job ended."""
 
     job: Job
-    status: str
-    reason: str = ""
+    status: str  # ran, done (nothing to do), failed, skipped or interrupted
+    reason: str = ""  # for the last three
 
 
 class JobPool:
-    """Runs jobs until all have ended or a signal asks to stop.
-
-    Args:
-        jobs: Jobs in starting order; a job's parent is among them.
-        launcher: Where they run.
-    """
+    """Runs jobs until all have ended or a signal asks to stop; a job's parent comes before it."""
 
     poll = 0.1  # seconds between looks at the running jobs
     patience = 1.0  # seconds between looks at a job that another driver's process runs
@@ -83,12 +72,12 @@ class JobPool:
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        # Only noted here and acted on between two steps: an exception raised at any line could
-        # lose a child that has just been started.
+        # Only noted here and acted on between two steps: an exception that a handler raises at any
+        # line could lose track of a process that has just been started.
         def note(number: int, frame: FrameType | None) -> None:
             self.signals.append(number)
 
-        # What is ignored stays so: nohup ignores SIGHUP, a background shell job SIGINT.
+        # Ignored signals stay ignored: nohup ignores SIGHUP, a background shell job SIGINT.
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
         old = {number: signal.signal(number, note) for number in heard}
@@ -116,7 +105,7 @@ class JobPool:
                 self._start(job, bar)
 
     def _reason(self, job: Job) -> str:
-        """Look once why a job has to run: waiting for a device changes nothing about it."""
+        """Return why a job has to run; asked once, as waiting for a device does not change it."""
         if job not in self._reasons:
             self._reasons[job] = job.to_do()
         return self._reasons[job]
@@ -148,7 +137,7 @@ class JobPool:
             lock = acquire(path, patience=0)
         except LockedError as busy:
             return str(busy.owner or "another driver")
-        # A driver that was killed leaves its job behind, which goes on.
+        # A driver that was killed has released its lock, but its job may go on.
         if left is not None and left.runs():
             lock.record(left)
             lock.release(keep=True)
@@ -163,13 +152,13 @@ class JobPool:
         if job not in self._busy:
             bar.write(f"{job}: waiting, {others} is running it", file=sys.stderr)
         self._busy[job] = time.monotonic() + self.patience
-        self._reasons.pop(job, None)  # it may be done then
+        self._reasons.pop(job, None)  # look again: the other process may have finished it
 
     def _launch(self, job: Job, lock: FileLock, bar: tqdm) -> None:
         owner = self._launcher.start(job, self._reason(job))
         self.waiting.remove(job)
         self.running[job] = lock
-        with contextlib.suppress(OSError):  # it only tells others who is at work
+        with contextlib.suppress(OSError):  # the lock holds; the owner's name is only for messages
             lock.record(owner)
         bar.set_postfix(running=len(self.running), refresh=True)
 
@@ -178,7 +167,7 @@ class JobPool:
         job = ended.job
         others = at_work(job.directory) if ended.status > 0 else ""
         self.running.pop(job).release()
-        if others:  # they were there first, unseen, and the job would not disturb them
+        if others:  # train.py refused to run beside a process that started meanwhile
             self.waiting.append(job)
             self._wait_for(job, others, bar)
             return
@@ -206,7 +195,7 @@ class JobPool:
         bar.update()
 
     def _stop_running(self) -> None:
-        """Stop what still runs, which is nothing at an ordinary end; a second signal hurries."""
+        """Stop what still runs (nothing at an ordinary end); a second signal hurries."""
         seen = len(self.signals)
         for job in self._launcher.stop(hurry=lambda: len(self.signals) > seen):
             self.running.pop(job).release()
@@ -214,7 +203,7 @@ class JobPool:
 
 
 def last_lines(path: Path, count: int = 15) -> list[str]:
-    """Return the last non-empty lines of a log, progress bars as their last state."""
+    """Return the last non-empty lines of a log; of a progress bar only its last state."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)

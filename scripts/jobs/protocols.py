@@ -10,7 +10,7 @@ from datasets.rows import ROWS
 
 REPO = Path(__file__).resolve().parents[2]
 ALL_SHOTS = (1, 2, 4, 8, 16)
-ALL_IMAGES = -1  # in the place of a number of shots
+ALL_IMAGES = -1  # in place of a number of shots
 
 FEW_SHOT_DATASETS = tuple(row.config for row in ROWS if row.group == "few_shot")
 
@@ -27,43 +27,34 @@ def _target_groups() -> dict[str, dict[str, tuple[str, ...]]]:
     return groups
 
 
-# What models of a source are evaluated on by default, by group; a protocol names its groups.
+# By source and group, what its models are evaluated on by default; a protocol names its groups.
 TARGET_GROUPS = _target_groups()
 IMAGENET_SHIFTS = TARGET_GROUPS["imagenet"]["shifts"]
 SHIFTS = tuple(row.config for row in ROWS if row.group in ("shifts", "extra"))
 SUITE = tuple(row.config for row in ROWS if row.bundled)
-# Sets that nobody has published numbers on come after these by name, like data of the user's own.
+# Other datasets, without published numbers, follow by name, as do the user's own.
 DATASET_ORDER = tuple(row.config for row in ROWS if row.published or row.bundled)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one protocol splits classes and names its stages.
+    """How one protocol splits classes and names its stages."""
 
-    Attributes:
-        name: Name on the command line and of the directory under the output.
-        train_stage: Directory of the training runs; empty when the protocol trains nothing, and
-            evaluates the pre-trained model or what a method's first stage made of it.
-        train_classes: ``DATASET.SUBSAMPLE_CLASSES`` while training.
-        test_stage: Directory of the evaluation runs; empty when training's own test is all.
-        test_classes: ``DATASET.SUBSAMPLE_CLASSES`` of the evaluation runs.
-        shots: Default images per class.
-        trainer: Default method.
-        targets: Groups of ``TARGET_GROUPS`` that the model of one source is evaluated on; none
-            where evaluations are on the dataset of the training.
-    """
-
-    name: str
+    name: str  # on the command line and of the directory under the output
+    # Directory of the training runs; empty when the protocol trains nothing, and evaluates the
+    # pre-trained model or what a method's first stage made of it.
     train_stage: str
-    train_classes: str
-    test_stage: str
-    test_classes: str
-    shots: tuple[int, ...]
+    train_classes: str  # ``DATASET.SUBSAMPLE_CLASSES`` while training
+    test_stage: str  # directory of the evaluation runs; empty when training's own test is all
+    test_classes: str  # ``DATASET.SUBSAMPLE_CLASSES`` of the evaluation runs
+    shots: tuple[int, ...]  # default images per class
     trainer: str = "LightRA"
+    # Groups of ``TARGET_GROUPS`` that one source's model is evaluated on; empty where the dataset
+    # of the training is the one to test on.
     targets: tuple[str, ...] = ()
 
     def classes_of(self, stage: str) -> str:
-        """Return the class half (all, base or new) that runs of a stage are tested on."""
+        """Return the classes (all, base or new) that runs of a stage are tested on."""
         return self.train_classes if stage == self.train_stage else self.test_classes
 
     @property
@@ -87,8 +78,8 @@ class Protocol:
         return [self.classes_of(stage) for stage in self.stages] == ["base", "new"]
 
 
-# Another row needs nothing else: reports then show one column per stage (scores.CLASS_METRICS), and
-# the harmonic mean where the stages are base and new classes.
+# A row is all that a new protocol needs: reports show a column per stage (reporting.results has
+# CLASS_METRICS), and the harmonic mean where the stages are base and new classes.
 PROTOCOLS = {
     row.name: row
     for row in (
@@ -145,7 +136,7 @@ class RunKey:
 
 
 def source_of(shift: str) -> str:
-    """Return the dataset whose shifted sibling this is; empty if it is none."""
+    """Return the dataset that this one is a shift of; empty if it is none."""
     for source, groups in TARGET_GROUPS.items():
         if shift in (*groups.get("shifts", ()), *groups.get("extra", ())):
             return source
@@ -165,11 +156,7 @@ def split_words(words: Sequence[str] | None) -> list[str]:
 
 
 def read_shots(words: Sequence[str]) -> tuple[int, ...]:
-    """Read ``--shots``: numbers of images per class, or ``all``.
-
-    Raises:
-        ValueError: A value is neither.
-    """
+    """Read ``--shots``: numbers of images per class, or ``all``."""
     numbers = [word for word in split_words(words) if word != "all"]
     try:
         shots = read_integers("--shots", numbers, least=1)
@@ -179,11 +166,7 @@ def read_shots(words: Sequence[str]) -> tuple[int, ...]:
 
 
 def read_integers(flag: str, words: Sequence[str], least: int) -> tuple[int, ...]:
-    """Read the values of a flag that takes whole numbers.
-
-    Raises:
-        ValueError: A value is no whole number or below ``least``.
-    """
+    """Read the values of a flag that takes whole numbers from ``least`` on."""
     for word in split_words(words):
         if not word.isdecimal() or int(word) < least:
             raise ValueError(f"{flag}: {word!r} is no whole number from {least} on.")

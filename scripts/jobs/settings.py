@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl.names import check_availability
-from scripts.jobs import protocols
 from scripts.jobs.protocols import (
+    FEW_SHOT_DATASETS,
     PROTOCOLS,
     Protocol,
+    dataset_rank,
     read_integers,
     read_shots,
     split_words,
@@ -21,8 +22,8 @@ from scripts.jobs.protocols import (
 
 CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
 
-# Keys that the protocol or a flag of the driver sets, with the flag. Overriding them behind the
-# driver's back would file a run under a directory that lies about it.
+# Keys that the protocol or a flag of the driver sets, with the flag. Overridden by an option, the
+# run would lie in a directory whose name says otherwise.
 RESERVED = {
     "DATASET.NAME": "--datasets",
     "DATASET.NUM_SHOTS": "--shots",
@@ -40,37 +41,21 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for, with names checked and paths absolute.
-
-    Attributes:
-        protocol: The protocol to expand.
-        trainers: Trainer names.
-        cfgs: Stems of the trainers' config files; each trainer runs with each.
-        datasets: Datasets to train on; cross_dataset has one, its source.
-        targets: Datasets to evaluate a cross-dataset run on.
-        shots: Images per class.
-        seeds: Seeds.
-        root: Data directory.
-        output: Directory that the run directories are under.
-        options: Trailing KEY VALUE options, for every job.
-        repo: Repository; jobs run there and paths below it are printed relative to it.
-        train_command: Program that trains, before its flags.
-        relative: Whether to print paths below ``repo`` relative to it.
-    """
+    """What the command line asks for, with names checked and paths absolute."""
 
     protocol: Protocol
     trainers: tuple[str, ...]
-    cfgs: tuple[str, ...]
-    datasets: tuple[str, ...]
-    targets: tuple[str, ...]
-    shots: tuple[int, ...]
+    cfgs: tuple[str, ...]  # stems of the trainers' config files; each trainer runs with each
+    datasets: tuple[str, ...]  # to train on; just the source where the protocol crosses to others
+    targets: tuple[str, ...]  # to evaluate on where the protocol crosses to others
+    shots: tuple[int, ...]  # images per class
     seeds: tuple[int, ...]
     root: Path
     output: Path
-    options: tuple[str, ...]
-    repo: Path
-    train_command: tuple[str, ...]
-    relative: bool = True
+    options: tuple[str, ...]  # trailing KEY VALUE options, for every job
+    repo: Path  # jobs run here
+    train_command: tuple[str, ...]  # program that trains, before its flags
+    relative: bool = True  # print paths below ``repo`` relative to it
 
     def dataset_file(self, dataset: str) -> Path:
         """Return the config file of a dataset."""
@@ -81,7 +66,7 @@ class Settings:
         return self.repo / "configs" / "trainers" / trainer / f"{cfg}.yaml"
 
     def shown(self, path: Path) -> str:
-        """Return a path as it is put into a command."""
+        """Return a path as it is written in a command."""
         if self.relative and path.is_relative_to(self.repo):
             return str(path.relative_to(self.repo))
         return str(path)
@@ -89,15 +74,13 @@ class Settings:
 
 def config_stems(directory: Path) -> list[str]:
     """Return the names of the YAML files in a directory, the field's datasets first."""
-    return sorted((path.stem for path in directory.glob("*.yaml")), key=protocols.dataset_rank)
+    return sorted((path.stem for path in directory.glob("*.yaml")), key=dataset_rank)
 
 
 def default_targets(source: str, existing: Sequence[str], protocol: Protocol) -> list[str]:
     """Return the datasets that a source's model is evaluated on when none are named.
 
-    Raises:
-        ValueError: The source is a dataset of the user's own, whose targets only they know, or has
-            no shifted siblings.
+    A user's own dataset has none: only its owner knows its shifts.
     """
     candidates = protocol.targets_of(source)
     if not candidates:
@@ -108,16 +91,12 @@ def default_targets(source: str, existing: Sequence[str], protocol: Protocol) ->
 def choose_datasets(
     args: argparse.Namespace, existing: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the datasets to train on and the targets.
-
-    Raises:
-        ValueError: A name is unknown, or flags do not fit the protocol.
-    """
+    """Return the datasets to train on and the targets, if the flags fit the protocol."""
     named = split_words(args.datasets)
     targets = split_words(args.targets)
     protocol = PROTOCOLS[args.protocol]
     if protocol.crosses:
-        # --datasets names the source too, since that is how the other protocols are used.
+        # --datasets may name the source as well, as it does in the other protocols.
         if args.source and named and named != [args.source]:
             raise ValueError("--datasets and --source name different sources; give one of them.")
         if len(named) > 1:
@@ -127,8 +106,8 @@ def choose_datasets(
         flag = "--source" if args.source else "--targets"
         raise ValueError(f"{flag} is for --protocol {CROSSING}, not {args.protocol}.")
     else:
-        datasets = named or [name for name in protocols.FEW_SHOT_DATASETS if name in existing]
-    # Without either flag the name is the default of --source.
+        datasets = named or [name for name in FEW_SHOT_DATASETS if name in existing]
+    # If neither flag is given, the default of --source is checked.
     flag = "--datasets" if named else "--source"
     for name in datasets:
         check_availability(name, existing, flag, " (configs/datasets)")
@@ -144,11 +123,7 @@ def choose_datasets(
 def read_settings(
     args: argparse.Namespace, options: list[str], repo: Path, train_command: Sequence[str] | None
 ) -> Settings:
-    """Check the command line and resolve its defaults.
-
-    Raises:
-        ValueError: Anything in it is wrong; the message names flag, value and what is allowed.
-    """
+    """Check the command line and fill in defaults; errors name flag, value and what is allowed."""
     check_availability(args.protocol, PROTOCOLS, "--protocol")
     protocol = PROTOCOLS[args.protocol]
     trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
@@ -163,7 +138,7 @@ def read_settings(
             check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
     shots = read_shots(args.shots) if args.shots else protocol.shots
-    # Commands are printed to be pasted, and are shorter for somebody in the repository.
+    # Commands are printed to be pasted; inside the repository they can be shorter.
     relative = Path.cwd() == repo
     train = "train.py" if relative else str(repo / "train.py")
     if not relative:
@@ -187,11 +162,7 @@ def read_settings(
 
 
 def check_options(words: list[str]) -> tuple[str, ...]:
-    """Check trailing KEY VALUE options as far as that goes without the config.
-
-    Raises:
-        ValueError: A key without value, something that is no key, or a key the driver sets.
-    """
+    """Check the form of trailing KEY VALUE options, and refuse keys that the driver sets itself."""
     for key in words[::2]:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
             raise ValueError(

@@ -22,11 +22,9 @@ _CELL = ["series", "dataset", "stage", "shots"]  # runs that differ in nothing b
 
 
 def warnings(runs: pd.DataFrame, selection: Selection) -> list[str]:
-    """Return one line for everything that a reader of the table has to know.
+    """Return one line for everything that a reader of a section's table has to know.
 
-    Args:
-        runs: Of one section, with the labels of `scripts.reporting.results.with_labels`.
-        selection: What was asked for.
+    ``runs`` have the labels of `scripts.reporting.results.with_labels`.
     """
     lines = [*_missing_series(runs, selection), *_missing(runs, selection)]
     lines += _damaged(runs, selection)
@@ -38,7 +36,7 @@ def warnings(runs: pd.DataFrame, selection: Selection) -> list[str]:
 
 
 def _missing_series(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
-    """Name the rows that were asked for and of which nothing is there."""
+    """Name the rows that were asked for and that no run belongs to."""
     found = set(zip(runs.trainer, runs.cfg, strict=True))
     for trainer, cfg in itertools.product(selection.trainers, selection.cfg):
         if (trainer, cfg) not in found:
@@ -46,13 +44,13 @@ def _missing_series(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
 
 
 def _missing(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
-    """Name what the table would hold if every series had every place and every seed."""
+    """Name the seeds that a cell of the table lacks, but another cell or ``--seeds`` has."""
     protocol = PROTOCOLS[selection.protocol]
     places = set(zip(runs.dataset, runs.stage, runs.shots, strict=True))
     if not protocol.crosses:
-        # Where a model is tested on its own dataset, each stage belongs to every place.
+        # A model tested on its own dataset should have every stage on each of them.
         places |= {(name, stage, shots) for name, _, shots in places for stage in protocol.stages}
-    # What one place has, all should have.
+    # Seeds that any run has, all should have.
     seeds = set(selection.seeds) | set(runs.seed)
     for _, own in runs.groupby("series", sort=False):
         trainer, cfg, untrained = own.trainer.iloc[0], own.cfg.iloc[0], not own.trains.any()
@@ -61,7 +59,7 @@ def _missing(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
                 continue  # the place of a series with other shots
             here = (own.dataset == dataset) & (own.stage == stage) & (own.shots == shots)
             absent = sorted(seeds - set(own.seed[here]))
-            # All seeds of what is not trained would be one and the same run.
+            # Without training all seeds give the same result: one is enough.
             if not absent or (here.any() and untrained):
                 continue
             key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, absent[0])
@@ -72,7 +70,7 @@ def _missing(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
 
 
 def _damaged(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
-    """Name the results that do not count because they are not what a run has written."""
+    """Name the results that do not count because they are not what a run wrote."""
     counted = set(runs.directory)
     for key, directory in run_directories(selection):
         if selection.accepts(key) and directory not in counted:
@@ -99,10 +97,10 @@ def _collapsed(cell: pd.DataFrame) -> Iterator[str]:
 
 
 def _at_chance(accuracy: float, result: dict[str, Any]) -> bool:
-    """Whether an accuracy is where a guesser would be.
+    """Whether an accuracy is no better than guessing.
 
-    Three standard deviations of a binomial over the test images are added: on few images even
-    guessing scatters.
+    Three standard deviations of a binomial over the test images are added, because on few images
+    even guessing scatters.
     """
     chance, images = result.get("chance"), result.get("num_test")
     if not (isinstance(chance, int | float) and isinstance(images, int) and images > 0):
@@ -117,7 +115,7 @@ def _mixed_configs(cell: pd.DataFrame) -> Iterator[str]:
     flat = [relevant(result.get("config") or {}) for result in cell.result]
     mixed = []
     for key in sorted({key for config in flat for key in config} - {"SEED"}):
-        # As text, since lists cannot be put into a set; an absent key reads like None.
+        # As text, since lists are not hashable; an absent key counts as None.
         values = [json.dumps(config.get(key)) for config in flat]
         if len(set(values)) > 1:
             pairs = zip(cell.seed, values, strict=True)

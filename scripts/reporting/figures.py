@@ -22,24 +22,15 @@ _METRICS = {"base": "base", "novel": "novel", "hm": "HM", "accuracy": "accuracy"
 
 
 def check_plot_path(path: Path) -> Path:
-    """Return the path if its suffix names a format that can be written.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Return the path if its suffix names a format that can be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot: {path} must end in one of {', '.join(SUFFIXES)}.")
     return path
 
 
 def save_figure(sections: Sequence[Section], path: Path) -> None:
-    """Draw the sections of one protocol, one below the other, into a file.
-
-    Args:
-        sections: At least one section.
-        path: File to write; its suffix chooses the format.
-    """
-    # Imported here: it takes longer than all that a table needs.
+    """Draw the sections of one protocol, one below the other; the suffix chooses the format."""
+    # Imported only here, as it takes longer than everything a table needs.
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -54,14 +45,14 @@ def save_figure(sections: Sequence[Section], path: Path) -> None:
     figure = Figure(figsize=(width, PANEL[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     labels = list(dict.fromkeys(name for one in sections for name in one.series))
-    # One colour for a trainer in all panels, also where another section lacks it.
+    # Colours are set for all sections together, so that a trainer has the same one everywhere.
     colours = {name: f"C{number % 10}" for number, name in enumerate(labels)}
     for axis, (section, panel) in zip(axes, panels, strict=False):
         (_draw_curves if curves else _draw_bars)(axis, section, panel, colours)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    # As many beside each other as fit: the legend does not shrink with the figure.
+    # As many columns as fit, because a legend does not shrink with the figure.
     entry = 0.6 + 0.085 * max(map(len, labels))  # inches of a patch and its label
     beside = max(1, min(len(handles), int(width / entry)))
     figure.legend(handles=handles, loc="outside lower center", ncols=beside)

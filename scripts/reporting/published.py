@@ -23,19 +23,12 @@ USUAL = "ViT-B/16"
 
 @dataclass(frozen=True)
 class Published:
-    """One printed row.
+    """One printed row."""
 
-    Attributes:
-        method: Name as printed.
-        backbone: Name as ``result.json`` has it.
-        values: Accuracy in percent by column of the protocol's table of means.
-        source: Where the numbers were read, and what to know before comparing.
-    """
-
-    method: str
-    backbone: str
-    values: dict[str, float]
-    source: str
+    method: str  # as printed
+    backbone: str  # as ``result.json`` has it
+    values: dict[str, float]  # accuracy in percent by column of the protocol's table of means
+    source: str  # where the numbers were read, and what to know before comparing
 
     @property
     def label(self) -> str:
@@ -57,7 +50,7 @@ def rows_of(table: dict[str, Any]) -> Iterator[Published]:
     """Yield a table's rows of means, ``remade`` ones as the mean of the row's shifted datasets."""
     for method, row in table["rows"].items():
         given = row if isinstance(row, dict) else {"values": row}
-        # A row by datasets has their mean beside them; only means stand beside ours.
+        # A row that lists datasets has their mean beside them; reports quote only means.
         listed = given["values" if "values" in given else "mean"]
         pairs = listed if isinstance(listed, dict) else zip(table["columns"], listed, strict=True)
         values: dict[str, float] = dict(pairs)

@@ -29,27 +29,17 @@ CLASS_METRICS = {"base": "base", "new": "novel", "all": "accuracy"}
 
 @dataclass(frozen=True)
 class Selection:
-    """Which runs a report is about; an empty tuple selects all there are.
-
-    Attributes:
-        protocol: Protocol name.
-        output: Directory that the run directories are under.
-        trainers: Trainer names.
-        datasets: Config names of datasets.
-        cfg: Stems of trainer config files.
-        shots: Images per class.
-        seeds: Seeds; also the ones whose absence is reported.
-        must_exist: Whether a trainer or stem without any finished run is an error, as a typing
-            error of a reader is; where jobs may have failed, it only is a row less.
-    """
+    """Which runs a report is about; an empty tuple selects all there are."""
 
     protocol: str
-    output: Path
+    output: Path  # directory that the run directories are under
     trainers: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    cfg: tuple[str, ...] = ()
-    shots: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = ()
+    datasets: tuple[str, ...] = ()  # by their config files
+    cfg: tuple[str, ...] = ()  # stems of trainer config files
+    shots: tuple[int, ...] = ()  # images per class
+    seeds: tuple[int, ...] = ()  # also those whose absence is reported
+    # A name without any finished run is an error, probably a typing error; not where its jobs may
+    # just have failed.
     must_exist: bool = True
 
     def accepts(self, key: RunKey) -> bool:
@@ -75,7 +65,7 @@ def run_directories(selection: Selection) -> Iterator[tuple[RunKey, Path]]:
     base = selection.output / selection.protocol
     for file in sorted(base.glob(f"*/*/shots_*/*/*/seed*/{RESULT_NAME}")):
         key = RunKey.parse(file.parent)
-        # Another stage than the protocol's is the first stage of another run.
+        # A stage that the protocol does not have is the first stage of some other run.
         if key is not None and key.stage in PROTOCOLS[key.protocol].stages:
             yield key, file.parent
 
@@ -90,7 +80,7 @@ def collect(selection: Selection) -> pd.DataFrame:
 
     Raises:
         ValueError: The protocol is unknown, or a selected trainer or stem has no finished run.
-        LookupError: Nothing finished is there.
+        LookupError: No selected run has finished.
     """
     import pandas as pd
 
@@ -100,7 +90,7 @@ def collect(selection: Selection) -> pd.DataFrame:
         for key, path in run_directories(selection)
         if (result := read_result(path)) is not None
     }
-    # Of all finished runs, not the selected ones: a name is only wrong if no run has it.
+    # Names of all finished runs, selected or not: a name is wrong only if no run has it.
     found = {(key.trainer, key.cfg) for key in finished}
     base = selection.output / selection.protocol
     if found and selection.must_exist:
@@ -119,7 +109,7 @@ def _row(key: RunKey, directory: Path, result: dict[str, Any]) -> dict[str, Any]
         **vars(key),
         "metric": CLASS_METRICS[PROTOCOLS[key.protocol].classes_of(key.stage)],
         "accuracy": float(result["metrics"]["accuracy"]),
-        # Entries that older versions did not write must not keep a run out of the table.
+        # Older versions did not write these entries; their runs belong in the table too.
         "backbone": str(result.get("backbone", "")),
         "trains": result.get("trainable_parameters") != 0,
         "source": _source(key, result),
@@ -129,7 +119,7 @@ def _row(key: RunKey, directory: Path, result: dict[str, Any]) -> dict[str, Any]
 
 
 def _source(key: RunKey, result: dict[str, Any]) -> str:
-    """The dataset of the training; where nothing was trained, the one whose shift is evaluated."""
+    """The dataset of the training; if nothing was trained, the one whose shift is evaluated."""
     protocol = PROTOCOLS[key.protocol]
     if key.stage == protocol.train_stage:
         return key.dataset
@@ -143,7 +133,7 @@ def _source(key: RunKey, result: dict[str, Any]) -> str:
 def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) -> None:
     for name in selection.trainers:
         check_availability(name, sorted({trainer for trainer, _ in found}), "--trainer", where)
-    # A stem that only a trainer outside of the selection has would leave an empty table.
+    # A stem that only unselected trainers have would leave an empty table.
     stems = {cfg for trainer, cfg in found if trainer in (selection.trainers or (trainer,))}
     for name in selection.cfg:
         check_availability(name, sorted(stems), "--cfg", where)
@@ -152,9 +142,8 @@ def _check_names(selection: Selection, found: set[tuple[str, str]], where: str) 
 def with_labels(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Add ``series``: a label for the runs that share a row of the table.
 
-    It is the trainer, and only what else is worth saying. The config file is named where a trainer
-    has several, or one that is not the protocol's own; the number of shots where it differs and is
-    no column of the table.
+    It is the trainer, with the config file if the trainer has several or one that is not the
+    protocol's own, and with the number of shots if it differs and has no column in the table.
     """
     own = {trainer: {protocol} == set(part.cfg) for trainer, part in runs.groupby("trainer")}
     several = protocol != "few_shot" and runs.shots.nunique() > 1

@@ -12,7 +12,7 @@ from scripts.reporting.results import CLASS_METRICS
 if TYPE_CHECKING:
     import pandas as pd
 
-# Names that stand for a mean in the place of a dataset's name.
+# Names of means, used in place of a dataset's name.
 MEAN, MEAN_TARGETS, MEAN_SHIFTS = "mean", "mean_targets", "mean_shifts"
 MEANS = (MEAN, MEAN_TARGETS, MEAN_SHIFTS)
 
@@ -48,13 +48,13 @@ def _is_even(accuracies: pd.DataFrame) -> bool:
 def summarise(accuracies: pd.DataFrame) -> Stat:
     """Return the mean over datasets of their means over seeds.
 
-    The deviation is that of the single seeds' means over datasets; it is None when the datasets
-    do not have the same seeds, as it would then belong to other numbers than the mean.
+    The deviation is that of the single seeds' means over datasets. It is None when the datasets do
+    not have the same seeds, since it would then belong to other numbers than the mean.
 
     Args:
         accuracies: One row per seed, one column per dataset; NaN where there is no run.
     """
-    # statistics, not pandas: its sums are exact, so that no order of runs changes a digit.
+    # statistics, not pandas: its sums are exact, so that the order of runs changes no digit.
     means = [statistics.fmean(column.dropna()) for _, column in accuracies.items()]
     std = _stdev(list(_by_seed(accuracies).values())) if _is_even(accuracies) else None
     return Stat(statistics.fmean(means), std, int(accuracies.count().min()))
@@ -77,15 +77,9 @@ def summarise_hm(base: pd.DataFrame, novel: pd.DataFrame) -> Stat:
 def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFrame:
     """Return all numbers of a protocol, a series' datasets in table order and its means last.
 
-    Args:
-        runs: With the labels of `scripts.reporting.results.with_labels`.
-        protocol: Protocol.
-        source: Training dataset of a protocol that crosses over to others; it counts neither as
-            target nor as shift.
-
-    Returns:
-        One row per number: series, trainer, cfg, dataset (or the name of a mean), shots, metric,
-        and what `Stat` has; NaN for no deviation.
+    ``source`` is the training dataset of a protocol that crosses to others; it counts neither as
+    target nor as shift. One row per number: series, trainer, cfg, dataset (or the name of a mean),
+    shots, metric, and the fields of `Stat`, with NaN for no deviation.
     """
     import pandas as pd
 
@@ -98,7 +92,7 @@ def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFr
             for place, metric, stat in _stats(part, protocol, source)
         ]
         rows += sorted(found, key=_table_order)
-    # Without deviations the column would hold None, which no format knows, instead of NaN.
+    # If no number has a deviation the column would hold None, which cannot be formatted.
     return pd.DataFrame(rows).astype({"std": float})
 
 
@@ -110,7 +104,8 @@ def _table_order(row: dict[str, Any]) -> tuple[Any, ...]:
 def _stats(runs: pd.DataFrame, protocol: Protocol, source: str) -> Iterator[tuple[str, str, Stat]]:
     """Yield place, metric and number for the runs of one series and number of shots."""
     metrics = list(dict.fromkeys(CLASS_METRICS[protocol.classes_of(s)] for s in protocol.stages))
-    # A source that is its own target too counts once, as trained: "test" sorts before "train".
+    # A source evaluated as its own target counts once, by its training run: runs are sorted by
+    # stage, and "test" comes before "train".
     runs = runs.drop_duplicates(["dataset", "metric", "seed"], keep="last")
     tables = {  # seeds x datasets
         metric: part.pivot(index="seed", columns="dataset", values="accuracy")
@@ -135,7 +130,7 @@ def _stats(runs: pd.DataFrame, protocol: Protocol, source: str) -> Iterator[tupl
 def _places(
     runs: pd.DataFrame, protocol: Protocol, source: str, metrics: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield what gets a number, and the datasets that it is the mean over."""
+    """Yield the name of each dataset and mean, with the datasets that it is the mean of."""
     datasets = sorted(runs.dataset.unique(), key=dataset_rank)
     for name in datasets:
         yield name, [name]

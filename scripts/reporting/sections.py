@@ -47,7 +47,7 @@ NOT_SHOWN_LINE = (
 
 @dataclass(frozen=True)
 class Table:
-    """Texts of a table, the first ``labels`` columns being labels."""
+    """A table of texts; the first ``labels`` columns are labels."""
 
     title: str
     header: list[str]
@@ -57,32 +57,18 @@ class Table:
 
 @dataclass
 class Section:
-    """Tables over one set of comparable runs.
-
-    Attributes:
-        title: Heading.
-        protocol: The protocol.
-        source: Training dataset of a section on what crosses over to others, else empty.
-        suite: Whether it holds numbers of the bundled suite.
-        series: Labels of the rows.
-        scores: Numbers, from `scripts.reporting.scores.score`.
-        backbones: By series whose runs all have the same, what it is; none in the suite.
-        captions: Lines that explain the numbers.
-        warnings: Lines that cast doubt on them.
-        notes: What the runs themselves noted.
-        tables: Tables over the numbers.
-    """
+    """Tables over one set of comparable runs."""
 
     title: str
     protocol: Protocol
-    source: str
-    suite: bool
-    series: list[str]
-    scores: pd.DataFrame
-    backbones: dict[str, str]
-    captions: list[str]
-    warnings: list[str]
-    notes: list[str]
+    source: str  # training dataset if the protocol crosses to others, else empty
+    suite: bool  # holds numbers of the bundled suite
+    series: list[str]  # labels of the rows
+    scores: pd.DataFrame  # from `scripts.reporting.scores.score`
+    backbones: dict[str, str]  # of each series whose runs all have the same; empty for the suite
+    captions: list[str]  # lines that explain the numbers
+    warnings: list[str]  # lines that cast doubt on them
+    notes: list[str]  # what the runs themselves noted
     tables: list[Table] = field(default_factory=list)
 
     def datasets(self) -> list[str]:
@@ -102,7 +88,7 @@ class Section:
         """Return the numbers of every place and series as printed, ``-`` where one is missing.
 
         Args:
-            places: Datasets or means; none where ``key`` is the dataset.
+            places: Datasets or means; empty if ``key`` is the dataset.
             key: What the columns are values of: metric, shots or dataset.
             columns: Its values.
         """
@@ -112,7 +98,7 @@ class Section:
         texts = self.scores.assign(text=self.scores.apply(_text, axis=1))
         wide = texts.pivot(index=index, columns=key, values="text")
         wanted = pd.MultiIndex.from_product([places, self.series]) if places else self.series
-        # Places and series that have no number at all get their row, too.
+        # reindex adds rows for places and series that have no number at all.
         wide = wide.reindex(index=wanted, columns=list(columns)).fillna("-")
         return wide.reset_index().to_numpy().tolist()
 
@@ -127,7 +113,7 @@ class Section:
 
         Args:
             wanted: Datasets that the papers' mean is over.
-            metric: Metric.
+            metric: As in the scores.
             shots: Images per class; default: the protocol's.
             aside: Datasets that do not enter the mean in question.
         """
@@ -142,8 +128,7 @@ class Section:
     def published(self, columns: Mapping[str, set[str]]) -> list[list[str]]:
         """Return the papers' rows that have a number beside ours.
 
-        Args:
-            columns: Names in the papers' tables, with the backbones that ours are `covered` with.
+        ``columns`` are names in the papers' tables, with the backbones ours are `covered` with.
         """
         rows = []
         for row in published.shown(self.protocol.name):
@@ -165,8 +150,8 @@ def _text(score: pd.Series) -> str:
 def build_sections(runs: pd.DataFrame, selection: Selection) -> list[Section]:
     """Build the sections of a protocol from its finished runs.
 
-    The bundled suite never shares a mean with other datasets: it has a section of its own. Where
-    models are evaluated on other datasets, a section holds what was trained on one source.
+    The bundled suite never shares a mean with other datasets: it has a section of its own. If the
+    protocol crosses to other datasets, each source has a section.
     """
     protocol = PROTOCOLS[selection.protocol]
     if protocol.crosses:
@@ -181,7 +166,7 @@ def build_sections(runs: pd.DataFrame, selection: Selection) -> list[Section]:
 
 
 def _without_first_stages(runs: pd.DataFrame, selection: Selection) -> pd.DataFrame:
-    """Leave out what only another run started from: its row would be empty but for the source."""
+    """Drop runs that only others started from: their rows would be empty but for the source."""
     tested = runs[runs.stage == PROTOCOLS[selection.protocol].test_stage]
     shown = set(zip(tested.trainer, tested.cfg, strict=True))
     own = (selection.protocol, *selection.cfg)
@@ -192,7 +177,7 @@ def _without_first_stages(runs: pd.DataFrame, selection: Selection) -> pd.DataFr
 def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
     protocol = PROTOCOLS[selection.protocol]
     runs = with_labels(runs, protocol.name)
-    # A single target of the suite is enough: no published number may stand beside it.
+    # One dataset of the suite is enough: no published number may stand beside its numbers.
     suite = bool(runs.dataset.isin(SUITE).any())
     how = "trained on" if protocol.train_stage else "shifts of"
     subject = f", {how} {source or 'an unknown source'}" if protocol.crosses else ""
@@ -203,9 +188,9 @@ def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
         protocol=protocol,
         source=source,
         suite=suite,
-        series=sorted(trains.index, key=trains.get),  # what is not trained stands first
+        series=sorted(trains.index, key=trains.get),  # methods without training first
         scores=score(runs, protocol, source),
-        # Of runs with mixed backbones none is comparable; a warning names them.
+        # A series of mixed backbones compares with nothing; a warning names it.
         backbones={} if suite else {k: v[0] for k, v in backbones.items() if len(v) == 1},
         captions=[SEEDS_LINE, *([HM_LINE] if protocol.base_to_novel else [])],
         warnings=warnings(runs, selection),
@@ -229,8 +214,7 @@ def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
 def _by_classes(section: Section) -> list[Table]:
     """One row per dataset and trainer, one column per stage, headed by its classes.
 
-    Base to novel, the harmonic mean is a column too, and the means have a table of their own, in
-    which the papers' rows stand.
+    Base to novel also has a column for the harmonic mean, and a table of means with papers' rows.
     """
     protocol = section.protocol
     classes = [protocol.classes_of(stage) for stage in protocol.stages]
@@ -240,7 +224,7 @@ def _by_classes(section: Section) -> list[Table]:
     metrics = {"base": "base", "novel": "novel", "hm": "HM"}
     rows = section.rows(section.places(), "metric", metrics)
     tables = [Table("per dataset", ["dataset", "trainer", *metrics.values()], rows, labels=2)]
-    # Also without a paper's row, several trainers are easier to compare in a table of their own.
+    # Even without papers' rows, several trainers are easier to compare in a table of means.
     means = [row[1:] for row in rows if row[0] == MEAN]
     means += section.published(dict.fromkeys(metrics, section.covered(FEW_SHOT_DATASETS, "hm")))
     if len(means) > 1:
@@ -275,7 +259,7 @@ def _cross_dataset(section: Section) -> list[Table]:
             continue
         rows = section.rows((), "dataset", [*own, *datasets, mean])
         if section.source == "imagenet":
-            # Either mean is the papers' only if it is over exactly what theirs is.
+            # A mean compares with the papers' only if it is over exactly the same datasets.
             default = protocol.targets_of("imagenet")
             papers = [name for name in default if (name in SHIFTS) == (title == "shifts")]
             covered = section.covered(papers, aside=[*own, *rest])

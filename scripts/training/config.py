@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 import clip
 import datasets.folder
-import datasets.table  # it registers the datasets
+import datasets.table  # registers the datasets
 from clip.prompts import check_template
 from dassl.config import get_cfg_default, merge_file, merge_options
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
@@ -25,6 +25,8 @@ from trainers.base.options import OPTIONS, precision
 
 DEFAULT_BACKBONE = "ViT-B/16"
 CLIP_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+# Keys that only say where a run lay and trained: whoever builds on its config has its own.
+PLACE_KEYS = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA", "FEATURE_CACHE")
 
 
 def default_config() -> CfgNode:
@@ -43,11 +45,7 @@ def default_config() -> CfgNode:
 
 
 def config_options(cfg: CfgNode) -> dict[str, Option]:
-    """What is allowed and what it means, by full key; undeclared keys are not among them.
-
-    Args:
-        cfg: Of :func:`default_config`.
-    """
+    """Return each declared config key's default, rule and meaning, for a :func:`default_config`."""
     options = {**ENGINE_OPTIONS, **OPTIONS}
     options |= {f"DATASET.{key}": option for key, option in datasets.folder.OPTIONS.items()}
     for name in TRAINER_REGISTRY.registered_names():
@@ -67,20 +65,19 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
     backbone's own unless one of these sets them.
 
     Args:
-        args: Of the command line.
-        below: Sections of another run's config. What it says of the images stays with its
-            backbone.
+        args: Flags of :func:`scripts.training.parser.argument_parser`.
+        below: Sections of another run's config. Its image size, mean and deviation are dropped
+            when the flags choose another backbone.
 
     Raises:
         FileNotFoundError: A config file does not exist.
-        ValueError: An unknown key, a value of the wrong type or one that makes no sense, an unknown
-            backbone.
+        ValueError: An unknown key or backbone, or a value that is not allowed.
     """
     cfg = default_config()
     given: set[str] = set()
     if below:
         taken = merge_options(cfg, [item for pair in below.items() for item in pair])
-        # With another backbone the run's image size and statistics mean nothing.
+        # The other run's image size and statistics belong to its backbone.
         given |= set() if args.backbone else taken
     options = read_options(args.opts, set(full_keys(cfg)))
     shots = _take_shots(cfg, options)
@@ -93,7 +90,7 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
             given |= merge_file(cfg, path, shots=shots, known_datasets=DATASET_REGISTRY)
     _merge_flags(cfg, args)
     given |= merge_options(cfg, options)
-    if shots is not None:  # the files have set theirs meanwhile
+    if shots is not None:  # the option wins over the files merged since it was taken
         cfg.DATASET.NUM_SHOTS = shots
     _require_names(cfg)
     allowed = config_options(cfg)
@@ -109,12 +106,11 @@ def build_config(args: argparse.Namespace, below: Mapping[str, Any] | None = Non
 def _take_shots(cfg: CfgNode, options: list[str]) -> int | None:
     """Take DATASET.NUM_SHOTS out of the options: PER_SHOTS sections of the files depend on it.
 
-    Returns:
-        The number, which ``cfg`` has too for now; None if it is not among the options.
+    ``cfg`` gets the number too, until the files are merged. None if it is not among the options.
     """
     pairs = list(zip(options[::2], options[1::2], strict=True))
     for key, value in pairs:
-        if key == "DATASET.NUM_SHOTS":
+        if key == "DATASET.NUM_SHOTS":  # merging checks its type
             merge_options(cfg, [key, value])
     options[:] = [word for pair in pairs if pair[0] != "DATASET.NUM_SHOTS" for word in pair]
     return cfg.DATASET.NUM_SHOTS if len(options) < 2 * len(pairs) else None
@@ -139,6 +135,8 @@ def _require_file(path: str, flag: str) -> None:
 
 
 def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    # A flag with nargs="+" also swallows the KEY VALUE options behind it; without this check they
+    # would pass for its values.
     keys = set(full_keys(cfg))
     for flag, key in CONFIG_KEYS.items():
         value = getattr(args, flag)

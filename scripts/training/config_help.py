@@ -1,4 +1,4 @@
-"""Printing what the keys of a config mean and may be: ``train.py --help-config [KEY]``."""
+"""``train.py --help-config [KEY]``: print what config keys mean and which values they take."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ WIDTH = 100
 
 
 def print_config_help(wanted: str) -> int:
-    """Print keys, defaults, what is allowed and what it means.
+    """Print default, allowed values and meaning of a key or a section; empty stands for all keys.
 
-    Args:
-        wanted: A key such as ``OPTIM.LR``, a section such as ``OPTIM`` or ``TRAINER.LightRA``;
-            empty for all of them. Case does not matter.
-
-    Returns:
-        Exit status: 0, or 2 if there is no such key or section, with the nearest on stderr.
+    Case does not matter. Returns the exit status: 0, or 2 with the nearest name on stderr if there
+    is no such key or section.
     """
     cfg = default_config()
     defaults = flatten(cfg)
@@ -43,7 +39,8 @@ def print_config_help(wanted: str) -> int:
         for key, value in chosen.items():
             print(_described(key, value, options.get(key)))
         sys.stdout.flush()
-    except BrokenPipeError:  # into head, or a pager that was left
+    except BrokenPipeError:  # piped into head, or into a pager that was quit
+        # Python flushes stdout once more on exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

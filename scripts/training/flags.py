@@ -1,4 +1,4 @@
-"""Flags that would do nothing beside the others: each is an error, never ignored."""
+"""Flags that would do nothing beside the others are errors, never ignored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,10 @@ __all__ = ["check_effect", "check_flags"]
 
 
 class _Use(NamedTuple):
-    """What a flag is for.
+    """What a flag is for."""
 
-    Attributes:
-        modes: In which of predict, eval-only, no-train and train it does something.
-        fix: What to do in the others.
-    """
-
-    modes: tuple[str, ...]
-    fix: str
+    modes: tuple[str, ...]  # among predict, eval-only, no-train, train: where it has an effect
+    fix: str  # what to do in the others
 
 
 _USES = {
@@ -68,14 +63,7 @@ _USES = {
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that do nothing beside the others; before anything is read.
-
-    Args:
-        args: Of the command line.
-
-    Raises:
-        ValueError: There is one; the message names it and what it is for.
-    """
+    """Refuse flags that do nothing beside the others, before anything is read."""
     for mode in ("predict", "eval_only", "no_train"):
         if getattr(args, mode):
             break
@@ -85,7 +73,7 @@ def check_flags(args: argparse.Namespace) -> None:
     beside = f"beside --{mode}" if mode != "train" else "in a training run"
     for name, use in _USES.items():
         value = getattr(args, name)
-        given = not (value is None or value is False or value == "")
+        given = not (value is None or value is False or value == "")  # 0 is given
         if given and mode not in use.modes:
             flag = "--" + name.replace("_", "-")
             shown = "" if value is True else f" {_words(value)}"
@@ -98,19 +86,14 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def check_effect(args: argparse.Namespace, trainer: Any) -> None:
-    """Refuse flags that do nothing for a method or a dataset, and untrained weights as a result.
+    """Refuse flags without effect on this method or dataset, and untrained weights as a result.
 
-    Args:
-        args: Of the command line.
-        trainer: Built, nothing loaded yet.
-
-    Raises:
-        FileNotFoundError: --model-dir is no directory.
-        ValueError: A flag does nothing here, or --eval-only lacks the weights to test.
+    The trainer is built, but nothing is loaded yet.
     """
     cfg = trainer.cfg
     name = cfg.TRAINER.NAME
     trains = any(trainable_state(model) for model in trainer._models.values())
+    # Our methods have fixed heads; Dassl trainers of others may read the key.
     if args.head and type(trainer).__module__.partition(".")[0] == "trainers":
         raise ValueError(
             f"--head {args.head} does nothing: {name} has its own head and does not read "
@@ -140,12 +123,13 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             "has to be trained, and what it is before that is no result. Train it (leave "
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
+    # A method that trains nothing may still read a run, as test-time training does.
     reads = unwrap(type(trainer).load_model) is not unwrap(SimpleTrainer.load_model)
     if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
         return
     if not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
-    # Protocols name the run before also for methods that train nothing: it is to be one of those.
+    # Protocols give --model-dir for methods that train nothing too: then the run must be theirs.
     result = read_result(args.model_dir)
     if args.load_epoch is not None or result is None or result["trainer"] != name:
         given = f"--model-dir {args.model_dir}"

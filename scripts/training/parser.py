@@ -1,4 +1,4 @@
-"""The words behind ``train.py``: CoOp's flags, then KEY VALUE options.
+"""Flags of ``train.py``: CoOp's, then KEY VALUE options.
 
 No PyTorch here: ``--help`` and a mistyped flag are answered at once.
 """
@@ -16,7 +16,7 @@ from dassl.names import nearest
 
 __all__ = ["CONFIG_KEYS", "argument_parser", "read_options"]
 
-# The config key that a flag stands for.
+# Flags that only stand for a config key.
 CONFIG_KEYS = {
     "root": "DATASET.ROOT",
     "output_dir": "OUTPUT_DIR",
@@ -61,11 +61,11 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--root", type=path_flag, help="folder of all datasets")
     add("--output-dir", type=path_flag, help="folder of this run's logs, weights and result")
-    other = "folder of another run to resume from (by default this one's own)"
+    other = "folder of another run to resume from (default: this one)"
     add("--resume", type=path_flag, help=other)
     add("--seed", type=int, help="0 is a seed; -1 draws one and records it")
     for flag in ("--source-domains", "--target-domains"):
-        add(flag, nargs="+", help="for domain adaptation and generalisation sets")
+        add(flag, nargs="+", help="for domain adaptation and generalisation datasets")
     add("--transforms", nargs="+", help="training augmentation, by name")
     method = "YAML of the method, e.g. configs/trainers/LightRA/base2novel.yaml"
     add("--config-file", type=path_flag, help=method)
@@ -80,7 +80,7 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
-        "predict", "classify pictures instead; trains nothing"
+        "predict", "classify images instead; trains nothing"
     ).add_argument
     images = (
         "files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE pairs "
@@ -89,33 +89,28 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     add("--predict", type=path_flag, nargs="+", metavar="IMAGES", help=images)
     names = "file of class names, one a line or a JSON list; else the run's own"
     add("--classnames", type=path_flag, help=names)
-    add("--top-k", type=int, help="classes per picture (5)")
+    add("--top-k", type=int, help="classes per image (5)")
     add("--predict-output", type=path_flag, help="file to write, .csv or .json")
 
 
 def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:
-    """Check the form of the trailing KEY VALUE options, before their keys and values.
+    """Check the form of the trailing KEY VALUE options and return them without ``--``.
 
     Args:
         words: What follows the flags; ``--`` may be among them.
         keys: Full keys of the config's sections and values.
-
-    Returns:
-        Keys and values in turn.
-
-    Raises:
-        ValueError: A flag stands among them, or a key has no value.
     """
     words = [word for word in words if word != "--"]
     values: dict[str, str] = {}
     for index in range(0, len(words), 2):
         key, value = words[index], words[index + 1] if index + 1 < len(words) else None
         for word in (key, value or ""):
-            if re.match("--?[A-Za-z]", word):
+            if re.match("--?[A-Za-z]", word):  # argparse takes flags after the first option too
                 raise ValueError(_late_flag(word))
         name, equals, right = key.partition("=")
-        if equals and name in keys:
+        if equals and name in keys:  # KEY=VALUE, as other programs take it
             raise ValueError(f"{key!r}: a key and its value are two words: {name} {right}")
+        # A key in the place of a value: the value before it was forgotten.
         if value is None or ("." in value and value in keys):
             follows = f" ({value} follows)" if value else ""
             raise ValueError(
@@ -123,7 +118,7 @@ def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:
                 f"got {shortened(' '.join(words))}"
             )
         if values.get(key, value) != value:
-            # The last counts, as in CoOp, whose scripts append what the user adds.
+            # The last one counts, as in CoOp, whose scripts append the user's options.
             said = f"{key} is given twice: {value!r} counts, not {values[key]!r} before it"
             print(said, file=sys.stderr)
         values[key] = value

@@ -1,7 +1,7 @@
-"""``train.py --predict``: classify pictures with a trained run, or with the pre-trained model.
+"""``train.py --predict``: classify images with a trained run, or with the pre-trained model.
 
-A trainer is built as for any run, on a dataset that consists of class names and the pictures alone;
-the data it was trained on need not be there.
+The trainer is built as for any run, on a dataset that consists of class names and the images to
+classify; the data it was trained on is not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
-from scripts.training.config import build_config
+from scripts.training.config import PLACE_KEYS, build_config
 from scripts.training.predict_files import (
     SUFFIXES,
     Prediction,
@@ -37,26 +37,13 @@ from trainers.base.templates import own_template
 
 ZERO_SHOT = "ZeroshotCLIP"
 TOP_K = 5
-# What only tells where a run lay, trained and was made; a prediction has its own.
-_NOT_TAKEN_OVER = ("OUTPUT_DIR", "RESUME", "DEVICE", "USE_CUDA")
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """Do what ``--predict`` and the flags beside it ask for.
-
-    Args:
-        args: Of the command line.
-
-    Returns:
-        The exit status: 1 if a picture could not be read.
-
-    Raises:
-        FileNotFoundError: A pattern matches no image, or a file or directory is missing.
-        ValueError: A flag or a key has a value that cannot be used.
-    """
+    """Classify what ``--predict`` names; return 1 if an image could not be read, else 0."""
     _check_values(args)
     cfg = prediction_config(args)
-    names = class_names(args, cfg)  # first: reading the bundled suite draws its pictures
+    names = class_names(args, cfg)  # before find_images: it may draw the bundled suite
     left_out = LeftOut()
     paths = find_images(args.predict, left_out)
     notes = [f"--predict leaves out {left_out}"] if left_out else []
@@ -76,11 +63,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _check_values(args: argparse.Namespace) -> None:
-    """Refuse values of flags before anything is loaded.
-
-    Raises:
-        ValueError: --top-k below 1, or --predict-output with a suffix that stands for no format.
-    """
+    """Refuse bad values of --top-k and --predict-output before anything is loaded."""
     if args.top_k is not None and args.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {args.top_k}")
     suffix = Path(args.predict_output).suffix.lower() if args.predict_output else ".csv"
@@ -92,20 +75,14 @@ def _check_values(args: argparse.Namespace) -> None:
 
 
 def prediction_config(args: argparse.Namespace) -> CfgNode:
-    """The config of the run in ``--model-dir``, below all flags; the trainer is zero-shot if unset.
-
-    Raises:
-        FileNotFoundError: There is no such directory, or a config file is missing.
-        ValueError: Neither the run's ``result.json`` nor its weights say how it was made and no
-            trainer is named, or a key is unknown.
-    """
+    """The config of the run in ``--model-dir``, below all flags; without it zero-shot CLIP."""
     below: dict[str, Any] = {}
     if args.model_dir:
         if not Path(args.model_dir).is_dir():
             raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")
         config = (read_result(args.model_dir) or saved_meta(args)).get("config")
         if config:
-            below = {k: v for k, v in config.items() if k not in _NOT_TAKEN_OVER}
+            below = {k: v for k, v in config.items() if k not in PLACE_KEYS}
         elif not (args.trainer or args.config_file):
             raise ValueError(
                 f"--model-dir: {args.model_dir} has neither a complete result.json nor weights "
@@ -123,15 +100,15 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
     cfg.TEST.ZERO_SHOT_CHECK = "none"
     cfg.TEST.FINAL_MODEL = "last_step"  # nothing is trained, and there are no images to choose on
     cfg.FEATURE_CACHE.ENABLED = False
-    cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"  # rows in the order of the pictures
+    cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"  # rows in the order of the images
     if args.seed is None:
-        cfg.SEED = max(cfg.SEED, 0)  # random views are the same each time
+        cfg.SEED = max(cfg.SEED, 0)  # so that random views are the same each time
     cfg.freeze()
     return cfg
 
 
 def saved_meta(args: argparse.Namespace) -> dict[str, Any]:
-    """What the weights in ``--model-dir`` say of their run; empty if there are none."""
+    """Return what the weights in ``--model-dir`` record of their run; empty if there are none."""
     for folder in sorted(path for path in Path(args.model_dir).iterdir() if path.is_dir()):
         try:
             content = load_checkpoint(checkpoint_path(args.model_dir, folder.name, args.load_epoch))
@@ -144,12 +121,7 @@ def saved_meta(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
-    """Names from ``--classnames``, else of the run in ``--model-dir``, else of the dataset.
-
-    Raises:
-        FileNotFoundError: The file or the dataset is missing.
-        ValueError: The file holds no names, or there is nowhere to take them from.
-    """
+    """Names from ``--classnames``, else of the run in ``--model-dir``, else of the dataset."""
     if args.classnames:
         return read_names(Path(user_path(args.classnames)))
     result = read_result(args.model_dir) if args.model_dir else None
@@ -169,9 +141,9 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
 
 
 class Pictures(DatasetBase):
-    """A dataset of class names, and of pictures to test on whose classes nobody knows."""
+    """A dataset of class names and of test images whose classes are unknown."""
 
-    # What else a method may ask a dataset, see datasets.base.CLIPDataset.
+    # What methods ask of datasets besides, see datasets.base.CLIPDataset.
     shifted = False
     imagenet_names = ()
     imagenet_labels = None
@@ -179,16 +151,16 @@ class Pictures(DatasetBase):
     def __init__(self, classnames: list[str], paths: Sequence[str], template: str) -> None:
         super().__init__(test=[Datum(path, 0, 0, classnames[0]) for path in paths])
         self.template = template
-        # Not read off the labels, which say nothing here.
+        # Set by hand, as DatasetBase would derive them from the made-up labels.
         self._classnames, self._num_classes = classnames, len(classnames)
         self._lab2cname = dict(enumerate(classnames))
 
 
 @contextmanager
 def standing_for(name: str, dataset: DatasetBase) -> Iterator[None]:
-    """Let a dataset be built where a config names another one, inside a block.
+    """Inside the block, build this dataset where a config names another one.
 
-    The config keeps its name: methods choose texts and files by it.
+    The config keeps its name, because methods choose texts and files by it.
     """
     kind = DATASET_REGISTRY.get(name)
     DATASET_REGISTRY.register(name, lambda cfg: dataset, force=True)
@@ -207,22 +179,18 @@ def predict(
     model_dir: str = "",
     epoch: int | None = None,
 ) -> Prediction:
-    """Classify pictures.
+    """Classify images.
 
     Args:
         cfg: Of a run.
         classnames: In label order.
-        paths: Pictures.
-        top_k: Classes per picture; all, if there are fewer.
+        paths: Image files.
+        top_k: Classes per image; all, if there are fewer.
         model_dir: Run to take trained weights from; "" for none.
         epoch: Of the weights; the last by default.
 
     Returns:
-        The best classes of each picture that can be read, with the softmax of the logits.
-
-    Raises:
-        FileNotFoundError: The run has no weights.
-        ValueError: They do not fit the config or the classes.
+        The best classes of each image that can be read, with the softmax of the logits.
     """
     template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     set_random_seed(cfg.SEED)
@@ -236,8 +204,8 @@ def predict(
     for batch in tqdm(trainer.test_loader, file=sys.stderr, disable=None):
         image, _ = trainer.parse_batch_test(batch)
         with trainer.autocast():
-            logits = trainer.model_inference(image)
-        best = logits.float().softmax(-1).topk(min(top_k, len(classnames)))
+            logits = trainer.model_inference(image)  # (B, K)
+        best = logits.float().softmax(-1).topk(min(top_k, len(classnames)))  # (B, top_k)
         for path, values, labels in zip(
             batch["impath"], best.values.tolist(), best.indices.tolist(), strict=True
         ):

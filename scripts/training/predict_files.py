@@ -1,4 +1,4 @@
-"""What a prediction reads and writes: pictures by pattern, lists of class names, tables."""
+"""Input and output of a prediction: images by pattern, lists of class names, tables."""
 
 from __future__ import annotations
 
@@ -23,33 +23,21 @@ SUFFIXES = (".csv", ".json")
 
 @dataclass
 class Prediction:
-    """What was predicted.
+    """What was predicted."""
 
-    Attributes:
-        classnames: In label order.
-        rows: Of each picture its path and (class name, probability) of the best, best first.
-        unreadable: Reason by path.
-        about: Trainer, backbone and run.
-        notes: What a reader must know, as in a run's result.
-    """
-
-    classnames: list[str]
+    classnames: list[str]  # in label order
+    # (path, [(class name, probability), best first]) of each image.
     rows: list[tuple[str, list[tuple[str, float]]]] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    about: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)  # reason by path
+    about: dict[str, str] = field(default_factory=dict)  # trainer, backbone and run
+    notes: list[str] = field(default_factory=list)  # as in a run's ``result.json``
 
 
 def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> list[str]:
-    """The images that files, folders and globs stand for, each once, in their order.
+    """Return the images that files, folders and globs stand for, each once, in their order.
 
-    Args:
-        patterns: A file is taken whatever it is called; of a folder, and of all below it, what has
-            an image's suffix; of a glob (``**`` crosses folders) the same of each match.
-        left_out: Counts the rest.
-
-    Raises:
-        FileNotFoundError: One of them stands for no image.
+    A file is taken whatever its suffix. Of folders (with all below them) and of globs (``**``
+    crosses folders) only files with an image's suffix are; ``left_out`` counts the rest.
     """
     left_out = LeftOut() if left_out is None else left_out
     found: dict[str, str] = {}
@@ -71,7 +59,7 @@ def find_images(patterns: Sequence[str], left_out: LeftOut | None = None) -> lis
 
 
 def _matches(pattern: str, left_out: LeftOut) -> list[str]:
-    """What a glob stands for, without folders that no user made unless it names them."""
+    """Return a glob's matches, except in folders that no user made, unless the glob names them."""
     matches = []
     for match in sorted(glob.glob(pattern, recursive=True)):
         foreign = [part for part in Path(match).parts if is_foreign(part)]
@@ -92,12 +80,7 @@ def _images_of(path: str, named: bool, left_out: LeftOut) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a file in label order, as ``datasets.classnames`` reads them.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no list of names, or has none.
-    """
+    """Return class names from a file in label order, as ``datasets.classnames`` reads them."""
     if not path.is_file():
         raise FileNotFoundError(f"--classnames: no file {path}")
     names = read_name_list(path, "--classnames")
@@ -118,11 +101,11 @@ def read_names(path: Path) -> list[str]:
     if not names or empty:
         what = f"no name for label {empty[0]}" if names else "no name; each class is a line"
         raise ValueError(f"--classnames: {path} holds {what}")
-    return [name.strip() for name in names]  # one may be there twice: ImageNet's missile is
+    return [name.strip() for name in names]  # duplicates are fine: ImageNet has "missile" twice
 
 
 def print_table(found: Prediction) -> None:
-    """Print a row per picture."""
+    """Print a row per image."""
     rows = [
         [path, *(f"{name} {100 * probability:.1f}%" for name, probability in best)]
         for path, best in found.rows
@@ -132,12 +115,7 @@ def print_table(found: Prediction) -> None:
 
 
 def write_prediction(found: Prediction, path: Path) -> None:
-    """Write a CSV with a row per picture and class, or a JSON, by the file's suffix.
-
-    Args:
-        found: What was predicted.
-        path: Written in one piece; its folder is made if need be.
-    """
+    """Write a CSV with a row per image and class, or a JSON, by the file's suffix."""
     with atomic_write(path) as file:
         if path.suffix.lower() == ".csv":
             writer = csv.writer(file, lineterminator="\n")
