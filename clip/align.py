@@ -35,13 +35,8 @@ class Align(nn.Module):
     It stays in evaluation mode whatever :meth:`train` is told: both towers have dropout and the
     EfficientNet batch statistics, all of which would change a frozen model.
 
-    Args:
-        align: The loaded ``AlignModel``.
-        context_length: T, the longest sequence of tokens.
-        pad_id: The token behind the end of shorter texts.
-
-    Attributes:
-        output_dim: D.
+    ``context_length`` is T, the longest sequence of tokens; ``pad_id`` the token that fills up
+    shorter texts.
     """
 
     logit_bias = None  # trained with a softmax
@@ -106,7 +101,7 @@ def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokeni
     Batch normalisation and the temperature stay fp32, whatever the precision.
 
     Raises:
-        ValueError: Not a name of that form, or what is there is no complete ALIGN checkpoint.
+        ValueError: The name has another form, or the checkpoint there is incomplete.
         ConnectionError: It is not on this machine and cannot be downloaded.
     """
     import transformers  # large, and only needed here
@@ -135,12 +130,7 @@ def load_align(name: str, precision: str) -> tuple[Align, InputSpec, AlignTokeni
 
 
 def align_input(name: str) -> InputSpec:
-    """What images an ``align:`` backbone takes, without its weights.
-
-    Raises:
-        ValueError: Not a name of that form, or there is no image processor's file in that place.
-        ConnectionError: The file is not on this machine and cannot be downloaded.
-    """
+    """What images an ``align:`` backbone takes, without its weights; errors as `load_align`."""
     place = _place(name)
     if place in ALIGN_INPUTS:
         return ALIGN_INPUTS[place]
@@ -158,9 +148,11 @@ def spec_of(processor: Any) -> InputSpec:
     The processor computes ``factor * pixel - offset`` of pixels in [0, 255], then perhaps
     ``(y - mean) / std``, then perhaps ``/ std`` once more (``include_top``).
     """
+    # Only the cut-out reaches the encoder; its size before cutting is not the model's input.
     size = processor.crop_size if processor.do_center_crop else processor.size
     if size["height"] != size["width"]:
         raise ValueError(f"images must be square, its image processor makes {size}")
+    # Our pixels u are in [0, 1]: factor * pixel = scale * u.
     scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     offset = 1.0 if processor.do_rescale and processor.rescale_offset else 0.0
     means = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
@@ -204,6 +196,7 @@ def _explained(name: str, place: str, error: Exception) -> ValueError | Connecti
     from huggingface_hub.utils import RepositoryNotFoundError
 
     said = " ".join(str(error).split())
+    # transformers reports a missing file and a missing connection by the same OSError.
     if Path(place).is_dir() or not isinstance(error, OSError):
         return ValueError(
             f"Backbone {name!r}: {place} is no complete ALIGN checkpoint as transformers saves it "

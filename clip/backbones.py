@@ -1,14 +1,14 @@
-"""Loading of vision-language models: one function, one interface, whatever the source.
+"""Load vision-language models from any source, behind one interface.
 
-Models, weights and tokenizers are open_clip's, ALIGN's are transformers'. Names: OpenAI's
-(``ViT-B/16``), any open_clip checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``),
-``siglip:<arch>@<tag>``, ``align:<hub id or directory>``, the bundled model (``shapes``), or the
-path of a checkpoint in OpenAI's format (state dict or TorchScript archive).
+Models, weights and tokenizers are open_clip's; ALIGN's are transformers'. A backbone is named as in
+:mod:`clip.names`, or by the path of a checkpoint in OpenAI's format (state dict or TorchScript
+archive).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +142,10 @@ class Backbone(nn.Module):
         return lambda tokens: end_of_text(self.model, tokens)
 
     def tokenize(self, texts: str | list[str], truncate: bool = True) -> Tensor:
-        """Token numbers of texts, (N, T).
+        """Token numbers of texts, (N, T); T is 77 with CLIP's models, 64 with SigLIP's and ALIGN's.
 
-        Args:
-            texts: One or more.
-            truncate: Cut texts that do not fit before their end token, and print one line that
-                counts them. T is 77 with CLIP's models, 64 with SigLIP's and ALIGN's.
-
-        Raises:
-            ValueError: ``truncate`` is false and a text does not fit; it names the text.
+        Longer texts are cut before their end token, and one line counts them; without ``truncate``
+        they are a ValueError that names the text.
         """
         return tokenize_with(self._tokenizer, texts, self.context_length, truncate)
 
@@ -159,7 +154,7 @@ class Backbone(nn.Module):
         return TextBank(prompts, self.tokenize, self.end_of_text())
 
     def cuts(self, texts: list[str], tokens: Tensor) -> str:
-        """What :meth:`tokenize` said of texts that it cut to tokens (N, T); empty if of none."""
+        """What :meth:`tokenize` printed about texts that it cut to tokens (N, T); empty if none."""
         return cuts(self._tokenizer, texts, tokens)
 
 
@@ -173,9 +168,8 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
         device: Where to put it.
 
     Raises:
-        ValueError: Unknown name or precision (nearest names are suggested), or a file that is no
-            checkpoint in OpenAI's format, or a directory without a complete ALIGN, or weights that
-            are infinite or NaN.
+        ValueError: The name or precision is unknown (nearest names are suggested), the checkpoint
+            has another format or is incomplete, or weights are infinite or NaN.
         ConnectionError: The weights, or the tokenizer of a SigLIP or ALIGN, are not on this machine
             and cannot be downloaded.
     """
@@ -207,13 +201,9 @@ def load(name: str, *, precision: str = "fp32", device: str | torch.device = "cp
 
 
 def weight_files(name: str) -> list[Path]:
-    """The files on this machine that a backbone's weights come from.
+    """The local files that a backbone's weights come from, sorted.
 
-    Args:
-        name: See the module's docstring.
-
-    Returns:
-        Sorted; empty for models that open_clip or transformers keep, whose name tells the content.
+    Empty for models that open_clip or transformers download: there the name tells the content.
     """
     if name == "shapes":
         return [BUNDLED]
@@ -240,16 +230,15 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
 
 def input_spec(name: str) -> InputSpec:
-    """What images a backbone takes; no weights are loaded, of a file only their shapes are read.
+    """What images a backbone takes; loads no weights, and reads only their shapes from a file.
 
     Raises:
-        ValueError: Unknown name, or a file that is no checkpoint in OpenAI's format.
-        ConnectionError: An ``align:`` model other than the published one has to be looked up, and
-            cannot be.
+        ValueError: The name is unknown, or the file is not in OpenAI's format.
+        ConnectionError: An ``align:`` model other than the published one cannot be looked up.
     """
     if name == "shapes" or (Path(name).is_file() and name not in OPENAI):
         side = image_side(BUNDLED if name == "shapes" else Path(name))
-        return InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        return replace(OPENAI_INPUT, size=side)
     if source_of(name) == "align":
         return align_input(name)
     arch, tag = (openai_arch(name), "openai") if name in OPENAI else arch_and_tag(name)
@@ -294,8 +283,7 @@ def _load_file(path: Path, name: str, precision: str) -> Backbone:
 
 
 def _of_openai_layout(model: Any, name: str) -> Backbone:
-    side = _side(model.visual.image_size)
-    return Backbone(model, name, InputSpec(side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    return Backbone(model, name, replace(OPENAI_INPUT, size=_side(model.visual.image_size)))
 
 
 def _embed_dim(model: Any) -> int:

@@ -21,12 +21,8 @@ BUNDLED = Path(__file__).parent / "weights" / "shapes.pt"
 def read_state_dict(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
     """The weights in a state dict or TorchScript archive of OpenAI's; never runs code of it.
 
-    Args:
-        path: The file.
-        shapes_only: See :func:`dassl.utils.load_checkpoint`.
-
-    Raises:
-        ValueError: It cannot be read, has other weights, or some that are infinite or NaN.
+    A ValueError says if it cannot be read, has other weights, or some that are infinite or NaN. For
+    ``shapes_only`` see :func:`dassl.utils.load_checkpoint`.
     """
     content = load_checkpoint(path, shapes_only=shapes_only)
     state = {k.removeprefix("module."): v for k, v in weights_in(content, path).items()}
@@ -38,11 +34,7 @@ def read_state_dict(path: Path, *, shapes_only: bool = False) -> dict[str, Tenso
 
 
 def image_side(path: Path) -> int:
-    """Pixels of a side of the images that a file's model takes, from the shapes of its weights.
-
-    Raises:
-        ValueError: It cannot be read, or its weights do not fit OpenAI's layout.
-    """
+    """Side in pixels of the images that a file's model takes, from the shapes of its weights."""
     state = read_state_dict(path, shapes_only=True)
     vit = "visual.proj" in state
     places = "visual.positional_embedding" if vit else "visual.attnpool.positional_embedding"
@@ -56,11 +48,7 @@ def image_side(path: Path) -> int:
 
 
 def build_model(state: dict[str, Tensor], precision: str, path: Path) -> Any:
-    """The open_clip model of weights in OpenAI's layout, which tell its architecture.
-
-    Raises:
-        ValueError: They do not fit the layout; ``path`` is where they came from.
-    """
+    """The open_clip model that weights in OpenAI's layout describe; ``path`` is for messages."""
     derived = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights
     state = {k: v for k, v in state.items() if k.rpartition(".")[2] not in derived}
     try:
@@ -100,6 +88,7 @@ def save_bundled(model: Any, token_ids: Tensor, path: Path, about: dict[str, Any
         "about": about,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside its place and renamed: a kill in between must not leave half a model there.
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
     partial.replace(path)

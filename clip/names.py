@@ -1,4 +1,4 @@
-"""What the name of a backbone tells without loading it: its source, its architecture, its input.
+"""What the name of a backbone tells before it is loaded: its source, architecture and input.
 
 Names: OpenAI's (``ViT-B/16``), any open_clip checkpoint (``openclip:ViT-B-16@laion2b_s34b_b88k``),
 ``siglip:<arch>@<tag>``, ``align:<hub id or directory>``, or the bundled model (``shapes``).
@@ -103,6 +103,7 @@ def unknown(name: str) -> ValueError:
     """The error for a name that is neither a model's nor a file's, with the nearest names."""
     prefix, colon, rest = name.partition(":")
     near = difflib.get_close_matches(prefix.lower(), SOURCES, 3) if colon else []
+    # A misspelt prefix is corrected with its rest; else the name as a whole is compared, loosely.
     near = [f"{source}:{rest}" for source in near] or difflib.get_close_matches(
         name, [*available_models(), f"align:{ALIGN_BASE}", *(f"{s}:" for s in SOURCES)], 3, 0.4
     )
@@ -114,7 +115,7 @@ def unknown(name: str) -> ValueError:
 
 
 def unreachable(what: str, name: str, error: Exception, remedy: str) -> ConnectionError:
-    """The error for ``what`` of a known model, as "weights", that cannot be downloaded.
+    """The error for a known model's files (``what``, such as "weights") that are out of reach.
 
     ``remedy`` is what helps besides connecting, without a full stop.
     """

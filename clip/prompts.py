@@ -28,11 +28,7 @@ def match_key(classname: str) -> str:
 
 
 def check_template(template: str, what: str = "A prompt template") -> None:
-    """Refuse a template in which the class name has not exactly one place, ``{}``.
-
-    Raises:
-        ValueError: ``{}`` is missing or repeated, or there are other braces; ``what`` is named.
-    """
+    """Refuse a template without exactly one place for the class name, ``{}``, by a ValueError."""
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(
             f"{what} needs {{}} where the class name goes, once and without other braces, such as "
@@ -54,18 +50,14 @@ def template_prompts(classnames: Sequence[str], template: str) -> list[list[str]
 def ensemble_prompts(
     classnames: Sequence[str], size: int, extra: Sequence[str] = ()
 ) -> list[list[str]]:
-    """open_clip's ImageNet templates (80, or the 7 chosen ones) and any ``extra`` ones, per class.
-
-    Raises:
-        ValueError: There is no ensemble of that size.
-    """
+    """open_clip's ImageNet templates (80, or the 7 chosen ones) and ``extra`` ones, per class."""
     if size not in ENSEMBLES:
         raise ValueError(
             f"There are ensembles of {sorted(ENSEMBLES)} templates, none of {size} "
             "(DATASET.PROMPT_ENSEMBLE, TRAINER.ZeroshotCLIP2.TEMPLATES)"
         )
     return [
-        # An extra template that is one of the ensemble's would count twice in the mean.
+        # Without repetitions: a template that the ensemble has too would weigh twice in the mean.
         list(
             dict.fromkeys(
                 [template(readable(name)) for template in ENSEMBLES[size]]
@@ -81,15 +73,12 @@ def described_prompts(
 ) -> list[list[str]]:
     """Per class, the filled template followed by each of its descriptions (LightRA's text side).
 
-    Args:
-        classnames: K names.
-        template: With ``{}`` for the name.
-        path: JSON file, {class name: [sentence, ...]}. Names match whatever their case, and with
-            underscores for spaces; failing that, with hyphens for spaces too.
+    The JSON file is {class name: [sentence, ...]}. Names match whatever their case, and with
+    underscores for spaces; failing that, with hyphens for spaces too.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no such JSON, or classes have no sentence; all of them are listed.
+        ValueError: The file is no such JSON, or classes have no sentence; the error names them.
     """
     found = class_descriptions(classnames, path)
     return [
@@ -146,15 +135,8 @@ def read_class_lists(
 ) -> dict[str, list[Any]]:
     """A JSON file with a list of items for each class, as it stands.
 
-    Args:
-        path: Of the file.
-        item: What the lists hold.
-        absent: What to say if there is no such file, with ``{}`` for its place.
-        form: What the file must look like, for messages.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no JSON of that form.
+    For messages, ``form`` is what the file must look like, and ``absent`` what to say if it is
+    missing, with ``{}`` for its path.
     """
     path = Path(path)
     if not path.is_file():
@@ -174,11 +156,7 @@ def read_class_lists(
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object of its pairs, for ``json.loads``, which would keep the last of two.
-
-    Raises:
-        ValueError: A key stands there twice.
-    """
+    """Hook for ``json.loads`` that refuses repeated keys; by itself it would keep the last one."""
     names = [name for name, _ in pairs]
     for name, count in Counter(names).items():
         if count > 1:
@@ -190,10 +168,6 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     """Class descriptions by :func:`match_key`, without blank ones.
 
     Two spellings of one name are one class, with the sentences of both.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no such JSON.
     """
     descriptions: dict[str, list[str]] = {}
     for name, sentences in load_descriptions(path).items():

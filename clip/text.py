@@ -24,6 +24,11 @@ def text_tower(model: Any) -> Any:
     return getattr(model, "text", model)
 
 
+def _pool_type(model: Any) -> str | None:
+    """Where the text tower reads its feature; open_clip stores it in either of two places."""
+    return getattr(model, "text_pool_type", None) or getattr(text_tower(model), "pool_type", None)
+
+
 def pools_at_end_of_text(model: Any) -> bool:
     """Whether tokens behind the end-of-text token can be cut without changing anything.
 
@@ -31,10 +36,9 @@ def pools_at_end_of_text(model: Any) -> bool:
     bidirectional towers and for those that pool at the last position or over all of them.
     """
     tower = text_tower(model)
-    pool = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
     return (
         getattr(tower, "attn_mask", None) is not None
-        and pool in ("argmax", "eos")
+        and _pool_type(model) in ("argmax", "eos")
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
     )
@@ -42,11 +46,9 @@ def pools_at_end_of_text(model: Any) -> bool:
 
 def end_of_text(model: Any, tokens: Tensor) -> Tensor:
     """Position of each sequence's end-of-text token: (N, T) -> (N,)."""
-    tower = text_tower(model)
-    pool = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
-    if pool == "eos":
-        eos = getattr(model, "text_eos_id", None) or tower.eos_id
-        return tokens.eq(eos).int().argmax(-1)
+    if _pool_type(model) == "eos":
+        eos = getattr(model, "text_eos_id", None) or text_tower(model).eos_id
+        return tokens.eq(eos).int().argmax(-1)  # the first maximum, where several ends follow
     return tokens.argmax(-1)  # CLIP's vocabulary gives the end-of-text token the highest number
 
 
@@ -143,7 +145,7 @@ class TextBank(nn.Module):
         return len(self.lengths)
 
     def twins(self) -> list[list[int]]:
-        """Groups of classes whose prompts are the same token by token, as they are encoded."""
+        """Groups of classes whose prompts have the same tokens: nothing tells them apart."""
         rows = [row.tobytes() for row in self.tokens.cpu().numpy()]
         groups: dict[frozenset[bytes], list[int]] = {}
         for k, (start, count) in enumerate(
@@ -155,10 +157,11 @@ class TextBank(nn.Module):
     def sample(self, generator: torch.Generator, together: bool = False) -> Tensor:
         """Numbers of one prompt per class, drawn uniformly: (K,).
 
-        With ``together`` there is one draw for all: classes with equally many prompts get the same
-        of theirs.
+        With ``together`` there is one draw for all classes, so that those with equally many prompts
+        get the prompt of the same place in their lists.
         """
         draw = torch.rand(1 if together else self.num_classes, generator=generator)
+        # The clamp: in single precision the product may round up to the number of prompts.
         return self.starts + (draw * self.counts).long().clamp(max=self.counts - 1)
 
     def cut_tokens(self, index: Tensor) -> Tensor:

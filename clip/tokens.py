@@ -1,4 +1,4 @@
-"""Tokenize texts with open_clip's BPE or a tokenizer of the hub, and say which were cut.
+"""Tokenize texts with open_clip's BPE or a hub tokenizer, and report texts that were cut.
 
 N texts, T token positions.
 """
@@ -28,12 +28,10 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 def tokenize(
     tokenizer: Callable[..., Tensor], texts: str | list[str], context_length: int, truncate: bool
 ) -> Tensor:
-    """Token numbers of texts, (N, T), cut to T as the tokenizer does it: the end token survives.
-
-    One line counts the texts that were cut.
+    """Token numbers of texts, (N, T); longer texts are cut before their end token, and counted.
 
     Raises:
-        ValueError: ``truncate`` is false and a text does not fit; it names the text.
+        ValueError: ``truncate`` is false and a text does not fit; the error quotes the text.
     """
     texts = [texts] if isinstance(texts, str) else texts
     if not truncate:

@@ -38,23 +38,10 @@ class CLIPDataset(DatasetBase):
     """Images and class names of one dataset under one config.
 
     Subclasses implement ``read_splits``; everything else is common.
-
-    Attributes:
-        root: Absolute data root.
-        dataset_dir: The dataset's directory below it.
-        image_dir: Directory that stored paths are relative to.
-        template: Prompt template with one ``{}``.
-        notes: What a reader of the results must know, e.g. that the split is not the published one.
-        shot_seed: Seed of the few-shot draw; None if nothing was drawn.
-        shifted: As in ``DatasetRow``.
-        imagenet_labels: For each class the labels of the ImageNet classes that it stands for, which
-            ``imagenet.logits_of_classes`` takes; None where there are none.
-        imagenet_names: Names of all classes of ImageNet, in label order; empty likewise.
-        links: Real path of images that are known to be links, by their path.
     """
 
     default_template: ClassVar[str] = TEMPLATE
-    shifted: ClassVar[bool] = False
+    shifted: ClassVar[bool] = False  # as in ``DatasetRow``
 
     def __init__(self, cfg: Any) -> None:
         """Read, check, draw and subsample as ``cfg`` says.
@@ -68,14 +55,17 @@ class CLIPDataset(DatasetBase):
                 there is nothing to test on.
         """
         check_config(cfg)
+        # What a reader of the results must know, such as that the split is not the published one.
         self.notes: list[str] = []
-        self.shot_seed: int | None = None
+        self.shot_seed: int | None = None  # of the few-shot draw; None if nothing was drawn
+        # For each class the labels of the ImageNet classes that it stands for, which
+        # ``imagenet.logits_of_classes`` takes; None where there are none.
         self.imagenet_labels: list[list[int]] | None = None
-        self.imagenet_names: list[str] = []
-        self.links: dict[str, str] = {}
+        self.imagenet_names: list[str] = []  # all of ImageNet's, in label order; empty likewise
+        self.links: dict[str, str] = {}  # real path, by path, of images known to be links
         self.root = data_root(cfg)
-        self.dataset_dir = str(self.root)
-        self.image_dir = str(self.root)
+        self.dataset_dir = str(self.root)  # below it, once ``read_splits`` knows where
+        self.image_dir = str(self.root)  # that stored paths are relative to
         self.template = cfg.DATASET.PROMPT_TEMPLATE or self.default_template
         splits = self.read_splits(cfg)
         for text in split_notes(splits, self.links):
@@ -108,7 +98,7 @@ class CLIPDataset(DatasetBase):
         self.notes.append(text)
 
     def _check_test(self, splits: Splits, half: str, needed: bool) -> None:
-        """Say at the start what would be found out after training."""
+        """Report missing test images now, not after training."""
         if not splits.test and needed:
             of = "" if half == "all" else f" of the classes DATASET.SUBSAMPLE_CLASSES {half}"
             raise ValueError(
@@ -171,15 +161,10 @@ class SplitFileDataset(CLIPDataset):
     row: ClassVar[DatasetRow]
 
     def read_splits(self, cfg: Any) -> Splits:
-        """Read the published split, or make an own one where that is allowed.
-
-        Raises:
-            FileNotFoundError: The images, the split file or a listed image is missing.
-            ValueError: The split file is malformed.
-        """
+        """Read the published split, or make an own one where that is allowed."""
         row = self.row
         if row.prepare is not None:
-            with recording(None):  # it looks at more than this dataset
+            with recording(None):  # it looks at the whole suite, not only at what the run reads
                 row.prepare(self.root)
         dataset_dir = self.root / row.directory
         image_dir = dataset_dir / row.images
@@ -252,11 +237,7 @@ def function_of(path: str) -> Callable[[Path, Path], Any]:
 
 
 def check_config(cfg: Any) -> None:
-    """Refuse values of the DATASET section that no dataset can serve, before reading anything.
-
-    Raises:
-        ValueError: ``NUM_SHOTS`` is 0 or below -1, or ``SUBSAMPLE_CLASSES`` unknown.
-    """
+    """Refuse values of the DATASET section that no dataset can serve, before reading anything."""
     shots = cfg.DATASET.NUM_SHOTS
     if shots == 0 or shots < -1:
         raise ValueError(
@@ -272,11 +253,7 @@ def data_root(cfg: Any) -> Path:
 
 
 def require_directory(image_dir: Path, row: DatasetRow, root: Path) -> None:
-    """Check that a dataset's images are where the layout has them.
-
-    Raises:
-        FileNotFoundError: They are not; the message says what was looked for and how to get it.
-    """
+    """Refuse a missing image directory, by a message that says how to get the data."""
     if image_dir.is_dir():
         return
     inside = "/".join(filter(None, (row.directory, row.images)))

@@ -1,9 +1,9 @@
-"""Class names of the user's own choice: reading lists of them, and ``DATASET.CLASSNAMES``.
+"""Lists of class names from the user: their reader, and ``DATASET.CLASSNAMES``.
 
 One reader serves every list that a user gives, by flag or by config key. Names stand a line each,
 in label order; or in a CSV or TSV, with or without a header; or in JSON. They may carry their label
-(``0 cat``, ``0,cat``) or wnid (``n01440764 tench``). What can be read in two ways is refused: a
-name in the wrong place is a class with the wrong name, which nothing shows.
+(``0 cat``, ``0,cat``) or wnid (``n01440764 tench``). Ambiguous lists are refused: a name in the
+wrong place gives a class the wrong name, and nothing would show it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,9 @@ NUMBERED = re.compile(r"\d+[.-]")  # 001.Black_footed_Albatross; not 2012 Audi T
 def rename_classes(splits: Splits, file: str) -> Splits:
     """Give classes the names that a file lists.
 
-    Args:
-        splits: Images of all classes, before any draw.
-        file: Names in label order, as :func:`read_name_list` reads them; or names by wnid, of
-            classes that are called so; or a JSON object from present name, or label, to new name,
-            which may leave classes out.
+    The file has names in label order, as :func:`read_name_list` reads them; or names by wnid, for
+    classes whose present names are wnids; or a JSON object from present name, or label, to new
+    name, which may leave classes out.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -55,12 +53,7 @@ def rename_classes(splits: Splits, file: str) -> Splits:
 
 
 def read_class_names(path: Path, present: list[str]) -> list[str]:
-    """Read new names for the classes ``present`` (in label order) from ``path``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As in ``rename_classes``.
-    """
+    """Read new names for the classes ``present``, in label order; errors as `rename_classes`."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}; DATASET.CLASSNAMES must name one")
     names: Any = read_name_list(path, "DATASET.CLASSNAMES")
@@ -93,11 +86,7 @@ def _names_of_wnids(names: dict[str, Any], present: list[str], path: Path) -> li
 
 
 def unreadable_names(names: Sequence[str]) -> str:
-    """Say in what way class names mean nothing to a text encoder; empty if they do.
-
-    Args:
-        names: In label order.
-    """
+    """Say why class names mean nothing to a text encoder; empty if they mean something."""
     wnids = [name for name in names if WNID.fullmatch(name.strip())]
     if wnids:
         what = f"WordNet ids ({len(wnids)} of {len(names)}, first {wnids[0]})"
@@ -129,18 +118,14 @@ def _replace_some(new_names: dict[str, Any], present: list[str], path: Path) -> 
 
 
 def read_name_list(path: Path, flag: str) -> Any:
-    """Read class names.
-
-    Args:
-        path: An existing file: ``.json``, ``.csv``, ``.tsv``, or lines whatever its suffix.
-        flag: The flag or config key that names it, for errors.
+    """Read class names from JSON, CSV, TSV or lines; ``flag`` names the file in errors.
 
     Returns:
-        A list in label order; or by wnid, where the file has wnids; or what a JSON file holds,
+        A list in label order; or by wnid, where the file has wnids; or the content of a JSON file,
         unchecked.
 
     Raises:
-        ValueError: Another encoding or format, or what can be read in two ways.
+        ValueError: The encoding or format is not read, or the list is ambiguous.
     """
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS:
@@ -160,13 +145,9 @@ def read_name_list(path: Path, flag: str) -> Any:
 
 
 def in_label_order(content: Mapping[str, Any]) -> list[str] | None:
-    """Order the names of a JSON object from label to name, or from name to label.
+    """Order the names of a JSON object from label to name, or from name to label; None if neither.
 
-    Args:
-        content: At least two entries; labels run from 0, or from 1, without a gap.
-
-    Returns:
-        The names; None if it is neither.
+    Labels run from 0, or from 1, without a gap.
     """
     if all(isinstance(value, str) for value in content.values()):
         if all(key.isdecimal() for key in content):
@@ -182,7 +163,7 @@ def by_wnid(content: Any) -> bool:
 
 
 def _ordered(pairs: Sequence[tuple[int, str]]) -> list[str] | None:
-    """Names by their numbers, if these are 0..n-1 or 1..n; of one name nobody can say."""
+    """Names by their numbers, if these are 0..n-1 or 1..n; a lone number may be part of a name."""
     numbers = sorted(number for number, _ in pairs)
     if len(pairs) < 2 or numbers[0] not in (0, 1):
         return None

@@ -1,10 +1,10 @@
-"""Files to download: the vocabulary in which the rows say where a dataset can be had.
+"""Files to download: the terms in which the rows describe where to get a dataset.
 
 ``scripts/data.py`` fetches what the rows list; DATASETS.md says the same (a test compares the two).
 
 None of the addresses in the rows was tried when they were written. ``listed_by`` names the
-maintained source that lists an address; where it is empty the address is known by memory only and
-shown to the user as "unverified". A checksum is given only where such a source has it.
+maintained source that lists an address; an address without one is from memory, and shown to the
+user as "unverified". A checksum is given only where such a source has it.
 """
 
 from __future__ import annotations
@@ -20,39 +20,25 @@ SEE_PAGE = "see its page"  # a licence that does not fit into a few words
 
 @dataclass(frozen=True)
 class Address:
-    """One place of a file.
+    """One place of a file."""
 
-    Attributes:
-        url: http or https; a Google Drive file as ``https://drive.google.com/file/d/<id>/view``.
-        listed_by: Maintained source that lists it; empty: from memory, unverified.
-    """
-
-    url: str
-    listed_by: str = ""
+    url: str  # http or https; Google Drive as ``https://drive.google.com/file/d/<id>/view``
+    listed_by: str = ""  # maintained source that lists it; "" if it is from memory
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download and, if it is an archive, to unpack.
-
-    Attributes:
-        name: Its file name.
-        addresses: Where it is, the best first; none if it takes an account.
-        places: (path in the archive, path below the dataset's directory) of what is needed of it;
-            of a file that is no archive the first is empty.
-        size: Bytes, about; 0 if not known.
-        md5: Checksum; empty if not known for sure.
-        nested: Archive inside this one that the paths of ``places`` start in.
-        optional: Needed for an own split only.
-    """
+    """A file to download and, if it is an archive, to unpack."""
 
     name: str
-    addresses: tuple[Address, ...]
+    addresses: tuple[Address, ...]  # the best first; none if it takes an account
+    # (path in the archive, path below the dataset's directory) of what is needed; the first is ""
+    # for a file that is no archive.
     places: tuple[tuple[str, str], ...]
-    size: int = 0
-    md5: str = ""
-    nested: str = ""
-    optional: bool = False
+    size: int = 0  # bytes, about; 0 if not known
+    md5: str = ""  # "" if not known for sure
+    nested: str = ""  # archive inside this one that the paths of ``places`` start in
+    optional: bool = False  # needed for an own split only
 
     @property
     def is_archive(self) -> bool:
@@ -62,7 +48,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Download:
-    """All there is to know about getting one dataset; the fields are those of its row."""
+    """How to get one dataset; the fields are those of its row."""
 
     config: str
     page: str
@@ -78,6 +64,7 @@ class Download:
     @property
     def size(self) -> int:
         """Bytes of the download, about, counting alternatives once; 0 if unknown."""
+        # Alternatives have the same places; in reverse, so that the preferred one's size stays.
         largest = {file.places or file.name: file.size for file in reversed(self.files)}
         return sum(largest.values())
 
@@ -114,5 +101,5 @@ def same(*paths: str, inside: str = "") -> tuple[tuple[str, str], ...]:
 
 
 def download_of(config: str, table: Sequence[Download]) -> Download | None:
-    """Find what a table says of a dataset by the stem of its config; None if there is nothing."""
+    """The table's entry for a dataset, by the stem of its config; None if there is none."""
     return next((download for download in table if download.config == config), None)

@@ -1,4 +1,4 @@
-"""Data of the user's own, described in YAML alone: ``DATASET.NAME: Folder`` and ``Split``.
+"""The user's own data, described in YAML alone: ``DATASET.NAME: Folder`` and ``Split``.
 
 ``Folder`` reads class folders. Below ``<root>/<DATASET.DIR>`` lies one of
 
@@ -41,11 +41,7 @@ Classes = dict[str, list[str]]
 
 
 def extend_cfg(cfg: Any) -> None:
-    """Add the keys of the DATASET section that only these two read, in place.
-
-    Args:
-        cfg: Config, not frozen.
-    """
+    """Add the keys of the DATASET section that only these two read, in place."""
     for key, default in values_of(OPTIONS).items():
         if key not in cfg.DATASET:
             cfg.DATASET[key] = default
@@ -53,17 +49,10 @@ def extend_cfg(cfg: Any) -> None:
 
 @DATASET_REGISTRY.register()
 class Folder(CLIPDataset):
-    """Class folders of the user's own."""
+    """The user's own class folders."""
 
     def read_splits(self, cfg: Any) -> Splits:
-        """Read whichever layout is there; what is left out is counted in a note.
-
-        Raises:
-            FileNotFoundError: The directory is missing, or an image is a link to nothing.
-            ValueError: The layout is neither of the two, a class folder has no image, a class of
-                val or test is not in train, links put an image into two places that exclude each
-                other, or a split value is not allowed.
-        """
+        """Read whichever layout is there; a note counts what was left out."""
         option = own_options(cfg)
         if option["SPLIT_FILE"]:
             raise ValueError(
@@ -89,9 +78,9 @@ class Folder(CLIPDataset):
     def _list_classes(self, directory: Path) -> Classes:
         classes, links = list_classes(directory, self.left_out)
         real = os.path.realpath(self.dataset_dir)
-        # Links must not bring one image into train and test: what they lead to is compared.
+        # Links must not bring one image into train and test: their targets are compared, spelt as
+        # paths below the dataset's directory, which may itself be behind a link.
         for path, target in links.items():
-            # Below the directory as it is called, whatever links lead to it: to be compared.
             self.links[path] = os.path.join(self.dataset_dir, os.path.relpath(target, real))
         return classes
 
@@ -112,7 +101,7 @@ class Folder(CLIPDataset):
         found = {part: self._list_classes(directory / part) for part in parts}
         for part, classes in found.items():
             _require_filled(directory / part, classes)
-        # Labels are numbered once, by the folders of this part, and hold for the others.
+        # Labels are numbered by the folders of one part, and hold for the others.
         defining = "train" if "train" in found else "test"
         labels = _number(found[defining])
         _require_known(found, labels, directory, defining)
@@ -127,7 +116,7 @@ class Folder(CLIPDataset):
 
     def _split_tree(self, directory: Path, ratio: tuple[float, float, float], seed: int) -> Splits:
         classes = self._list_classes(directory)
-        # An empty folder is no class here, but one with images deeper down is a mistake to be told.
+        # An empty folder is no class; one with images deeper down is a mistake, refused below.
         for name in [name for name, files in classes.items() if not files]:
             if not find_below(directory / name):
                 self.left_out.add("folder(s) without an image", str(directory / name))
@@ -148,15 +137,10 @@ class Folder(CLIPDataset):
 
 @DATASET_REGISTRY.register()
 class Split(CLIPDataset):
-    """A split file in CoOp's format, and its images, of the user's own."""
+    """The user's own images, listed by a split file in CoOp's format."""
 
     def read_splits(self, cfg: Any) -> Splits:
-        """Read the split file.
-
-        Raises:
-            FileNotFoundError: A directory, the split file or a listed image is missing.
-            ValueError: No split file is named, or it is malformed.
-        """
+        """Read the split file."""
         option = own_options(cfg)
         if not option["SPLIT_FILE"]:
             raise ValueError(
@@ -191,11 +175,7 @@ def own_options(cfg: Any) -> dict[str, Any]:
 
 
 def own_directory(dataset: CLIPDataset, name: str, purpose: str) -> Path:
-    """The directory that ``DATASET.DIR`` names.
-
-    Raises:
-        FileNotFoundError: It is missing; ``purpose`` says what it has to hold.
-    """
+    """The directory that ``DATASET.DIR`` names; it must exist, for the ``purpose`` in messages."""
     directory = dataset.root / name
     if not directory.is_dir():
         raise FileNotFoundError(
@@ -206,10 +186,9 @@ def own_directory(dataset: CLIPDataset, name: str, purpose: str) -> Path:
 
 
 def find_parts(directory: Path) -> list[str]:
-    """Say which of train, val and test are there, told from classes that are called so.
+    """Which of train/, val/ and test/ are there with class folders inside.
 
-    Raises:
-        ValueError: One holds class folders, but another, or the same, images without a class.
+    A folder of that name with images alone may be a class. A ValueError refuses a mixture.
     """
     present = {part: list_folder(directory / part) for part in PARTS if (directory / part).is_dir()}
     nested = [part for part, listing in present.items() if listing.folders]
@@ -226,19 +205,11 @@ def find_parts(directory: Path) -> list[str]:
 
 
 def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str, str]]:
-    """List class folders and the images directly in them.
-
-    Args:
-        directory: Directory of the class folders.
-        left_out: Counts what is no image, and images elsewhere.
+    """List class folders and the images directly in them; other files are counted in ``left_out``.
 
     Returns:
-        Image file names per class folder: folders sorted, as numbers if all are numbers (as text
-        10 would come before 2, and names given in order would be those of other classes). And the
-        real paths of images that are links, or in a folder that is one.
-
-    Raises:
-        ValueError: There is no class folder.
+        Image file names per class folder, folders sorted; and the real paths of images that are
+        links, or in a folder that is one.
     """
     listing = list_folder(directory, left_out)
     for image in listing.images:
@@ -247,7 +218,8 @@ def list_classes(directory: Path, left_out: LeftOut) -> tuple[Classes, dict[str,
     if not names:
         raise ValueError(f"{directory} holds no class folders; {LAYOUTS}")
     if all(name.isdecimal() for name in names):
-        names.sort(key=int)  # as text, 10 comes before 2
+        # As text, 10 comes before 2, and a list of names in order would name other classes.
+        names.sort(key=int)
     classes, links = {}, {}
     for name in names:
         folder = directory / name

@@ -58,11 +58,7 @@ def find_names(dataset_dir: Path) -> ClassNames:
 
 
 def names_of(dataset_dir: Path) -> ClassNames:
-    """Read the nearest ``classnames.txt``, or take the standard names.
-
-    Raises:
-        ValueError: A line of the file is malformed or repeats a wnid.
-    """
+    """Read the nearest ``classnames.txt``, or take the standard names."""
     for directory in (dataset_dir, dataset_dir.parent / "imagenet"):
         path = directory / NAMES_FILE
         if path.is_file():
@@ -73,14 +69,10 @@ def names_of(dataset_dir: Path) -> ClassNames:
 def imagenet_labels(
     wnids: Sequence[Sequence[str]], names: Mapping[str, str]
 ) -> list[list[int]] | None:
-    """Say which of ImageNet's labels the classes of a dataset stand for.
+    """The labels of ImageNet that each class of a dataset, given by its wnids, stands for.
 
-    Args:
-        wnids: For each class its wnids.
-        names: ImageNet's classes by wnid, in label order.
-
-    Returns:
-        The labels of each class; None if one has none, because ``names`` is a part of ImageNet.
+    ``names`` are ImageNet's by wnid, in label order. None if they are only a part of ImageNet, and
+    lack a class.
     """
     label_of = {wnid: label for label, wnid in enumerate(names)}
     labels = [[label_of[wnid] for wnid in group if wnid in label_of] for group in wnids]
@@ -117,24 +109,17 @@ def logits_of_classes(logits: Tensor, imagenet_labels: Sequence[Sequence[int]]) 
     widest = max(map(len, imagenet_labels))
     # The first column once more changes no maximum.
     filled = [[*columns, *[columns[0]] * (widest - len(columns))] for columns in imagenet_labels]
-    index = torch.tensor(filled, device=logits.device)  # (K, G)
+    index = torch.tensor(filled, device=logits.device)  # (K, G), at most G columns per class
     return logits[:, index].amax(-1)  # (B, K, G) -> (B, K)
 
 
 def misnamed(
     classnames: Sequence[str], labels: Sequence[Sequence[int]], names: Sequence[str]
 ) -> list[str]:
-    """Find classes that are called what another class of ImageNet is called.
+    """A sentence for each class that has the name of another class of ImageNet.
 
     A class may have a name of its own; many with each other's names are in the wrong order.
-
-    Args:
-        classnames: Of the dataset.
-        labels: For each class the labels of ImageNet that it stands for.
-        names: Of ImageNet's classes, in label order.
-
-    Returns:
-        A sentence for each such class.
+    ``labels`` are those of ImageNet that each class stands for, ``names`` ImageNet's by label.
     """
     named: dict[str, set[int]] = {}
     for label, name in enumerate(names):
@@ -142,7 +127,7 @@ def misnamed(
     return [
         f"class {label} is called {name!r}, but is ImageNet's {names[own[0]]!r}"
         for label, (name, own) in enumerate(zip(classnames, labels, strict=True))
-        # A name that no class of ImageNet has is the user's own, and fits.
+        # A name that no class of ImageNet has was chosen by the user, and fits.
         if not named.get(_plain(name), set(own)) & set(own)
     ]
 
@@ -162,11 +147,7 @@ def folder_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
 
 
 def read_wnid_names(path: Path) -> dict[str, str]:
-    """Read "n01440764 tench" lines, in any order, into the order of the sorted wnids.
-
-    Raises:
-        ValueError: A line is malformed or repeats a wnid, or there is none.
-    """
+    """Read "n01440764 tench" lines, in any order, into the order of the sorted wnids."""
     names: dict[str, str] = {}
     for where, line in read_lines(path, "DATASETS.md says what it holds"):
         wnid, name = (*line.split(None, 1), "")[:2]
@@ -185,10 +166,6 @@ def imagenet(dataset_dir: Path, image_dir: Path) -> Splits:
 
     The test labels were never published, so the field tests on the validation images. The val split
     is therefore left empty: to select a model on it would be to select on the test set.
-
-    Raises:
-        FileNotFoundError: ``train`` or ``val`` is missing.
-        ValueError: A class is missing or unknown, or has no image.
     """
     names = find_names(dataset_dir)
     for part in ("train", "val"):
@@ -220,9 +197,6 @@ def imagenetv2(dataset_dir: Path, image_dir: Path) -> Splits:
     """ImageNetV2: folders ``0`` to ``999`` are labels, to be taken as numbers; test only.
 
     Sorted as text (0, 1, 10, 100, ...) nearly all labels would be those of other classes.
-
-    Raises:
-        ValueError: The folders are not exactly the numbers of the classes, or one has no image.
     """
     names = find_names(dataset_dir)
     found = set(list_directories(image_dir))
@@ -242,13 +216,8 @@ def imagenetv2(dataset_dir: Path, image_dir: Path) -> Splits:
 def read_wnid_folders(directory: Path, names: ClassNames, *, every_class: bool) -> list[Datum]:
     """Read class folders called by wnid; labels follow the sorted wnids that are there.
 
-    Args:
-        directory: Directory of the class folders; files beside them are skipped.
-        names: All classes there can be.
-        every_class: Whether each of them must be there.
-
-    Raises:
-        ValueError: A folder is unknown, one is missing, or one has no image.
+    Files beside the folders are skipped. A folder outside of ``names`` is an error, and with
+    ``every_class`` a missing one too.
     """
     # list_directories sorts, and a class is its place among the sorted wnids.
     wnids = list_directories(directory)
@@ -272,11 +241,7 @@ def read_wnid_folders(directory: Path, names: ClassNames, *, every_class: bool) 
 
 
 def read_folder(directory: str, label: int, name: str) -> list[Datum]:
-    """List one class's images, sorted, without asking the disk about each.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """List one class's images, at least one, sorted, without asking the disk about each."""
     files = list_images(Path(directory))
     if not files:
         raise ValueError(f"{directory} holds no image; complete the data")

@@ -1,7 +1,7 @@
-"""Listing images in folders of the user's own, and counting what is left out.
+"""List the images in a user's own folders, and count what is left out.
 
-The readers of published datasets have a list of suffixes of their own, ``readers.list_images``,
-which must never grow: their splits depend on it.
+The readers of published datasets use another list of suffixes, in ``readers.list_images``, which
+must never grow: their splits depend on it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LeftOut:
     """Paths that were left out, by kind."""
 
     def __init__(self, directory: str | os.PathLike[str] = "") -> None:
-        """Start empty; paths are told relative to ``directory``."""
+        """Start empty; messages give paths relative to ``directory``."""
         self.directory = str(directory)
         self.paths: dict[str, dict[str, None]] = {}
 
@@ -93,15 +93,9 @@ class Listing(NamedTuple):
 
 
 def list_folder(directory: str | os.PathLike[str], left_out: LeftOut | None = None) -> Listing:
-    """List the folders and images of a directory.
+    """List the folders and images of a directory; an image may be a link that leads nowhere.
 
-    Args:
-        directory: Which.
-        left_out: Counts the rest: hidden files, folders that no user made, and what has no suffix
-            of an image.
-
-    Returns:
-        Names; an image may be a link that leads nowhere.
+    ``left_out`` counts the rest: hidden files, folders that no user made, and other suffixes.
     """
     others = LeftOut() if left_out is None else left_out
     listing = Listing([], [], {})
@@ -130,19 +124,12 @@ def list_folder(directory: str | os.PathLike[str], left_out: LeftOut | None = No
 def find_below(
     directory: str | os.PathLike[str], left_out: LeftOut | None = None, seen: set[str] | None = None
 ) -> list[str]:
-    """Find the images in a directory and all below it, links to directories included.
+    """Sorted paths of the images in and below a directory, links to directories included.
 
-    Args:
-        directory: Where to look.
-        left_out: As for ``list_folder``.
-        seen: Real paths of directories to leave alone; those looked at are added, so a link that
-            leads back up ends the way.
-
-    Returns:
-        Paths, sorted.
+    ``seen`` holds the real paths of directories that were looked at already.
     """
     seen = set() if seen is None else seen
-    # A link to a folder above would be followed for ever.
+    # A link to a folder above would be followed forever.
     real = os.path.realpath(directory)
     if real in seen:
         return []

@@ -38,12 +38,7 @@ class SharedClass(NamedTuple):
 
 
 def objectnet(dataset_dir: Path, image_dir: Path) -> Splits:
-    """The classes shared with ImageNet, labelled by their sorted folder names; test only.
-
-    Raises:
-        FileNotFoundError: A file of ``mappings/`` is missing.
-        ValueError: One is malformed, or a folder is missing or has no image.
-    """
+    """The classes shared with ImageNet, labelled by their sorted folder names; test only."""
     shared = read_mappings(dataset_dir / "mappings")
     missing = sorted(shared.keys() - set(list_directories(image_dir)))
     if missing:
@@ -63,12 +58,7 @@ def objectnet_wnids(dataset_dir: Path, image_dir: Path) -> list[list[str]]:
 
 
 def read_mappings(directory: Path) -> dict[str, SharedClass]:
-    """Read the classes shared with ImageNet by folder name, sorted.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: One is malformed, or they do not belong together.
-    """
+    """Read the classes shared with ImageNet by folder name, sorted."""
     folder_of = {name: folder for folder, name in _read_texts(directory / FOLDERS).items()}
     wnids_of = _read_titles(directory)
     shared = {}
@@ -121,6 +111,7 @@ def _read_titles(directory: Path) -> dict[str, list[str]]:
         )
     wnids_of: dict[str, list[str]] = {}
     odd = []
+    # Two lists with different numbers are joined here; an error in either shows in the words alone.
     for label, (wnid, name) in enumerate(names.items()):
         title = titles[numbers[str(label)] - first].strip()
         wnids_of.setdefault(title, []).append(wnid)

@@ -81,16 +81,8 @@ def class_folders(
 ) -> Splits:
     """Split a tree of class folders 50/20/30 per class; labels follow the sorted folder names.
 
-    Food-101's own lists in ``meta`` have no val and go unused.
-
-    Args:
-        dataset_dir: Not read.
-        image_dir: Directory of the class folders.
-        ignored: Folders that are no class.
-        new_names: Class names of folders whose own name is not readable.
-
-    Raises:
-        ValueError: There is no class folder, or one has fewer than two images.
+    Some folders may be ``ignored``, others have ``new_names``. ``dataset_dir`` is not read, not
+    even for Food-101, whose own lists have no val.
     """
     names = new_names or {}
     folders = [name for name in list_directories(image_dir) if name not in ignored]
@@ -120,27 +112,14 @@ def caltech101(dataset_dir: Path, image_dir: Path) -> Splits:
 
 
 def read_lines(path: Path, hint: str) -> list[tuple[str, str]]:
-    """Read the lines of a list that are not blank, each with "file:number" for error messages.
-
-    Args:
-        path: The list.
-        hint: Where it comes from, for the error.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Its encoding is neither UTF-8 nor marked.
-    """
+    """Read the lines of a list that are not blank, each with "file:number" for error messages."""
     require_file(path, hint)
     lines = enumerate(read_text(path).split("\n"), start=1)
     return [(f"{path}:{number}", line.strip()) for number, line in lines if line.strip()]
 
 
 def require_file(path: Path, hint: str) -> None:
-    """Check that one of a dataset's own files is there.
-
-    Raises:
-        FileNotFoundError: It is not; the message ends with ``hint``.
-    """
+    """Refuse a missing file of a dataset's own; ``hint`` says where it comes from."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; {hint}")
 
@@ -158,12 +137,7 @@ def _classes(items: Sequence[Datum]) -> list[list[Datum]]:
 
 
 def load_mat(path: Path, key: str, hint: str) -> Any:
-    """Read one variable of a MATLAB file (version 5, which holds no code).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read or lacks the variable.
-    """
+    """Read one variable of a MATLAB file (version 5, which holds no code)."""
     # Imported here: SciPy serves two datasets' own splits only.
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -180,12 +154,7 @@ def load_mat(path: Path, key: str, hint: str) -> Any:
 
 
 def oxford_pets(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Oxford-IIIT Pets: the official test list; train and val are 80/20 of the official trainval.
-
-    Raises:
-        FileNotFoundError: ``annotations/trainval.txt`` or ``test.txt`` is missing.
-        ValueError: A line of them is malformed.
-    """
+    """Oxford-IIIT Pets: the official test list; train and val are 80/20 of its trainval list."""
     trainval = _read_pets_list(dataset_dir / "annotations" / "trainval.txt", image_dir)
     test = _read_pets_list(dataset_dir / "annotations" / "test.txt", image_dir)
     return split_official(trainval, test)
@@ -210,12 +179,7 @@ def _read_pets_list(path: Path, image_dir: Path) -> list[Datum]:
 
 
 def oxford_flowers(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Oxford Flowers: labels of ``imagelabels.mat``, names of ``cat_to_name.json``; 50/20/30.
-
-    Raises:
-        FileNotFoundError: One of the two files is missing.
-        ValueError: One is malformed, or a class has no name.
-    """
+    """Oxford Flowers: labels of ``imagelabels.mat``, names of ``cat_to_name.json``; 50/20/30."""
     hint = "it is on www.robots.ox.ac.uk/~vgg/data/flowers/102"
     labels = load_mat(dataset_dir / "imagelabels.mat", "labels", hint).reshape(-1).tolist()
     path = dataset_dir / "cat_to_name.json"
@@ -233,12 +197,7 @@ def oxford_flowers(dataset_dir: Path, image_dir: Path) -> Splits:
 
 
 def stanford_cars(dataset_dir: Path, image_dir: Path) -> Splits:
-    """Stanford Cars: the official test list; train and val are 80/20 of the official train list.
-
-    Raises:
-        FileNotFoundError: A ``.mat`` file is missing.
-        ValueError: One is malformed.
-    """
+    """Stanford Cars: the official test list; train and val are 80/20 of the official train list."""
     hint = "it belongs to car_devkit.tgz of Stanford Cars; DATASETS.md says which goes where"
     names = load_mat(dataset_dir / "devkit" / "cars_meta.mat", "class_names", hint).tolist()
     parts = []
@@ -274,10 +233,6 @@ def sun397(dataset_dir: Path, image_dir: Path) -> Splits:
     """SUN397: the first of its official partitions; train and val are 80/20 of its training list.
 
     ``ClassName.txt`` is looked for in either directory: the archive has it among the images.
-
-    Raises:
-        FileNotFoundError: A list is missing.
-        ValueError: A list names a class that ``ClassName.txt`` lacks.
     """
     hint = "it is in SUN397.tar.gz or, for the lists, in Partitions.zip of the dataset's page"
     inside = image_dir / "ClassName.txt"
@@ -299,12 +254,7 @@ def sun397(dataset_dir: Path, image_dir: Path) -> Splits:
 
 
 def ucf101(dataset_dir: Path, image_dir: Path) -> Splits:
-    """UCF101's middle frames: the first official split; train and val are 80/20 of its train list.
-
-    Raises:
-        FileNotFoundError: A list is missing.
-        ValueError: A line is malformed or names an unknown action.
-    """
+    """UCF101's middle frames: the first official split; train and val are 80/20 of its train."""
     hint = "unpack UCF101TrainTestSplits-RecognitionTask.zip of www.crcv.ucf.edu/data/UCF101.php"
     lists = dataset_dir / "ucfTrainTestlist"
     label_of = {}
@@ -329,12 +279,7 @@ def ucf101(dataset_dir: Path, image_dir: Path) -> Splits:
 
 
 def fgvc_aircraft(dataset_dir: Path, image_dir: Path) -> Splits:
-    """FGVC Aircraft: the official lists of its 100 variants, which are the published split.
-
-    Raises:
-        FileNotFoundError: A list is missing.
-        ValueError: A line names no variant of ``variants.txt``.
-    """
+    """FGVC Aircraft: the official lists of its 100 variants, which are the published split."""
     hint = "it is in the data/ of fgvc-aircraft-2013b.tar.gz, which is to be the dataset directory"
     variants = [line for _, line in read_lines(dataset_dir / "variants.txt", hint)]
     label_of = {name: label for label, name in enumerate(variants)}

@@ -22,16 +22,11 @@ ROWS = (
     *SUITE,
 )
 DOWNLOADS = tuple(row.download for row in ROWS if row.download is not None)
-ROW_OF = {row.name: row for row in ROWS}
-"""Rows by ``DATASET.NAME``; data of the user's own has none."""
+ROW_OF = {row.name: row for row in ROWS}  # by ``DATASET.NAME``; data of the user's own has none
 
 
 def row_of(name: str) -> DatasetRow:
-    """Find a row by class name or config stem.
-
-    Raises:
-        KeyError: No row has that name.
-    """
+    """Find a row by class name or config stem; KeyError if there is none."""
     for row in ROWS:
         if name in (row.name, row.config):
             return row
@@ -39,10 +34,6 @@ def row_of(name: str) -> DatasetRow:
 
 
 def texts_of(name: str) -> str:
-    """Name of the dataset whose texts about classes serve this one: shifts read their source's.
-
-    Args:
-        name: ``DATASET.NAME``.
-    """
+    """``DATASET.NAME`` whose texts about classes serve this one: shifts read their source's."""
     row = ROW_OF.get(name)
     return row_of(row.trained_on).name if row and row.group == "shifts" else name

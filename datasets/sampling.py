@@ -1,4 +1,4 @@
-"""Choosing among images: few shots per class, base or new classes, random splits.
+"""Choose among images: few shots per class, base or new classes, random splits.
 
 All published numbers of the field depend on these rules (those of CoOp). Every choice comes from a
 generator of its own, never from the global one, so nothing else can shift it.
@@ -45,14 +45,8 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None
     with the same generator: exactly the published draws of CoOp. A class with fewer images gives
     all it has (and takes nothing from the generator). ``test`` is left alone.
 
-    Args:
-        splits: Images of all classes; halves are taken afterwards, as CoOp does.
-        shots: Images per class, from 1.
-        seed: The run's seed, from 0.
-        notes: Gets a line about classes that have fewer images.
-
-    Raises:
-        ValueError: ``shots`` is below 1 or ``seed`` negative.
+    ``splits`` are of all classes; halves are taken afterwards, as CoOp does. ``notes`` get a line
+    about classes that have fewer images.
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, got {shots}")
@@ -72,13 +66,7 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None
 
 
 def kept_labels(splits: Splits, half: str) -> list[int]:
-    """Labels of the base or the new classes, or of all.
-
-    Labels are sorted; base is the first ceil(n/2) of them, new the rest.
-
-    Raises:
-        ValueError: ``half`` is none of all, base, new; or no class is left.
-    """
+    """Labels of the base or the new classes, or of all, sorted; base is the first ceil(n/2)."""
     check_availability(half, HALVES, "DATASET.SUBSAMPLE_CLASSES")
     labels = sorted({item.label for item in splits.defining})
     if half == "all":
@@ -93,7 +81,7 @@ def kept_labels(splits: Splits, half: str) -> list[int]:
 
 
 def subsample_classes(splits: Splits, half: str) -> Splits:
-    """Keep the base or the new classes, relabelled from 0; errors as :func:`kept_labels`."""
+    """Keep the base or the new classes, relabelled from 0."""
     kept = kept_labels(splits, half)
     if half == "all":
         return splits
@@ -107,11 +95,7 @@ def subsample_classes(splits: Splits, half: str) -> Splits:
 
 
 def check_ratio(ratio: Sequence[float]) -> tuple[float, float, float]:
-    """Check train, val and test shares.
-
-    Raises:
-        ValueError: Not three numbers that sum to 1, or no share for train or test.
-    """
+    """Refuse shares of train, val and test that do not sum to 1, or none for train or test."""
     good = len(ratio) == 3 and abs(sum(ratio) - 1) < 1e-6
     if not good or ratio[0] <= 0 or ratio[1] < 0 or ratio[2] <= 0:
         raise ValueError(
@@ -124,8 +108,8 @@ def check_ratio(ratio: Sequence[float]) -> tuple[float, float, float]:
 def part_sizes(total: int, ratio: tuple[float, float, float]) -> tuple[int, int, int]:
     """Divide ``total`` images of a class by ``ratio``.
 
-    CoOp's rounding (train and val rounded, test the rest); where that would leave a part empty, one
-    image moves over from the largest: to test first, then train, then val.
+    CoOp's rounding (train and val rounded, test the rest); an empty part gets one image from the
+    largest: test first, then train, then val.
     """
     # round() goes to the even neighbour at .5; another rounding would change own splits.
     sizes = [round(total * ratio[0]), round(total * ratio[1])]
@@ -142,20 +126,14 @@ def split_three_ways(
 ) -> tuple[list[T], list[T], list[T]]:
     """Shuffle each class's images and divide them by ``ratio``; equal inputs give equal splits.
 
-    Args:
-        groups: One sequence per class, in label order, itself in a reproducible order.
-        ratio: Shares of train, val and test.
-        seed: Seed of the shuffle.
-
-    Raises:
-        ValueError: A class has fewer than two images, so train or test would lack it.
+    ``groups`` has one sequence per class, in label order, itself in a reproducible order.
     """
     generator = random.Random(seed)
     train: list[T] = []
     val: list[T] = []
     test: list[T] = []
     for group in groups:
-        if len(group) < 2:
+        if len(group) < 2:  # train or test would lack the class
             raise ValueError(
                 f"{len(group)} image(s) cannot be split into train and test: {list(group)}"
             )
@@ -171,12 +149,9 @@ def split_three_ways(
 def split_off_val(
     groups: Sequence[Sequence[T]], share: float, seed: int
 ) -> tuple[list[T], list[T]]:
-    """Take a share of each class's images for validation, at least one if it has two.
+    """Take a share of each class's images for validation, at least one if the class has two.
 
-    Args:
-        groups: One sequence per class, in label order, itself in a reproducible order.
-        share: Share of val, from 0 to below 1; 0 leaves val empty.
-        seed: Seed of the shuffle.
+    A share of 0 leaves val empty. ``groups`` as for :func:`split_three_ways`.
     """
     generator = random.Random(seed)
     train: list[T] = []

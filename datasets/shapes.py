@@ -1,4 +1,4 @@
-"""The bundled suite: rendered pictures of coloured, textured shapes, with shifted siblings.
+"""The bundled suite: rendered images of coloured, textured shapes, with shifted siblings.
 
 A class of the main set is a texture, a colour and a form ("striped red triangle"); place, size,
 rotation, light, background and noise are nuisance. The siblings v2, sketch, r and a mirror
@@ -35,11 +35,11 @@ from datasets.shapes_captions import class_name
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 from datasets.splits import PARTS
 
-CHECKSUMS = "checksums.json"  # CRC-32 of every picture, by its path in the suite's folder
-VERSION = "1"  # of the pictures; folders written by another version are drawn anew
+CHECKSUMS = "checksums.json"  # CRC-32 of every image, by its path in the suite's folder
+VERSION = "1"  # of the images; folders written by another version are drawn anew
 _PARTIAL, _OLD, _LOCK = ".shapes-", "-old", ".lock"  # beside the suite: what is being drawn
 
-_seen: dict[str, tuple[int, ...]] = {}  # state of the pictures that this process found right
+_seen: dict[str, tuple[int, ...]] = {}  # state of the images that this process found intact
 _SUITE_TEXTURES = ("solid", "striped", "dotted", "checkered")
 _SUITE_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
 _SUITE_FORMS = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -72,26 +72,14 @@ PLAIN = Style(hue_shift=8, saturation=(0.5, 0.9), size=(0.5, 0.85), noise=(0.03,
 
 @dataclass(frozen=True)
 class SuiteSet:
-    """One dataset of the suite.
+    """One dataset of the suite."""
 
-    Attributes:
-        folder: Where its images lie below ``<root>/shapes``.
-        style: How its pictures look.
-        classes: Names of its classes, in label order.
-        per_class: Pictures of a class in train, val and test.
-        draw: (label, number of pictures, generator) -> what they show.
-    """
-
-    folder: str
+    folder: str  # of its images, below ``<root>/shapes``
     style: Style
-    classes: tuple[str, ...]
-    per_class: tuple[int, int, int]
+    classes: tuple[str, ...]  # names in label order
+    per_class: tuple[int, int, int]  # images in train, val and test; shifted siblings only test
+    # (label, number of images, generator) -> what they show
     draw: Callable[[int, int, np.random.Generator], Objects]
-
-    @property
-    def has_train(self) -> bool:
-        """Whether it can be trained on; the shifted siblings only test."""
-        return self.per_class[0] > 0
 
 
 def _index(
@@ -156,19 +144,10 @@ SUITE: dict[str, SuiteSet] = {
 
 
 def ensure_rendered(root: str | os.PathLike[str]) -> Path:
-    """Draw the suite below ``<root>/shapes`` unless it is there already; mend damaged pictures.
+    """Draw the suite below ``<root>/shapes`` unless it is there already; mend damaged images.
 
     The folder appears complete or not at all: it is drawn beside its place and renamed, so jobs
-    that start together, or a kill in between, do no harm. What killed jobs left is removed.
-
-    Args:
-        root: Folder of all datasets; created if it does not exist.
-
-    Returns:
-        The suite's folder.
-
-    Raises:
-        OSError: The folder cannot be written.
+    that start together, or a kill in between, do no harm. Leftovers of killed jobs are removed.
     """
     target = Path(user_path(root)) / "shapes"
     _remove_leftovers(target.parent)
@@ -212,11 +191,7 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def is_current(folder: Path) -> bool:
-    """Tell whether the suite in a folder is of this version and has its checksums.
-
-    Args:
-        folder: The suite's.
-    """
+    """Whether the suite in a folder is of this version and has its checksums."""
     stamp = folder / "version.txt"
     same = stamp.is_file() and stamp.read_text().strip() == VERSION
     return same and (folder / CHECKSUMS).is_file()
@@ -235,7 +210,7 @@ def _name_of(picture: Path, folder: Path) -> str:
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of the suite's pictures by name; empty if the file is damaged."""
+    """CRC-32 of the suite's images by name; empty if the file is damaged."""
     try:
         return json.loads((folder / CHECKSUMS).read_text())
     except ValueError:
@@ -243,12 +218,8 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def damaged_pictures(folder: Path) -> list[str]:
-    """Return which pictures of the suite are gone or not what was drawn.
-
-    Args:
-        folder: The suite's.
-    """
-    # Without readable checksums every picture is drawn again.
+    """The suite's images that are missing or differ from what was drawn."""
+    # Without readable checksums every image is drawn again.
     sums = _checksums(folder) or {_name_of(path, folder): -1 for path in _pictures(folder)}
     found = []
     for name, expected in sums.items():
@@ -258,6 +229,7 @@ def damaged_pictures(folder: Path) -> list[str]:
         except OSError:
             found.append(name)
             continue
+        # As ``make`` does: a file whose state has not changed is not read again.
         state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, expected)
         if _seen.get(str(path)) == state:
             continue
@@ -269,11 +241,7 @@ def damaged_pictures(folder: Path) -> list[str]:
 
 
 def mend(folder: Path) -> None:
-    """Draw damaged pictures of the suite again; jobs that read the others are not disturbed.
-
-    Args:
-        folder: The suite's.
-    """
+    """Draw damaged images of the suite again; jobs that read the others are not disturbed."""
     damaged = damaged_pictures(folder)
     if not damaged:
         return
@@ -289,6 +257,7 @@ def mend(folder: Path) -> None:
             ]
             if not numbers:
                 continue
+            # The whole class: its images come from one random stream.
             pictures = draw_class(name, label, part, _count(suite_set, part))
             for number in numbers:
                 path = folder / where / f"{number:04d}.png"
@@ -341,7 +310,7 @@ def _write_set(name: str, suite_set: SuiteSet, folder: Path) -> None:
 
 
 def draw_class(name: str, label: int, part: str, n: int) -> NDArray[np.uint8]:
-    """A draw of ``n`` pictures of a class: (n, 48, 48, 3).
+    """A draw of ``n`` images of a class: (n, 48, 48, 3).
 
     Every class of every part has a random stream of its own: one can change without the others.
     """

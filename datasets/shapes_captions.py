@@ -51,13 +51,9 @@ def describe(texture: str, colour: str, form: str) -> list[str]:
 
 
 def caption(objects: Objects, i: int, templates: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the many captions that fit picture ``i``.
+    """One of the many captions that fit image ``i``: a whole name, parts of it, or a description.
 
-    Args:
-        objects: What the pictures show.
-        i: Number of the picture.
-        templates: Sentences with ``{}`` for the name.
-        rng: Draws which caption; whole names, parts of them, or a description.
+    ``templates`` are sentences with ``{}`` for the name.
     """
     texture, colour = list(TEXTURES)[objects.texture[i]], list(COLOURS)[objects.colour[i]]
     form, count = list(FORMS)[objects.form[i]], int(objects.count[i])

@@ -1,8 +1,7 @@
 """Vectorised drawing of coloured, textured shapes with signed distance functions.
 
-Notation: N pictures of S x S pixels, up to C objects in a picture. Object coordinates (x, y) have
-the object's radius as unit, y upwards. A signed distance is negative inside. Colours are RGB in
-[0, 1].
+Notation: N images of S x S pixels, up to C objects in an image. Object coordinates (x, y) have the
+object's radius as unit, y upwards. A signed distance is negative inside. Colours are RGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ Array = NDArray[np.floating]
 Range = tuple[float, float]
 
 IMAGE_SIZE = 48
-# Pictures drawn at a time, so that their arrays stay near the size of the CPU's caches. Pictures of
-# a larger set depend on it: chunks draw from the generator in turn.
+# Images drawn at a time, so that their arrays stay near the size of the CPU's caches. The pixels
+# of larger sets depend on it, since chunks draw from one generator in turn.
 CHUNK = 256
 
 COLOURS: dict[str, float] = {  # name -> hue in degrees
@@ -99,14 +98,13 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {  # > 0 where the main c
 
 @dataclass(frozen=True)
 class Style:
-    """How pictures look, apart from what they show. Pairs are ranges of a uniform draw each."""
+    """How images look, apart from what they show. Pairs are ranges of a uniform draw each."""
 
     hue_shift: float = 0.0
     hue_jitter: float = 8.0
     saturation: Range = (0.75, 1.0)
     brightness: Range = (0.75, 1.0)
-    second_tone: Range = (0.0, 1.0)
-    """Lightness of a pattern's other tone: 0 near black, 1 near white."""
+    second_tone: Range = (0.0, 1.0)  # lightness of a pattern's other tone, 0 near black
     background: Range = (0.1, 0.9)
     background_saturation: float = 0.25
     background_texture: Range = (0.0, 0.15)
@@ -114,19 +112,15 @@ class Style:
     rotation: float = 25.0
     noise: Range = (0.0, 0.05)
     contrast: Range = (0.9, 1.0)
-    outline: bool = False
-    """Draw ink lines on paper instead of filled areas."""
-    levels: int = 0
-    """Number of tones a channel is reduced to; 0 keeps all."""
-    block: int = 1
-    """Side in pixels of the squares the picture is averaged over."""
-    clutter: int = 0
-    """Number of stray strokes drawn over the background and, thinly, over the object."""
+    outline: bool = False  # draw ink lines on paper instead of filled areas
+    levels: int = 0  # number of tones that a channel is reduced to; 0 keeps all
+    block: int = 1  # side in pixels of the squares that the image is averaged over
+    clutter: int = 0  # stray strokes over the background and, thinly, over the object
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What N pictures show, by index into FORMS, COLOURS and TEXTURES; all of shape (N,)."""
+    """What N images show, by index into FORMS, COLOURS and TEXTURES; all of shape (N,)."""
 
     form: NDArray[np.intp]
     colour: NDArray[np.intp]
@@ -137,18 +131,14 @@ class Objects:
         return len(self.form)
 
     def part(self, rows: slice | NDArray[np.intp]) -> Objects:
-        """Some of the pictures."""
+        """Some of the images."""
         return Objects(self.form[rows], self.colour[rows], self.texture[rows], self.count[rows])
 
 
 def render(
     objects: Objects, style: Style, rng: np.random.Generator, size: int = IMAGE_SIZE
 ) -> NDArray[np.uint8]:
-    """Draw pictures; the same objects, style and generator state give the same pixels.
-
-    Returns:
-        RGB pictures, (N, size, size, 3).
-    """
+    """Draw RGB images, (N, S, S, 3); equal objects, style and generator state give equal pixels."""
     parts = [
         _render_chunk(objects.part(slice(i, i + CHUNK)), style, rng, size)
         for i in range(0, len(objects), CHUNK)
@@ -217,10 +207,10 @@ def _enlarge(grid: Array, size: int) -> Array:
 
 
 def _layout(count: NDArray[np.intp], style: Style, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Centres (N, C, 2) and radii (N,) in half picture widths; objects never overlap."""
+    """Centres (N, C, 2) and radii (N,) in half image widths; objects never overlap."""
     n, most = len(count), int(count.max())
     radii = rng.uniform(*style.size, n) * np.where(count == 1, 1.0, 0.46)
-    # One object in the middle, several in quarters of the picture: counting needs them apart.
+    # One object in the middle, several in quarters of the image: counting needs them apart.
     cells = np.array([[-0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [0.5, -0.5]])
     order = rng.permuted(np.tile(np.arange(4), (n, 1)), axis=1)
     centres = np.where((count == 1)[:, None, None], 0.0, cells[order])[:, :most]
@@ -256,7 +246,7 @@ def _paint(
     tones: tuple[Array, Array],
     style: Style,
 ) -> Array:
-    """Draw one object into each picture (N, S, S, 3), in two ``tones`` of (N, 3)."""
+    """Draw one object into each image (N, S, S, 3), in two ``tones`` of (N, 3)."""
     main, second = tones
     pixels = (radius * picture.shape[1] / 2)[:, None, None]  # (N, 1, 1), per object unit
     distance = _select(list(FORMS.values()), objects.form, x, y) * pixels  # (N, S, S)

@@ -39,15 +39,9 @@ class Splits(NamedTuple):
 
 
 def read_split_file(path: Path, image_dir: Path) -> Splits:
-    """Read and validate a split file; whether the images exist is ``require_images``' question.
+    """Read and validate a split file; whether the images exist is checked by ``require_images``.
 
-    Args:
-        path: The JSON file.
-        image_dir: Directory that the file's paths are relative to.
-
-    Raises:
-        ValueError: The file is no JSON, lacks a part, or has a malformed entry; the message names
-            the file and the entry. Or it contradicts itself, see ``check_repeats``.
+    A ValueError names the file and the first malformed entry, or how the file contradicts itself.
     """
     content = read_json(path)
     if not isinstance(content, dict) or any(
@@ -102,14 +96,9 @@ def _entry_problem(entry: Any) -> str:
 
 
 def check_labels(splits: Splits, source: str) -> None:
-    """Check that labels run from 0 without a gap and that each has one name everywhere.
+    """Check that labels run from 0 without a gap, each with one name, and that train has them all.
 
-    Args:
-        splits: All images, before any draw.
-        source: What the error calls the origin: a file or a directory.
-
-    Raises:
-        ValueError: A label is skipped, has two names, or occurs in val or test only.
+    ``source`` is the file or directory that the error names.
     """
     if not splits.defining:
         raise ValueError(f"{source}: neither train nor test holds an image")
@@ -147,14 +136,9 @@ class Place(NamedTuple):
 
 
 def repeated_images(splits: Splits, links: Mapping[str, str] | None = None) -> list[list[Place]]:
-    """Find images that a split has more than once, under whatever spelling of their path.
+    """All places of each image that a split has more than once, under any spelling of its path.
 
-    Args:
-        splits: All images.
-        links: Real path by path, of those images that are known to be links.
-
-    Returns:
-        All places of each such image, in the order of the parts.
+    ``links`` has the real path of images that are known to be links.
     """
 
     def file_of(item: Datum) -> str:
@@ -163,7 +147,7 @@ def repeated_images(splits: Splits, links: Mapping[str, str] | None = None) -> l
         odd = "/." in path or "//" in path or os.sep != "/"
         return os.path.normpath(path) if odd else path
 
-    # Of a million images hardly one is there twice: what is said of each is looked at only then.
+    # Hardly any of a million images is there twice: only then are their places looked up.
     files = [file_of(item) for part in splits for item in part]
     if len(set(files)) == len(files):
         return []
@@ -176,15 +160,9 @@ def repeated_images(splits: Splits, links: Mapping[str, str] | None = None) -> l
 
 
 def check_repeats(splits: Splits, source: str, links: Mapping[str, str] | None = None) -> None:
-    """Refuse what makes every accuracy on a split wrong.
+    """Refuse what makes every accuracy on a split wrong, before any draw.
 
-    Args:
-        splits: All images, before any draw.
-        source: What the error calls the origin: a file or a directory.
-        links: As for ``repeated_images``.
-
-    Raises:
-        ValueError: An image has two labels, is in train and in test, or is twice in test.
+    That is an image with two labels, in both train and test, or twice in test.
     """
     found: dict[str, list[list[Place]]] = {}
     for group in repeated_images(splits, links):
@@ -209,14 +187,9 @@ def check_repeats(splits: Splits, source: str, links: Mapping[str, str] | None =
 
 
 def split_notes(splits: Splits, links: Mapping[str, str] | None = None) -> list[str]:
-    """Describe repeated images that may be intended, but that readers of results must know of.
+    """Describe repetitions that may be intended, but that readers of results must know about.
 
-    Args:
-        splits: All images, before any draw.
-        links: As for ``repeated_images``.
-
-    Returns:
-        A sentence on images that are in train or in val twice, or in val and another part.
+    These are images in train or in val twice, or in val and another part.
     """
     found: dict[str, list[str]] = {}
     for group in repeated_images(splits, links):
@@ -237,7 +210,7 @@ def split_notes(splits: Splits, links: Mapping[str, str] | None = None) -> list[
 
 
 def untested_classes(splits: Splits) -> str:
-    """Say which classes have no test image, of a split that has test images; empty if all have."""
+    """A sentence on classes without a test image, in a split with test images; empty if none."""
     tested = {item.label for item in splits.test}
     names = {item.label: item.classname for item in splits.defining}
     lacking = [names[label] for label in sorted(names.keys() - tested)]
@@ -251,16 +224,7 @@ def untested_classes(splits: Splits) -> str:
 
 
 def require_images(splits: Splits, source: Path, hint: str) -> None:
-    """Check that every image of a split exists.
-
-    Args:
-        splits: All images.
-        source: Split file or directory of lists, for the error.
-        hint: What to do about missing images, for the error.
-
-    Raises:
-        FileNotFoundError: Some do not; the message has the first, how many, and the split file.
-    """
+    """Refuse a split with missing images; ``source`` lists them, ``hint`` says what to do."""
     paths = [item.impath for part in splits for item in part]
     missing = missing_files(paths)
     if missing:
@@ -283,7 +247,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     missing: list[str] = []
     for directory, names in wanted.items():
         try:
-            # A file that no split names may come and go: the listing is nothing the run is made of.
+            # Not recorded as an input: files that no split names may come and go in a folder.
             with recording(None), os.scandir(directory) as entries:
                 present = {entry.name for entry in entries}
         except (FileNotFoundError, NotADirectoryError):

@@ -13,11 +13,7 @@ from datasets.rows import ROWS
 
 
 def register(row: DatasetRow) -> type[SplitFileDataset]:
-    """Make the dataset class of a row and register it.
-
-    The class becomes an attribute of this module, so that it can be imported and, for worker
-    processes, pickled like one that is written out.
-    """
+    """Make the dataset class of a row and register it."""
     attributes = {
         "row": row,
         "default_template": row.template,
@@ -27,6 +23,7 @@ def register(row: DatasetRow) -> type[SplitFileDataset]:
     }
     dataset = type(row.name, (SplitFileDataset,), attributes)
     DATASET_REGISTRY.register()(dataset)
+    # Worker processes unpickle a dataset by the name of its class in this module.
     globals()[row.name] = dataset
     return dataset
 

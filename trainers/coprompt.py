@@ -56,13 +56,13 @@ class CoPrompt(CLIPTrainer):
 
     CE(s f(x1) h^T, y) + LOSS_WEIGHT [(1 - mean cos(h, h0)) + (1 - mean cos(f(x1), f0(x2)))]
 
-    x1, x2 are two augmentations of the images; h0 are the frozen features of one sentence of each
-    class in ``DATASET.PROMPT_PATH``, the m-th of all of them, m drawn anew in every step. The
-    sentences stand alone, without a template. They are needed for training only.
+    x1, x2 are two augmentations of the images; h0 are the frozen features of each class's m-th
+    sentence in ``DATASET.PROMPT_PATH``, m drawn anew in every step. The sentences stand alone,
+    without a template, and are needed for training only.
 
     Config, ``TRAINER.CoPrompt``: the release keeps N_CTX, PROMPT_DEPTH and LOSS_WEIGHT per dataset
-    in a table that beats every flag (here ``base2novel.yaml``). In cross-dataset tests it takes the
-    target's, which fails or drops layers, so ``cross_dataset.yaml`` has ImageNet's for all.
+    in a table that overrides every flag (here ``base2novel.yaml``). In cross-dataset tests it takes
+    the target's, which fails or drops layers, so ``cross_dataset.yaml`` has ImageNet's for all.
     """
 
     needs_transformers = True
@@ -106,11 +106,8 @@ class CoPrompt(CLIPTrainer):
         """``h0``: frozen unit features of the m-th sentence of every class, m drawn anew, (K, D).
 
         Classes with fewer sentences than others take the one at the same fraction of their list.
-
-        Raises:
-            FileNotFoundError: The file of sentences is missing.
-            ValueError: It is not named, or classes have no sentence.
         """
+        # Read in the first step: evaluation needs no sentences, and may run without the file.
         if self._teacher is None:
             path, backbone = self.cfg.DATASET.PROMPT_PATH, self.model.backbone
             if not path:

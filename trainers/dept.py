@@ -1,4 +1,4 @@
-"""DePT: a classifier of the trained classes beside a host's prompts, on channels of its own.
+"""DePT: a linear probe of the trained classes beside a host's prompts, on rescaled channels.
 
 "DePT: Decoupled Prompt Tuning", CVPR 2024, arXiv:2309.07439.
 """
@@ -28,16 +28,13 @@ from trainers.maple import maple_clip
 
 
 class Host(NamedTuple):
-    """A method that DePT can be added to.
+    """A method that DePT can be added to."""
 
-    Attributes:
-        build: (backbone, class names, the host's options) -> its model.
-        penalty: (model, text features h', its options) -> what its loss adds to the cross entropy.
-        teacher: Templates of a frozen teacher by dataset, one of which ``build`` takes too.
-    """
-
+    # (backbone, class names, the host's options) -> its model.
     build: Callable[..., PromptedCLIP]
+    # (model, text features h', its options) -> what its loss adds to the cross entropy.
     penalty: Callable[[Any, Tensor, CfgNode], Tensor] | None = None
+    # Templates of a frozen teacher by dataset, one of which ``build`` takes too.
     teacher: Mapping[str, str] | None = None
 
 
@@ -53,9 +50,9 @@ HOSTS = {
 class DePT(CLIPTrainer):
     """DePT: (1 - t) CE(host's logits, y) + t CE(probe's logits, y) + the host's penalty, if any.
 
-    The probe reads h'[y] and f', not normalised; its mean is over the B texts and the B images.
-    Evaluation on the classes that were trained may mix both logits; on any others the host's count
-    alone.
+    The probe reads h'[y] and f', not normalised; its cross entropy is the mean over the B texts and
+    the B images. Evaluation on the trained classes may mix both logits; all other classes are
+    tested with the host alone.
 
     Config, ``TRAINER.DePT``: the host's options stand in its own section. PROBE ``released`` lets
     the probe count for base classes, and for all classes of ImageNet and its variants, so that
@@ -119,6 +116,7 @@ class DePT(CLIPTrainer):
         host, probe, t = self.model.host, self.model.probe, self.options.WEIGHT
         f, h = host.raw_features(image)  # f' (B, D), h' (K, D); CoCoOp's h' (B, K, D)
         logits = host.similarity(f, h)  # (B, K)
+        # Each image's own class, (B, D); CoCoOp's class features differ from image to image.
         own = h[label] if h.ndim == 2 else h[torch.arange(len(label), device=h.device), label]
         rows = torch.cat([probe.of_text(own), probe.of_image(f)])  # (2B, K)
         ce, probe_ce = F.cross_entropy(logits, label), F.cross_entropy(rows, label.repeat(2))
@@ -130,13 +128,13 @@ class DePT(CLIPTrainer):
         return StepOutput(loss, logits, parts)
 
     def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
-        """Its own; if it is not there, the host's."""
+        """DePT's own folder, or the host's if only that is there."""
         other = TRAINER_REGISTRY.get(self.options.HOST).model_name or name
         foreign = not Path(directory, name).is_dir() and Path(directory, other).is_dir()
         return other if foreign else name
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take the probe's rows of the run's classes; where one has none, it will stay unused.
+        """Take the probe's rows of the run's classes; a class without one leaves the probe unused.
 
         The released layout is accepted, see :func:`trainers.base.released.dept`.
         """

@@ -23,10 +23,9 @@ from trainers.heads import cosine_logits
 
 
 class HPTCLIP(FrozenTextCLIP):
-    """CLIP with prompts in both towers, each of which faces the other frozen tower.
+    """CLIP with prompts in both towers; each prompted tower is compared with the other frozen one.
 
-    Its own bank holds the descriptions; their frozen features are h0. ``structured`` holds what h
-    is made of.
+    Its own bank holds the descriptions, whose frozen features are h0; h is made of ``structured``.
     """
 
     def __init__(
@@ -71,12 +70,12 @@ class HPT(CLIPTrainer):
 
     Config, ``TRAINER.HPT``: DESCRIPTIONS and STRUCTURES are files per dataset, ``{}`` being its
     name: ``{class: [sentence, ...]}`` and what :mod:`clip.adapters.hpt_structures` describes.
-    ImageNet's serve
-    its variants. A class with another number than N_SET repeats its own or leaves some out.
+    ImageNet's serve its variants. A class with fewer than N_SET repeats them, one with more leaves
+    some out.
 
-    Not in the release: without a file of descriptions the dataset's own prompts are described with
-    (``DATASET.PROMPT_SOURCE``); without structures a text is the class name and a description, and
-    nothing is tied. The log names the files that were read.
+    Not in the release: without a file of descriptions, the dataset's own prompts take their place
+    (``DATASET.PROMPT_SOURCE``); without structures, a text is the class name and a description, and
+    no tokens are tied. The log names the files that were read.
     """
 
     needs_transformers = True
@@ -125,8 +124,6 @@ class HPT(CLIPTrainer):
         """One training step: images (B, 3, S, S), labels (B,)."""
         by_image, by_text = self.model.both_logits(image, self.model.drawn_text())  # (B, K)
         logits = (by_image + by_text) / 2
-        both, image_term, text_term = (
-            F.cross_entropy(one, label) for one in (logits, by_image, by_text)
-        )
-        parts = {"ce": both, "image": image_term, "text": text_term}
-        return StepOutput(both + image_term + text_term, logits, parts)
+        kinds = {"ce": logits, "image": by_image, "text": by_text}
+        parts = {kind: F.cross_entropy(one, label) for kind, one in kinds.items()}
+        return StepOutput(parts["ce"] + parts["image"] + parts["text"], logits, parts)

@@ -33,12 +33,8 @@ def ivlp_clip(
 ) -> PromptedCLIP:
     """The frozen backbone with prompts of their own in both towers.
 
-    Args:
-        backbone: Gets the prompts.
-        prompts_of: Makes the classes' texts, as :meth:`trainers.base.CLIPTrainer.prompts` does.
-        text: n and J of the text tower.
-        vision: n and J of the vision tower.
-        words: CTX_INIT, see :func:`clip.adapters.prompts.text_context`.
+    ``text`` and ``vision`` are n and J of each tower; ``prompts_of`` makes the classes' texts, as
+    :meth:`trainers.base.CLIPTrainer.prompts` does; ``words`` is CTX_INIT.
     """
     init, words = text_context(backbone, text[0], words)
     attach_vision_prompts(backbone, n_ctx=vision[0], depth=vision[1])

@@ -30,6 +30,12 @@ class LightRACLIP(PromptedCLIP):
                 self._frozen_text = self.bank.encode_all(self.backbone)
         return self._frozen_text
 
+    def step_features(self, image: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features f, h, f0, h0 of a step with the prompts numbered ``index``, one per class."""
+        f0, f = self.frozen_image_features(image), self.image_features(image)  # (B, D)
+        h = self.bank.encode(self.backbone, index)  # (K, D)
+        return f, h, f0, self.frozen_text_features()[index]
+
 
 def lightra_loss(
     f: Tensor, h: Tensor, f0: Tensor, h0: Tensor, label: Tensor, scale: Tensor, c: float, w: float
@@ -39,15 +45,8 @@ def lightra_loss(
     CE(s (c f h^T + f0 h^T + f h0^T) / (c + 2), y)
         + w [(1 - mean cos(h, h0)) + (1 - mean cos(f, f0))]
 
-    Args:
-        f: Image features, unit norm, (B, D).
-        h: Text features of one prompt per class, unit norm, (K, D).
-        f0: Image features of the frozen model.
-        h0: Text features of the frozen model.
-        label: (B,).
-        scale: s.
-        c: COS_WEIGHT.
-        w: LOSS_WEIGHT.
+    ``f`` (B, D) and ``h`` (K, D) are image features and text features of one prompt per class, unit
+    norm; ``f0`` and ``h0`` the frozen model's; ``label`` is (B,), c COS_WEIGHT, w LOSS_WEIGHT.
     """
     # c f h^T + f h0^T = f (c h + h0)^T, so that two products do instead of three.
     logits = scale * (f @ (c * h + h0).T + f0 @ h.T) / (c + 2)  # (B, K)
@@ -104,9 +103,7 @@ class LightRA(CLIPTrainer):
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
         index = model.bank.sample(self.prompt_generator)  # one prompt per class, (K,)
-        f0, f = model.frozen_image_features(image), model.image_features(image)  # (B, D)
-        h = model.bank.encode(model.backbone, index)  # (K, D)
-        h0 = model.frozen_text_features()[index]  # (K, D)
+        f, h, f0, h0 = model.step_features(image, index)
         return lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

@@ -43,9 +43,7 @@ class LightRAda(CLIPTrainer):
         """One training step: images (B, 3, S, S), labels (B,)."""
         model, options = self.model, self.options
         index = model.bank.sample(self.prompt_generator)  # one prompt per class, (K,)
-        f0, f = model.frozen_image_features(image), model.image_features(image)  # (B, D)
-        h = model.bank.encode(model.backbone, index)  # (K, D)
-        h0 = model.frozen_text_features()[index]  # (K, D)
+        f, h, f0, h0 = model.step_features(image, index)
         residual = lightra_loss(
             f, h, f0, h0, label, model.scale, options.COS_WEIGHT, options.LOSS_WEIGHT
         )

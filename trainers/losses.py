@@ -33,6 +33,8 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float = 1.0
 
 
 class _WithGradient(torch.autograd.Function):
+    # A loss that knows its own gradient still has to be one scalar that the engine scales and
+    # runs backward.
     @staticmethod
     def forward(ctx: Any, value: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
@@ -45,11 +47,8 @@ class _WithGradient(torch.autograd.Function):
 
 
 def with_gradient(value: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return a scalar; its backward pass adds ``gradient`` to ``parameter``.
+    """Return a scalar ``value`` whose backward pass adds ``gradient`` to ``parameter``.
 
-    Args:
-        value: The scalar; what it was computed from gets no gradient.
-        parameter: Gets ``gradient``, times the gradient of the result.
-        gradient: Of the parameter's shape.
+    What ``value`` was computed from gets no gradient.
     """
     return _WithGradient.apply(value, parameter, gradient)

@@ -1,4 +1,4 @@
-"""MaPLe: prompts in both towers, those of the vision tower a function of those of the text tower.
+"""MaPLe: learned text prompts, and vision prompts that are linear maps of them.
 
 "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXiv:2210.03117.
 """
@@ -29,13 +29,13 @@ def maple_clip(
     """The frozen backbone with coupled prompts, and the classes behind them.
 
     The options are N_CTX, PROMPT_DEPTH and CTX_INIT, see :class:`MaPLe`. The result is a ``model``,
-    which may take ``more`` arguments.
+    a class that may take ``more`` arguments.
     """
     init, words = text_context(backbone, options.N_CTX, options.CTX_INIT)
     prompts, _ = attach_coupled_prompts(
         backbone, n_ctx=options.N_CTX, depth=options.PROMPT_DEPTH, init=init
     )
-    # Learned prompts take the place of the words, so that these have to stay as they are.
+    # No template of the user's: learned prompts take the place of these very words.
     texts = template_prompts(classnames, f"{words} {{}}.")
     classifier = model(backbone, texts, renormalize=True, **more)
     freeze_except(classifier)

@@ -41,11 +41,11 @@ class MMA(CLIPTrainer):
 
     The loss is CE(s f h^T, y); both features are the adapted towers'.
 
-    Config, ``TRAINER.MMA``: ADAPTER_START counts in towers of 12 (5: the last 8); towers are paired
-    from the end, and one with fewer blocks has all of them adapted. RESCALE_GRADIENT leaves the
-    factor a out of the gradient of the adapters' own parameters, as the released code does and the
-    paper does not say: without it they hardly move. The release can adapt the embeddings too (its
-    index 0), which no released config does. The defaults are the released configs' values; the
+    Config, ``TRAINER.MMA``: ADAPTER_START counts in towers of 12 blocks (5: the last 8); towers are
+    paired from the end, and all blocks of a shorter tower are adapted. RESCALE_GRADIENT leaves the
+    factor a out of the gradient of the adapters' own parameters, as the released code does but the
+    paper does not say; otherwise they would hardly move. The release can adapt the embeddings too
+    (its index 0), which no released config does. The defaults are the released configs' values; the
     released code's own (start 4, scale 0.1) made no published number.
     """
 

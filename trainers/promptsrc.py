@@ -38,9 +38,8 @@ class PromptSRC(CLIPTrainer):
 
     p is the softmax of s f h^T, p0 that of s f0 h0^T. The teacher is the same CLIP without prompts:
     f0 are its features of the same augmented images, h0 the mean of its features of 60 templates,
-    normalised after the mean only. After the last epoch the prompts become the sum of those at the
-    end of all epochs, in the weights of :func:`trainers.base.averages.gaussian_weights`. The
-    release
+    normalised after the mean only. After the last epoch the prompts become the weighted mean of
+    those at the end of all epochs (:func:`trainers.base.averages.gaussian_weights`). The release
     averages the frozen weights too, in half precision, which only adds rounding noise to them; here
     the prompts alone are averaged, and a resumed run goes on with its sum, which the release loses.
 
@@ -109,7 +108,7 @@ class PromptSRC(CLIPTrainer):
         if self.epoch + 1 == self.max_epoch:
             print(f"PromptSRC: prompts averaged over {self.max_epoch} epochs")
             self.model.load_state_dict(average.values, strict=False)
-            drop_caches(self.model)
+            drop_caches(self.model)  # class weights made with the prompts of the last step
         super().after_epoch()
 
     def extra_state(self) -> dict[str, Any]:

@@ -26,11 +26,11 @@ class ProVP(CLIPTrainer):
     """Progressive prompts (:class:`clip.ProgressivePrompts`) and a contrast with frozen features.
 
     CE(s f h^T, y) + REF_WEIGHT CE(f f0^T, (1, .., B)), where f0 are the frozen features of the same
-    images. As in the released code the second term is of plain cosines, without s or a temperature,
-    and in one direction. h are frozen features of one template per dataset, or of the one
-    that the user chose (``DATASET.PROMPT_TEMPLATE``).
+    images. As in the released code the second term uses plain cosines, without s or a temperature,
+    and in one direction. h are frozen features of one template per dataset, or of the one that the
+    user chose (``DATASET.PROMPT_TEMPLATE``).
 
-    The release changes nothing but patches with 4 prompts or fewer, by an error; here any N_CTX
+    By an error, with 4 prompts or fewer the release changes patch tokens only; here any N_CTX
     works. It tests after every epoch and reports the best, so that its published numbers are chosen
     on the test set. Here the last epoch counts, as everywhere.
     """
@@ -67,7 +67,7 @@ class ProVP(CLIPTrainer):
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,).
 
-        Of several processes each contrasts its own images with the frozen features of all.
+        With several processes, each contrasts its own images with the frozen features of all.
         """
         model = self.model
         f, f0 = model.image_features(image), model.frozen_image_features(image)  # (B, D)

@@ -60,7 +60,7 @@ class RAda(CLIPTrainer):
     to 2.5), and TEMP, temperature of the mask's attention; in ``TRAINER.RADA``, CTX_INIT "" stands
     for each dataset's own prompts. Ours: SOFTMAX ``joint`` (released code: one softmax over all
     K * K scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
-    ``linf`` (what the released ``rada.py`` runs); HEAD, what stands in for the mask's attention in
+    ``linf`` (what the released ``rada.py`` runs); HEAD, which replaces the mask's attention as in
     Table 4: ``mlp``, or attention on the features instead of the rational matrix, ``text``,
     ``image`` or ``both``.
     """
@@ -79,9 +79,8 @@ class RAda(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone, the frozen class weights, and the mask."""
         backbone = self.load_backbone()
-        # Nothing of the backbone trains, so that its features may come from the cache.
         head = self.build_head(backbone.embed_dim)
-        freeze_except(backbone)
+        freeze_except(backbone)  # nothing of it trains: its features may come from the cache
         prompts = self.prompts(self.options.CTX_INIT)
         return FrozenTextCLIP(backbone, prompts, renormalize=True, head=head)
 

@@ -20,10 +20,10 @@ from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 class RAdaAdapter(CLIPTrainer):
     """Multi-modal adapters in the last layers of both towers below RAda's mask.
 
-    The paper does not say what its adapter is. Taken here is MMA's (CVPR 2024): beside each block a
-    bottleneck whose middle matrix both towers share (:class:`clip.adapters.mma.MultiModalAdapter`);
-    unlike MMA's it starts at zero, as the mask does, so that training starts from CLIP. The loss
-    is RAda's: cross entropy plus ALPHA times the regulariser of the mask.
+    The paper does not say what its adapter is. We take MMA's (CVPR 2024): beside each block a
+    bottleneck whose middle matrix both towers share (:class:`clip.MultiModalAdapter`); unlike MMA's
+    it starts at zero, as the mask does, so that training starts from CLIP. The loss is RAda's:
+    cross entropy plus ALPHA times the regulariser of the mask.
 
     Config, ``TRAINER.RAdaAdapter``: the mask's keys are :class:`trainers.rada.RAda`'s.
     """

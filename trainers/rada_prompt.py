@@ -35,7 +35,7 @@ class RAdaPrompt(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with prompts in both towers, and the mask."""
         options = self.options
-        sets = (options.N_CTX, options.PROMPT_DEPTH)
+        sets = (options.N_CTX, options.PROMPT_DEPTH)  # one pair of keys serves both towers
         model = ivlp_clip(
             self.load_backbone(), self.prompts, text=sets, vision=sets, words=options.CTX_INIT
         )

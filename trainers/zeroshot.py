@@ -17,8 +17,7 @@ from trainers.base.templates import hand_made
 class ZeroshotCLIP(CLIPTrainer):
     """One hand-made template per dataset (CoOp's), or ``TRAINER.ZeroshotCLIP.TEMPLATE``.
 
-    A template that the user chose for the dataset (``DATASET.PROMPT_TEMPLATE``) takes the place of
-    the hand-made one, not of TEMPLATE.
+    ``DATASET.PROMPT_TEMPLATE``, if the user sets it, replaces the hand-made one, but not TEMPLATE.
     """
 
     defaults = {"TEMPLATE": Option("", TEXT, "replaces the dataset's own template")}
@@ -42,9 +41,9 @@ class ZeroshotCLIP(CLIPTrainer):
 class ZeroshotCLIP2(CLIPTrainer):
     """The mean over a template ensemble, as CoOp's trainer of that name.
 
-    ``TRAINER.ZeroshotCLIP2.TEMPLATES`` is 7 (open_clip's chosen ones; CoOp's choice) or 80. Except
-    on ImageNet the dataset's hand-made template joins the 7. One that the user chose
-    (``DATASET.PROMPT_TEMPLATE``) joins either.
+    ``TRAINER.ZeroshotCLIP2.TEMPLATES`` is 7 (open_clip's chosen ones; CoOp's choice) or 80. The
+    dataset's hand-made template joins the 7, except on ImageNet; ``DATASET.PROMPT_TEMPLATE``, if
+    the user sets it, joins either.
     """
 
     defaults = {"TEMPLATES": templates(7)}

@@ -1,7 +1,4 @@
-"""CLIP-Adapter's bottleneck, which mixes what it makes of a feature into the feature.
-
-Notation: B features of embedding width D.
-"""
+"""CLIP-Adapter's bottleneck for image or text features."""
 
 from __future__ import annotations
 
@@ -16,15 +13,7 @@ class FeatureAdapter(Adapter):
 
     A is a bottleneck without biases, with a ReLU behind each of its two layers, so that it can only
     add to a feature's entries. Its weights start as PyTorch's default: v' is near v, not equal.
-    Disabled, v' is v.
-
-    Args:
-        embed_dim: D.
-        reduction: D over the inner width.
-        ratio: Share of the adapter in the result.
-
-    Raises:
-        ValueError: The inner width would be less than 1, or the ratio is not between 0 and 1.
+    Disabled, v' is v. The inner width is ``embed_dim`` (D) over ``reduction``.
     """
 
     def __init__(self, embed_dim: int, reduction: int = 4, ratio: float = 0.2) -> None:

@@ -31,16 +31,14 @@ class ContextPrompts(TextPrompts):
     """Learned vectors in place of n words of each text, which may stand on both sides of the name.
 
     Attributes:
-        vectors: (1, n, W), or (K, n, W) if every class has a context of its own.
-        template: What texts must look like, with ``{}`` for the class name.
-        per_class: Whether every class has a context of its own.
+        vectors: (1, n, W), or (K, n, W) if ``per_class``: every class has a context of its own.
 
     Args:
         phrase: The words in the context's places in all texts.
         table: The frozen token embeddings, (vocabulary, W).
         n_ctx: n.
         before: How many of the n stand before the class name.
-        template: See the attribute.
+        template: What texts must look like, with ``{}`` for the class name.
         random: How many contexts to learn from random vectors, one or K; 0 for one that starts
             from the words.
     """
@@ -67,9 +65,9 @@ class ContextPrompts(TextPrompts):
     def tokenize(self, backbone: Backbone, names: list[str]) -> Tensor:
         """Texts around class names: N names -> (N, T) token numbers.
 
-        As in CoOp's release the name is the first tokens of "name.", as many as it has alone. If it
-        ends in a letter these are its own, and the full stop is left for the end. The last one of
-        "kite (bird of prey)." is ").", and nothing is left.
+        As in CoOp's release, a name takes as many of the first tokens of "name." as it has alone,
+        which leaves the full stop for the end. Not so for "kite (bird of prey).": its last token is
+        ").", and nothing is left.
         """
         tokens = backbone.tokenize([f"{self.init} {name}." for name in names])
         if self.before == self.n_ctx:
@@ -89,7 +87,7 @@ class ContextPrompts(TextPrompts):
     def slots(self, tokens: Tensor) -> Tensor:
         """Positions of the context in each text, (N, L) -> (N, n).
 
-        Behind a name they are those of the words: what else stands there is not always a full stop.
+        Behind a name the words are searched for, since a full stop may follow them or not.
         """
         number = torch.arange(self.n_ctx, device=tokens.device)
         behind = self.places[self.before :]
@@ -104,11 +102,8 @@ class ContextPrompts(TextPrompts):
         """Put context vectors, (n, W) for all texts or (N, n, W), in their places.
 
         The embeddings (N, L, W) are of the tokens (N, L).
-
-        Raises:
-            ValueError: The texts are too short to hold the context.
         """
-        if tokens.shape[1] < self.n_ctx + 2:
+        if tokens.shape[1] < self.n_ctx + 2:  # without the start and end tokens
             raise ValueError(
                 f"A context of {self.n_ctx} does not fit in {tokens.shape[1]} tokens: texts need "
                 f"the form {self.template!r}"
@@ -117,13 +112,7 @@ class ContextPrompts(TextPrompts):
         return embeddings.scatter(1, slots, vectors.to(embeddings).expand(len(tokens), -1, -1))
 
     def encode(self, backbone: Backbone, tokens: Tensor, vectors: Tensor) -> Tensor:
-        """Features of texts that have each a context of their own, not normalised, (N, D).
-
-        Args:
-            backbone: What this is attached to.
-            tokens: (N, L), behind the longest text's end nothing is needed.
-            vectors: (N, n, W).
-        """
+        """Features of texts (N, L) with a context each, (N, n, W): not normalised, (N, D)."""
         table = text_tower(backbone.model).token_embedding.weight
         end = (tokens == self.end).int().argmax(-1)
         placed = self.placed(F.embedding(tokens, table), tokens, vectors)
@@ -144,16 +133,13 @@ class ConditionalPrompts(ContextPrompts):
     """A context that a small network shifts for each image (CoCoOp, arXiv:2203.05557).
 
     The context for image i is ``vectors + meta(f_i)``: one shift for all n vectors and all classes.
-    A text without an image gets the context itself.
-
-    Args:
-        phrase, table, options: See :class:`ContextPrompts`.
-        image_width: D, of which the network's hidden layer has a sixteenth.
+    A text without an image gets the context itself. ``image_width`` is D, the rest is for
+    :class:`ContextPrompts`.
     """
 
     def __init__(self, phrase: Phrase, table: Tensor, *, image_width: int, **options: Any) -> None:
         super().__init__(phrase, table, **options)
-        hidden = image_width // 16
+        hidden = image_width // 16  # as in the release
         self.meta_net = nn.Sequential()
         self.meta_net.add_module("linear1", nn.Linear(image_width, hidden))
         self.meta_net.add_module("relu", nn.ReLU())
@@ -167,9 +153,8 @@ class ConditionalPrompts(ContextPrompts):
     def encode_pairs(self, backbone: Backbone, tokens: Tensor, image: Tensor) -> Tensor:
         """Features of every text (K, L) with every image's context, not normalised: (B, K, D).
 
-        B x K passes, in chunks. Without gradients a chunk's activations are let go of; with them
-        they are kept while they are few, and else computed again in the backward pass. ``image``
-        are unit-norm features, (B, D).
+        B x K passes, in chunks. Few activations are kept for the backward pass, many are computed
+        again there; without gradients none are kept. ``image`` are unit-norm features, (B, D).
         """
         pairs = torch.arange(len(image) * len(tokens), device=tokens.device)  # (B * K,)
         contexts = self.contexts(image)  # (B, n, W)

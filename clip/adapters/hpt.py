@@ -56,12 +56,6 @@ class HierarchicalPrompts(Adapter):
 
     Outside of :meth:`serving`, texts are encoded as by the pre-trained model: nothing here knows
     which class a text is about.
-
-    Args:
-        width: W.
-        blocks: J.
-        general: g.
-        descriptions: S.
     """
 
     _served: tuple[Tensor, Ties | None] | None = None
@@ -83,12 +77,7 @@ class HierarchicalPrompts(Adapter):
 
     @contextmanager
     def serving(self, states: Tensor, ties: Ties | None) -> Iterator[None]:
-        """Encode texts of known classes.
-
-        Args:
-            states: z of each text's class, (N, J-1, S, W).
-            ties: Of each text's tokens; None if no token is tied.
-        """
+        """Encode texts inside, given z of each text's class, (N, J-1, S, W), and its token ties."""
         if self.enabled:
             self._served = states + self.projector(states), ties
         try:
@@ -132,7 +121,7 @@ class HierarchicalPrompts(Adapter):
             return None
         high, ties, mask = served
         x = args[0]
-        if index > 0:
+        if index > 0:  # block 0 has the prompts of the input, see _embed
             x = x if batch_first else x.transpose(0, 1)  # (N, L, W)
             general = self.general[index - 1].expand(len(x), -1, -1)  # (N, g, W)
             x = self._placed(x, torch.cat([general, high[:, index - 1]], 1))
@@ -156,8 +145,8 @@ def attach_hierarchical_prompts(
     """Give the text tower hierarchical prompts, as ``hierarchical_prompts`` of the backbone.
 
     Raises:
-        ValueError: A text tower of another form, prompts are attached already, or a number is
-            less than 1.
+        ValueError: The text tower is not of CLIP's form, prompts are attached already, or a number
+            is less than 1.
     """
     transformer = backbone.text_transformer
     if transformer is None or backbone.end_of_text() is None:
@@ -211,11 +200,8 @@ class _EndStates:
 class StructuredBank(TextBank):
     """HPT's texts, one per class and structure, encoded with their class's prompts.
 
-    Args:
-        backbone: With hierarchical prompts attached.
-        texts: Each class's texts behind the placeholders.
-        structures: Of these texts, for their ties; or None.
-        states: Each class's z, (K, J-1, S, W).
+    ``texts`` stand behind the placeholders, ``structures`` tie their tokens, and ``states`` are
+    each class's z, (K, J-1, S, W).
     """
 
     states: Tensor
@@ -244,7 +230,7 @@ class StructuredBank(TextBank):
             return super().encode(encoder, index, unit)
 
     def ties(self, index: Tensor) -> Ties | None:
-        """Of the texts numbered ``index`` (n,): (n, L, L), L the longest one's length."""
+        """Ties of the texts numbered ``index`` (n,): (n, L, L) each, L the longest one's length."""
         if not self._ties:
             return None
         numbers = index.tolist()
@@ -261,7 +247,7 @@ class StructuredBank(TextBank):
 def _tied_positions(
     backbone: Backbone, tokens: Tensor, lengths: list[int], structures: Sequence[Structure]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Of each text the positions tied by entity and by attribute pairs, (2, number of) each."""
+    """The positions of each text that entity and attribute pairs tie, (2, number of) each."""
     kinds = [(s.entity_pairs, s.attribute_pairs) for s in structures]
     phrases = sorted({word for pairs in kinds for kind in pairs for pair in kind for word in pair})
     words: dict[str, list[int]] = {}

@@ -34,14 +34,7 @@ _ENDS = (("entity1", "entity2"), ("entity", "attribute"))
 
 @dataclass(frozen=True)
 class Structure:
-    """What a description speaks of.
-
-    Attributes:
-        entities: Things and parts.
-        attributes: What they are like.
-        entity_pairs: Related entities.
-        attribute_pairs: Entities with their attributes.
-    """
+    """The things (entities) in a description, what they are like, and which belong together."""
 
     entities: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -59,10 +52,6 @@ def read_structures(path: str | Path) -> dict[str, list[Structure]]:
 
     Malformed parts of a structure, such as a pair with one end, are left out: language models write
     such things now and then.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no such JSON.
     """
     content = read_class_lists(
         path,
@@ -106,9 +95,9 @@ def related_positions(
 ) -> list[tuple[int, int]]:
     """Positions in a text that its related phrases tie together, in both directions.
 
-    A phrase stands where it is found first; a pair with an end that is not found counts nothing. A
-    position pair is listed once for every pair of phrases that ties it. Text and phrases are token
-    numbers.
+    Only a phrase's first occurrence counts, and a pair with a phrase that does not occur is
+    skipped. A position pair is listed once for every pair of phrases that ties it. Text and phrases
+    are token numbers.
     """
     found: list[tuple[int, int]] = []
     for first, second in pairs:

@@ -1,8 +1,4 @@
-"""MaPLe's coupling between the prompts of both towers.
-
-Notation: L tokens, W transformer width, n prompts, J sets of them, as in
-:mod:`clip.adapters.prompts`.
-"""
+"""MaPLe's coupling between the prompts of both towers; notation as in `clip.adapters.prompts`."""
 
 from __future__ import annotations
 
@@ -26,15 +22,13 @@ class CoupledPrompts(AppendedPrompts):
 
     MaPLe (arXiv:2210.03117): ``V_j = g_j(P_j)``, a map with bias for each set, so that the text
     prompts learn from both towers. As in the authors' code the maps of the deeper sets start equal.
-
-    Args:
-        text: P; it belongs to the text tower and is not a submodule of this one.
-        width: W of the vision tower.
+    ``text`` is P, ``width`` W of the vision tower.
     """
 
     def __init__(self, text: TextPrompts, width: int) -> None:
         super().__init__(text.n_ctx, text.depth)
-        self._text = (text,)  # in a tuple, or its vectors would be in the state dict twice
+        # In a tuple: as a submodule it would put the text tower's vectors in the state dict twice.
+        self._text = (text,)
         like = text.vectors  # (J, n, W of the text tower)
         first, deeper = (nn.Linear(like.shape[-1], width, dtype=like.dtype) for _ in range(2))
         maps = [first, *(copy.deepcopy(deeper) for _ in range(text.depth - 1))]

@@ -38,9 +38,6 @@ class MultiModalAdapter(Adapter):
         scale: a.
         zero_init: Start with ``up`` at 0, so that the host computes what it did; not MMA's way.
         rescale_gradient: See above.
-
-    Raises:
-        ValueError: ``bottleneck`` is less than 1, or ``scale`` not positive and finite.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class MultiModalAdapter(Adapter):
         self.up_text = nn.Linear(bottleneck, text_width)
         self.up_vision = nn.Linear(bottleneck, vision_width)
         linears: list[Any] = list(self.children())
-        for linear in linears:
+        for linear in linears:  # PyTorch's own start is uniform and scaled by fan_in
             nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(linear.bias)
         if zero_init:
@@ -129,11 +126,8 @@ def attach_multimodal_adapters(
         layers: Adapted pairs; more than the shallower tower has means all of them, 0 none.
         options: Of :class:`MultiModalAdapter`.
 
-    Returns:
-        The adapters in the order of the blocks.
-
     Raises:
-        ValueError: ``layers`` is negative, an option cannot be used, a tower has no such blocks
+        ValueError: ``layers`` is negative, an option is out of range, a tower has no such blocks
             (ResNets, timm models), or they have been adapted before.
     """
     if layers < 0:

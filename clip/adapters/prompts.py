@@ -3,10 +3,10 @@
 They are attached from outside, by hooks on the tower's own modules, so that the pre-trained
 model's state-dict keys and the exact truncation of texts stay what they are.
 
-Notation: B images or texts, L tokens, W transformer width, n prompts, J sets of them (the depth).
-Set 0 enters with the input; set j overwrites the same n slots at the input of block j, for
-j = 1 .. J-1 (deep prompts: VPT, arXiv:2203.12119; in both towers: MaPLe, arXiv:2210.03117). From
-block J on, the slots flow through like any token.
+Notation: B images or texts, L tokens, W transformer width, n prompts (``n_ctx``), J sets of them
+(``depth``). Set 0 enters with the input; set j overwrites the same n slots at the input of block j,
+for j = 1 .. J-1 (deep prompts: VPT, arXiv:2203.12119; in both towers: MaPLe, arXiv:2210.03117).
+From block J on, the slots flow through like any token.
 """
 
 from __future__ import annotations
@@ -25,20 +25,13 @@ INIT_STD = 0.02  # of random prompts, in all of the methods
 
 
 class LearnedPrompts(Adapter):
-    """What learned prompts of any origin share: where they go, and the hooks that put them there.
+    """What all learned prompts share: where they go, and the hooks that put them there.
 
-    A subclass has the ``vectors`` of all sets (J, n, W), or says in :meth:`vectors_of` what they
-    are a function of, as MaPLe's vision prompts are of the text tower's.
+    A subclass has the ``vectors`` of all sets (J, n, W), or computes them in :meth:`vectors_of`, as
+    MaPLe's vision prompts are computed from the text tower's. ``first_slot`` is the position of the
+    first prompt, counted from the end if negative.
 
     Hooks are methods, not closures: a deep copy of the model gets hooks of its own copy.
-
-    Args:
-        n_ctx: n.
-        depth: J.
-        first_slot: Position of the first prompt; counted from the end if negative.
-
-    Raises:
-        ValueError: ``n_ctx`` is less than 1.
     """
 
     vectors: nn.Parameter
@@ -91,17 +84,11 @@ class LearnedPrompts(Adapter):
 
 
 class Phrase(NamedTuple):
-    """Words that learned prompts take the place of and may start from.
+    """Words that learned prompts replace and may start from."""
 
-    Attributes:
-        text: For messages.
-        words: Token numbers, without start and end.
-        end: Number of the end-of-text token.
-    """
-
-    text: str
-    words: list[int]
-    end: int
+    text: str  # for messages
+    words: list[int]  # token numbers, without start and end
+    end: int  # number of the end-of-text token
 
 
 class TextPrompts(LearnedPrompts):
@@ -109,9 +96,6 @@ class TextPrompts(LearnedPrompts):
 
     Texts keep their words: with the prompts disabled the tower encodes exactly these. Positions
     are added to set 0 as to any token, and the causal mask stays.
-
-    Attributes:
-        vectors: The learned sets, (J, n, W).
 
     Args:
         phrase: Set 0 starts from the embeddings of its first n words; without words, from random
@@ -136,8 +120,8 @@ class TextPrompts(LearnedPrompts):
     def check_texts(self, tokens: Tensor) -> None:
         """Refuse texts (B, T) in which prompts would take the place of anything but their words.
 
-        Nothing else would notice: a class name would be overwritten, and accuracy merely low. Not
-        done at every encoding, since comparing would make the host wait for the device.
+        Without this check a class name would be overwritten silently, and accuracy merely be low.
+        Not done at every encoding, since comparing would make the host wait for the device.
 
         Raises:
             ValueError: A text does not start with the words of ``init``; or, without ``init``,
@@ -185,15 +169,9 @@ class AppendedPrompts(LearnedPrompts):
 
 
 class VisionPrompts(AppendedPrompts):
-    """Freely learned vision prompts (VPT, IVLP, PromptSRC).
+    """Freely learned vision prompts (VPT, IVLP, PromptSRC), N(0, 0.02) at first.
 
-    Attributes:
-        vectors: The learned sets, (J, n, W), N(0, 0.02) at first.
-
-    Args:
-        n_ctx: n.
-        depth: J.
-        like: A tensor of the tower, (..., W): width, type and device.
+    They take width, type and device from ``like``, a tensor of the tower, (..., W).
     """
 
     def __init__(self, n_ctx: int, depth: int, like: Tensor) -> None:
@@ -218,8 +196,9 @@ def attach_text_prompts(
             deeper sets always do.
 
     Raises:
-        ValueError: A negative depth, ``n_ctx`` less than 1 or more than ``init`` or the context has
-            tokens, a text tower of another form, or prompts are attached already.
+        ValueError: The depth is negative, ``n_ctx`` is less than 1 or exceeds the tokens of
+            ``init`` or of a text, the text tower is not of CLIP's form, or prompts are attached
+            already.
     """
     depth = prompt_depth(backbone, "text", depth)
     if depth == 0:
@@ -249,8 +228,8 @@ def attach_vision_prompts(backbone: Backbone, *, n_ctx: int, depth: int) -> Visi
         depth: J, as for :func:`attach_text_prompts`.
 
     Raises:
-        ValueError: A negative depth, ``n_ctx`` less than 1, a vision tower of another form, or
-            prompts are attached already.
+        ValueError: The depth is negative, ``n_ctx`` is less than 1, the vision tower has another
+            form, or prompts are attached already.
     """
     depth = prompt_depth(backbone, "vision", depth)
     if depth == 0:
@@ -264,7 +243,7 @@ def install_vision_prompts(backbone: Backbone, prompts: AppendedPrompts) -> None
     """Attach vision prompts of any class; sets beyond the tower's blocks stay unused.
 
     Raises:
-        ValueError: A vision tower of another form, or prompts are attached already.
+        ValueError: The vision tower has another form, or prompts are attached already.
     """
     prompt_depth(backbone, "vision", prompts.depth)
     visual = backbone.model.visual
@@ -295,11 +274,7 @@ def random_vectors(depth: int, n_ctx: int, like: Tensor) -> nn.Parameter:
 
 
 def phrase_of(backbone: Backbone, text: str) -> Phrase:
-    """A text as the backbone's tokenizer makes it.
-
-    Raises:
-        ValueError: The text tower is not of CLIP's form.
-    """
+    """Tokenize a text; a ValueError if the text tower is not of CLIP's form."""
     find_end = backbone.end_of_text()
     tokens = backbone.tokenize(["", text])  # (2, T)
     ends = find_end(tokens).tolist() if find_end else [0, 0]
@@ -313,11 +288,11 @@ def phrase_of(backbone: Backbone, text: str) -> Phrase:
 
 
 def text_context(backbone: Backbone, n_ctx: int, words: str) -> tuple[str, str]:
-    """What learned text prompts start from, and the words (CTX_INIT) that class names stand behind.
+    """What learned text prompts start from, and the words before the class names, from CTX_INIT.
 
-    The released code of MaPLe and all that builds on it: the first ``n_ctx`` of the words are
-    learned and the others stay; more prompts than words, or no words, mean random prompts in the
-    place of as many "X". The first result is the ``init`` of :func:`attach_text_prompts`.
+    As in the released code of MaPLe and all that builds on it, the first ``n_ctx`` of the words are
+    learned and the others stay. With more prompts than words, or no words, prompts start at random
+    in place of as many "X". The first result is the ``init`` of :func:`attach_text_prompts`.
     """
     words = words.replace("_", " ")
     find_end = backbone.end_of_text()

@@ -1,8 +1,4 @@
-"""ProVP's prompts: behind the vision tower's first norm, mixed with what became of the last ones.
-
-Notation: B images, L tokens, W transformer width, n prompts, J sets of them, as in
-:mod:`clip.adapters.prompts`.
-"""
+"""ProVP's progressive vision prompts; notation as in :mod:`clip.adapters.prompts`."""
 
 from __future__ import annotations
 
@@ -24,16 +20,7 @@ class ProgressivePrompts(VisionPrompts):
     ProVP (arXiv:2304.08386): set 0 enters behind ``ln_pre``; at block l the slots become
     ``(1 - alpha) P_l + alpha * slots``. They stand at the end, not behind the class token as in the
     release, which makes no difference without positions and mask. Sets start uniform in
-    +-sqrt(6 / (3 * 14^2 + W)).
-
-    Args:
-        n_ctx: n.
-        depth: J.
-        like: A tensor of the tower, (..., W).
-        alpha: Share of the output; 0 replaces the slots, as deep prompts do.
-
-    Raises:
-        ValueError: ``alpha`` is not in [0, 1), or ``n_ctx`` less than 1.
+    +-sqrt(6 / (3 * 14^2 + W)). An ``alpha`` of 0 replaces the slots, as deep prompts do.
     """
 
     def __init__(self, n_ctx: int, depth: int, like: Tensor, alpha: float) -> None:

@@ -238,7 +238,7 @@ class TestSuite:
             assert (objects.count == label + 1).all()
 
     def test_shifted_siblings_only_test(self):
-        assert {name for name in SUITE if not SUITE[name].has_train} == {
+        assert {name for name in SUITE if not SUITE[name].per_class[0]} == {
             *("ShapesV2", "ShapesSketch", "ShapesR", "ShapesA")
         }
 

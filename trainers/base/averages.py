@@ -1,4 +1,4 @@
-"""PromptSRC's average of parameters over the epochs of a training."""
+"""PromptSRC's average of parameters over the epochs of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from torch import Tensor
 def gaussian_weights(epochs: int, mean: float, std: float, first: int = 0) -> Tensor:
     """Weights of the prompts at the ends of epochs, proportional to a Gaussian, sum 1: (E,).
 
-    Args:
-        epochs: E.
-        mean: mu, counted from 1 for the first epoch.
-        std: sigma, in epochs.
-        first: Epochs to leave out, at the beginning.
+    The first epoch is 1 for ``mean``; the ``first`` epochs get weight 0.
     """
     epoch = torch.arange(1, epochs + 1, dtype=torch.double)
     exponent = -((epoch - mean) ** 2) / (2 * std**2)
@@ -25,25 +21,17 @@ def gaussian_weights(epochs: int, mean: float, std: float, first: int = 0) -> Te
 
 
 class GaussianAverage:
-    """Sum of parameters at the ends of epochs, in the weights of :func:`gaussian_weights`.
-
-    Attributes:
-        values: The sum so far, in double precision on the CPU; empty before the first epoch.
-        start: Epochs that it leaves out, at the beginning.
-
-    Args:
-        epochs: E.
-        mean: mu.
-        std: sigma.
-    """
+    """Sum of parameters at the ends of epochs, weighted by :func:`gaussian_weights`."""
 
     def __init__(self, epochs: int, mean: float, std: float) -> None:
         self.epochs, self.mean, self.std = epochs, mean, std
+        # In double precision on the CPU; empty before the first epoch.
         self.values: dict[str, Tensor] = {}
+        # Epochs to leave out: a run resumed from a checkpoint without a sum knows the later ones.
         self.start = 0
 
     def add(self, epoch: int, state: Mapping[str, Tensor]) -> None:
-        """Add parameters by name at the end of an epoch, of which the first is 0."""
+        """Add parameters by name at the end of an epoch; the first epoch is 0."""
         weight = gaussian_weights(self.epochs, self.mean, self.std, self.start)[epoch]
         for name, value in state.items():
             weighted = weight * value.detach().cpu().double()

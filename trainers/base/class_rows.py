@@ -1,4 +1,4 @@
-"""Which row of what was trained class by class belongs to which class: by name, not by place."""
+"""Match what was trained with a row per class to the run's classes: by name, not by position."""
 
 from __future__ import annotations
 
@@ -23,21 +23,14 @@ def class_rows(
     trained: Sequence[Any],
     keys: Sequence[Callable[[Any], Any]] = (str, match_key),
 ) -> list[int | None]:
-    """Number of each class's row.
+    """Number of each class's row among the ``trained`` names; None for a class not trained.
 
     Classes of one name, of which ImageNet has two pairs, have their rows in the order in which they
-    occur; a name that was trained less often has the first one's row.
-
-    Args:
-        classes: Names of K classes.
-        trained: Names of the classes that the rows are for, in their order.
-        keys: What makes two names the same, the strictest first.
-
-    Returns:
-        K numbers; None for a class that was not trained.
+    occur; a name that was trained less often has the first one's row. ``keys`` are what makes two
+    names the same, the strictest first.
     """
     rows: list[int | None] = [None] * len(classes)
-    free = dict.fromkeys(range(len(trained)))
+    free = dict.fromkeys(range(len(trained)))  # in order, unlike a set
     for key in keys:
         places: dict[Any, list[int]] = defaultdict(list)
         for row in free:
@@ -55,12 +48,7 @@ def class_rows(
 
 
 def dataset_rows(dataset: Any, trained: Sequence[str]) -> list[int | None]:
-    """:func:`class_rows` of a dataset's classes; by label where both are ImageNet's.
-
-    Args:
-        dataset: With ``classnames``.
-        trained: Names of the classes that the rows are for, in their order.
-    """
+    """:func:`class_rows` of a dataset's classes; by label where both are ImageNet's."""
     labels = imagenet_rows(dataset)
     if labels and _keys(dataset.imagenet_names) == _keys(trained):
         return [*labels]
@@ -88,24 +76,15 @@ def contexts_in(model: nn.Module) -> dict[str, ContextPrompts]:
 
 @dataclass(frozen=True)
 class ClassRows:
-    """What a model learns with a row per class, and which class each row is of.
-
-    Attributes:
-        model: The trainer's.
-        dataset: The run's.
-        cfg: Its ``DATASET`` section.
-        notes: The run's.
-        keys: Names of the parameters with a row per class.
-        classes: The classes of these rows, in their order.
-        remedy: What to train to be free of the classes of training, for messages.
-    """
+    """What a run's model learns with a row per class, and which class each row is of."""
 
     model: nn.Module
     dataset: Any
-    cfg: CfgNode
+    cfg: CfgNode  # the ``DATASET`` section
     notes: Notes
-    keys: Sequence[str]
-    classes: Sequence[str]
+    keys: Sequence[str]  # names of the parameters with a row per class
+    classes: Sequence[str]  # of these rows, in their order
+    # For messages: how to train a model that is not bound to the classes of training.
     remedy: str = "with TRAINER.CoOp.CSC False, one context for all classes"
 
     def match(
@@ -113,14 +92,9 @@ class ClassRows:
     ) -> dict[str, Tensor]:
         """Pick the rows of the run's classes, in their order, by name.
 
-        Args:
-            path: Of the checkpoint, for messages.
-            state_dict: With the model's keys.
-            classnames: Of the checkpoint's classes, in label order; None if it does not name them.
-
-        Raises:
-            ValueError: A class was not trained, or it is certain that rows without names are of
-                others.
+        ``classnames`` are the checkpoint's classes in label order; None if it does not name them. A
+        ValueError refuses classes that were not trained, and rows without names that must be of
+        other classes.
         """
         self._check_contexts(path, state_dict)
         own = list(self.classes)
@@ -170,12 +144,9 @@ class ClassRows:
         return state_dict
 
     def match_initial_weights(self, path: str) -> None:
-        """Put what MODEL.INIT_WEIGHTS has per class where the names say; errors as `match`.
+        """Put the rows in MODEL.INIT_WEIGHTS where their names belong; errors as `match`.
 
-        It was loaded by its place, if there are as many classes, and else left out.
-
-        Args:
-            path: MODEL.INIT_WEIGHTS.
+        Until here they were loaded by position if there are as many classes, and else left out.
         """
         if not path or not self.keys:
             return
@@ -189,14 +160,7 @@ class ClassRows:
             self.model.load_state_dict(matched, strict=False)
 
     def check_resumed(self, folder: Path) -> None:
-        """Refuse to go on from a checkpoint of other classes, or of another order.
-
-        Args:
-            folder: Of the model's checkpoints.
-
-        Raises:
-            ValueError: What has a row per class was trained on them.
-        """
+        """Refuse to resume rows per class of other classes, or of another order of them."""
         file = last_checkpoint(folder) if self.keys else None
         names = saved_classes(load_checkpoint(file)) if file is not None else None
         if names is not None and names != list(self.classes):

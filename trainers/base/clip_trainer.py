@@ -24,16 +24,6 @@ from trainers.base.released import Convert
 from trainers.base.zero_shot_check import sanity_check
 
 
-def backbone_content(name: str) -> str:
-    """Hash of a backbone's files on this machine; "" where only its name tells the content.
-
-    Args:
-        name: MODEL.BACKBONE.NAME.
-    """
-    files = weight_files(name)
-    return digest_of([file_hash(path) for path in files]) if files else ""
-
-
 class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
@@ -73,6 +63,7 @@ class CLIPTrainer(TrainerX):
         self._print_choices()
         self.show_prompts()
         self.zero_shot_check = sanity_check(self)
+        # Last: the check above encodes images, and the features replace the loaders of images.
         if self.uses_features(cfg):
             use_features(self)
         elif cfg.FEATURE_CACHE.ENABLED:
@@ -198,18 +189,16 @@ class CLIPTrainer(TrainerX):
         return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        """Add which content the backbone's file had."""
-        content = backbone_content(self.cfg.MODEL.BACKBONE.NAME)
+        """Add a hash of the backbone's files on this machine; "" where its name tells it all."""
+        files = weight_files(self.cfg.MODEL.BACKBONE.NAME)
+        content = digest_of([file_hash(path) for path in files]) if files else ""
         return {**super().checkpoint_meta(), "backbone_sha256": content}
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """Logits over the dataset's classes, (B, K).
+        """Logits over the dataset's classes, (B, K), of images (B, 3, S, S) or features (B, D).
 
         A classifier over all classes of ImageNet serves ImageNet's halves and shifts too, through
         the columns that their classes stand for.
-
-        Args:
-            input: Pictures (B, 3, S, S), or cached features (B, D).
         """
         logits = self.model(input)
         dataset = self.dm.dataset
@@ -219,17 +208,13 @@ class CLIPTrainer(TrainerX):
         return logits
 
     def extra_result(self) -> dict[str, Any]:
-        """Add what zero-shot accuracy was checked to be, see ``zero_shot_check``."""
+        """Add the outcome of the zero-shot check."""
         return {"zero_shot_check": self.zero_shot_check}
 
     # ------------------------------------------------------------------ checkpoints
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Translate a released layout, and let the head say what is wrong with weights for it.
-
-        Args:
-            state_dict: Of a checkpoint.
-        """
+        """Translate a released layout, and let the head refuse weights of another shape."""
         convert = type(self).released_layout
         if convert is not None:
             state_dict = convert(state_dict, self.model, type(self).__name__)
@@ -239,7 +224,7 @@ class CLIPTrainer(TrainerX):
         return state_dict
 
     def rows_by_class(self) -> ClassRows:
-        """What the model learns with a row per class: contexts of classes of their own."""
+        """What the model learns with a row per class: contexts, if every class has its own."""
         keys = [name for name, module in contexts_in(self.model).items() if module.per_class]
         dataset = self.dm.dataset
         return ClassRows(

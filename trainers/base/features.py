@@ -30,16 +30,7 @@ _PINNED_FROM = 64 * 1024  # bytes; less is copied to the GPU without waiting in 
 
 
 def check_features(cfg: CfgNode, method: str, frozen: bool) -> None:
-    """Refuse a feature cache that cannot work.
-
-    Args:
-        cfg: The run's config.
-        method: Its trainer.
-        frozen: Whether the method leaves the image encoder alone.
-
-    Raises:
-        ValueError: It does not, or the config asks for something features cannot give.
-    """
+    """Refuse a feature cache for a method that changes features, or views that it cannot give."""
     if not frozen:
         raise ValueError(
             f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {method} changes what the image "
@@ -59,14 +50,7 @@ def check_features(cfg: CfgNode, method: str, frozen: bool) -> None:
 
 
 def use_features(trainer: Any) -> None:
-    """Let a trainer's loaders give features instead of images; nothing is computed yet.
-
-    Args:
-        trainer: Built, with a ``backbone`` in its model.
-
-    Raises:
-        FeatureCacheError: FEATURE_CACHE.DIR cannot be written.
-    """
+    """Let a trainer's loaders give features instead of images; nothing is computed yet."""
     cache = trainer.cfg.FEATURE_CACHE
     encoder = FrozenEncoder(trainer, FeatureCache(cache.DIR))
     for name, split, views in (
@@ -83,12 +67,7 @@ def use_features(trainer: Any) -> None:
 
 
 class FrozenEncoder:
-    """A trainer's image encoder with a cache of what it computed.
-
-    Args:
-        trainer: Its model's ``backbone``, device, precision and config are read.
-        cache: Where features are kept.
-    """
+    """A trainer's image encoder with a cache of what it computed."""
 
     def __init__(self, trainer: Any, cache: FeatureCache) -> None:
         self.trainer = trainer
@@ -112,7 +91,7 @@ class FrozenEncoder:
         return self._hashed[1]
 
     def identity(self) -> dict[str, Any]:
-        """What features depend on besides the images, as plain data."""
+        """Everything but the images that features depend on, as plain data."""
         trainer = self.trainer
         device = trainer.device.type
         autocast = None
@@ -132,14 +111,9 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def encode(self, loader: ImageLoader, title: str, writer: FeatureWriter) -> None:
-        """Encode all of a loader's images, not normalised.
-
-        Args:
-            loader: Gives dicts with ``img`` and ``index``.
-            title: Of the progress bar.
-            writer: Takes the features (N, D).
-        """
+        """Encode all of a loader's images; the writer gets features (N, D), not normalised."""
         trainer = self.trainer
+        # Of the tower alone: a method's own modules may be in training mode meanwhile.
         with _evaluating(self.tower):
             for batch in tqdm(loader, desc=title, file=sys.stderr, disable=None):
                 image = batch["img"].to(trainer.device, non_blocking=True)
@@ -151,16 +125,10 @@ class FrozenEncoder:
 
 
 class FeatureLoader:
-    """Gives the batches of a loader with features (B, D) in place of the images.
+    """Gives a loader's batches, in its order, with features (B, D) in place of the images.
 
-    Args:
-        encoder: Makes the features, when they are first needed.
-        loader: The loader it stands for: same items, order and batches.
-        split: train, val or test.
-        views: Augmentations of each image, one per epoch in turn.
-
-    Attributes:
-        bad_images: Reason by path, of every image skipped so far.
+    Features are computed when they are first needed. ``views`` is the number of augmentations of
+    each image, which take turns by epoch.
     """
 
     def __init__(self, encoder: FrozenEncoder, loader: Any, split: str, views: int) -> None:
@@ -170,7 +138,7 @@ class FeatureLoader:
         self.batch_sampler = loader.batch_sampler
         self.split = split
         self.views = views
-        self.bad_images: dict[str, str] = {}
+        self.bad_images: dict[str, str] = {}  # reason by path, of every image skipped so far
         self._epoch = 0
         self._images = ""
         self._served: dict[tuple[int, str], tuple[Tensor, set[int]]] = {}
@@ -181,7 +149,7 @@ class FeatureLoader:
 
     @property
     def sampler(self) -> FeatureLoader:
-        """What the engine calls `set_epoch` of."""
+        """This loader: the engine calls ``sampler.set_epoch``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -249,15 +217,7 @@ class FeatureLoader:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _extract(self, batches: Sequence[Sequence[int]], writer: FeatureWriter) -> None:
-        plain = self.loader
-        loader = ImageLoader(
-            self.dataset,
-            batch_sampler=batches,
-            num_workers=plain.num_workers,
-            collate_fn=plain.collate_fn,
-            pin_memory=plain.pin_memory,
-            generator=torch.Generator(),  # else it would draw from the global one
-        )
+        loader = loader_like(self.loader, batches)
         loader.bad_images = self.bad_images
         name = self.encoder.trainer.cfg.DATASET.NAME
         self.encoder.encode(loader, f"Features of {name} ({self.split})", writer)
@@ -302,8 +262,20 @@ class FeatureLoader:
             )
 
 
+def loader_like(plain: Any, batches: Sequence[Sequence[int]]) -> ImageLoader:
+    """Load batches of images, by index, in the way that another loader loads its own."""
+    return ImageLoader(
+        plain.dataset,
+        batch_sampler=batches,
+        num_workers=plain.num_workers,
+        collate_fn=plain.collate_fn,
+        pin_memory=plain.pin_memory,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+
+
 def whole_sampler(loader: Any) -> Any:
-    """Return a loader's sampler; of one that is shared with other processes, the common one."""
+    """A loader's sampler; if it is this process's share of one, the common one."""
     return getattr(loader.sampler, "whole", loader.sampler)
 
 

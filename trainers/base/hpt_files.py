@@ -1,4 +1,4 @@
-"""What HPT reads of its classes: sentences about them and their structure, from JSON files."""
+"""HPT's JSON files: sentences about the classes, and their structures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ from trainers.base import CLIPTrainer
 
 
 def class_descriptions(trainer: CLIPTrainer) -> list[list[str]]:
-    """N_SET sentences of each class, of the file or else the dataset's own prompts.
-
-    Args:
-        trainer: With a section ``TRAINER.HPT``.
-
-    Raises:
-        FileNotFoundError: TRAINER.HPT.DESCRIPTIONS is one file for all datasets, and missing.
-        ValueError: The file cannot be read, or lacks classes.
-    """
+    """N_SET sentences of each class, from the file or else the dataset's own prompts."""
     found = _of_classes(trainer, "DESCRIPTIONS", read_descriptions)
     if found is not None:
         return found
@@ -32,15 +24,7 @@ def class_descriptions(trainer: CLIPTrainer) -> list[list[str]]:
 
 
 def class_structures(trainer: CLIPTrainer) -> list[list[Structure]] | None:
-    """N_SET structures of each class; None if there is no file for the dataset.
-
-    Args:
-        trainer: With a section ``TRAINER.HPT``.
-
-    Raises:
-        FileNotFoundError: TRAINER.HPT.STRUCTURES is one file for all datasets, and missing.
-        ValueError: The file cannot be read, or lacks classes.
-    """
+    """N_SET structures of each class; None if there is no file for the dataset."""
     found = _of_classes(trainer, "STRUCTURES", read_structures)
     if found is None:
         print("HPT: no structures (TRAINER.HPT.STRUCTURES); texts are names and descriptions")
@@ -71,6 +55,7 @@ def _file(trainer: CLIPTrainer, key: str) -> Path | None:
     path = resolve(named.replace("{}", texts_of(trainer.cfg.DATASET.NAME)))
     if path.is_file():
         return path
+    # A file per dataset need not exist for each of them; one that was named by the user must.
     if named and "{}" not in named:
         raise FileNotFoundError(f"TRAINER.HPT.{key}: no file {path}; '' does without it")
     return None

@@ -1,7 +1,7 @@
 """Options that several methods have.
 
-``OPTIONS`` are keys of their own; what a method has under ``TRAINER.<name>`` is made by the
-functions, each of which takes the method's default.
+``OPTIONS`` are keys outside of ``TRAINER``. The functions make keys of ``TRAINER.<name>`` and take
+the method's default.
 """
 
 from __future__ import annotations
@@ -70,5 +70,5 @@ def weight(default: float, of: str) -> Option:
 
 
 def share(default: float, of: str) -> Option:
-    """A share that is not nothing."""
+    """A share above 0."""
     return Option(default, number(above=0, most=1), f"share of {of}")

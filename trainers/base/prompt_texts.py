@@ -1,4 +1,4 @@
-"""Where the prompts of a method come from, and what the log says of them."""
+"""Where the prompts of a method come from, and what the log says about them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,17 @@ from trainers.base.templates import own_template
 
 
 class PromptTexts:
-    """Makes prompts of the config and the class names.
-
-    Args:
-        dataset: The config's ``DATASET`` section.
-        classnames: K names.
-        default_context: Of the method, CTX_INIT's default value; None if it has none.
-    """
+    """Makes prompts of the config and the class names."""
 
     def __init__(self, dataset: CfgNode, classnames: list[str], default_context: Any) -> None:
-        self.dataset = dataset
+        self.dataset = dataset  # the config's ``DATASET`` section
         self.classnames = classnames
-        self.default_context = default_context
+        self.default_context = default_context  # CTX_INIT's, of the method; None if it has none
         self._template_read = False
 
     @property
     def unused_template(self) -> str:
-        """The template that the user chose, if no prompts were made of it; else ""."""
+        """The template that the user chose, if no prompt was made with it; else ""."""
         chosen = self.dataset.PROMPT_TEMPLATE
         # The configs that users copy for data of their own come with a text, which is no choice.
         own_data = self.dataset.NAME not in ROW_OF
@@ -41,22 +35,12 @@ class PromptTexts:
         return "" if self._template_read or untouched else chosen
 
     def template(self, own: str) -> str:
-        """The template that the user chose for the dataset, else the method's.
-
-        Args:
-            own: The method's, with ``{}`` for the name; "" for none.
-        """
+        """The template that the user chose for the dataset, else the method's ``own``."""
         self._template_read = True
         return self.dataset.PROMPT_TEMPLATE or own
 
     def ensemble(self, classnames: list[str], size: int, own: str = "") -> list[list[str]]:
-        """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class.
-
-        Args:
-            classnames: K names.
-            size: 7 or 80.
-            own: See :meth:`template`.
-        """
+        """open_clip's 7 or 80 templates and :meth:`template`, if there is one, per class."""
         template = self.template(own)
         if template:
             print(f"Prompts: open_clip's {size} templates and {template!r}")
@@ -67,16 +51,12 @@ class PromptTexts:
 
         Args:
             context: Words before the name, "a photo of a", whatever the dataset; a template that
-                the user chose takes the place of a method's default. If empty, the dataset's own
-                prompts, of the kind that ``DATASET.PROMPT_SOURCE`` names: ``json``, its template
-                before each description of ``DATASET.PROMPT_PATH``; ``template`` alone;
-                ``ensemble``, open_clip's 7 or 80 templates (``DATASET.PROMPT_ENSEMBLE``) and its
-                own; ``auto``, descriptions if a file is named, else the ensemble.
-            learned: Whether learned prompts stand where the words do, so that they have to stay.
-
-        Raises:
-            FileNotFoundError: The file of descriptions is missing.
-            ValueError: A value is not allowed, or classes have no description.
+                the user chose replaces a method's default. If empty, the dataset's own prompts, of
+                the kind that ``DATASET.PROMPT_SOURCE`` names: ``json``, its template before each
+                description of ``DATASET.PROMPT_PATH``; ``template`` alone; ``ensemble``,
+                open_clip's 7 or 80 templates (``DATASET.PROMPT_ENSEMBLE``) and its own; ``auto``,
+                descriptions if a file is named, else the ensemble.
+            learned: Whether learned prompts replace the words, so that no template may.
         """
         names, dataset = self.classnames, self.dataset
         if context:
@@ -97,13 +77,7 @@ class PromptTexts:
 def text_notes(bank: TextBank, classnames: Sequence[str], dataset: str) -> list[str]:
     """What is wrong with texts: classes that the text encoder cannot tell apart or make sense of.
 
-    Args:
-        bank: The texts that stand for the classes.
-        classnames: K names.
-        dataset: Its name.
-
-    Raises:
-        ValueError: A class has no name.
+    A class without any name is a ValueError.
     """
     names = list(classnames)
     nameless = [label for label, name in enumerate(names) if not readable(name).strip()]
@@ -145,11 +119,7 @@ def _listed(items: Sequence[Any]) -> str:
 
 
 def _prompt_source(dataset: CfgNode) -> str:
-    """``DATASET.PROMPT_SOURCE``, where ``auto`` has become what it stands for.
-
-    Raises:
-        ValueError: It is ``json`` without a file.
-    """
+    """``DATASET.PROMPT_SOURCE``, with ``auto`` resolved."""
     source = dataset.PROMPT_SOURCE
     if source == "json" and not dataset.PROMPT_PATH:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Released checkpoints of the methods: from their authors' names of weights to the model's.
 
 Each ``Convert`` takes the weights by name, the model they are for, and the section of the config
-that a message should name. Weights in another layout, such as our own, come back as they are.
+that a message should name. Weights in another layout, such as our own, come back as they are. Other
+numbers of prompts than the model's are a ValueError that says which keys to set.
 
 Notation: n prompts or context vectors, J sets of them, H heads, N keys, W transformer width.
 """
@@ -61,11 +62,7 @@ _DEPT_PROBE = {
 
 
 def coop(state: State, model: Any, method: str) -> State:
-    """CoOp, ProGrad and CoCoOp: ``ctx``, and CoCoOp's ``meta_net.*``.
-
-    Raises:
-        ValueError: The context has another length.
-    """
+    """CoOp, ProGrad and CoCoOp: ``ctx``, and CoCoOp's ``meta_net.*``."""
     if "ctx" not in state:
         return state
     converted = {
@@ -90,11 +87,7 @@ def kgcoop(state: State, model: Any, method: str) -> State:
 
 
 def maple(state: State, model: Any, method: str) -> State:
-    """MaPLe: text prompts and the maps of the vision prompts, among a whole CLIP's weights.
-
-    Raises:
-        ValueError: It has another number of prompts or sets.
-    """
+    """MaPLe: text prompts and the maps of the vision prompts, among a whole CLIP's weights."""
     sets = _sets(state, f"{_LEARNER}ctx", f"{_LEARNER}compound_prompts_text.{{}}", start=0)
     if sets is None:
         return state
@@ -119,11 +112,7 @@ def coprompt(state: State, model: Any, method: str) -> State:
 
 
 def ivlp(state: State, model: Any, method: str) -> State:
-    """IVLP and PromptSRC: prompts of both towers by layer, among a whole CLIP's weights.
-
-    Raises:
-        ValueError: It has another number of prompts or sets.
-    """
+    """IVLP and PromptSRC: prompts of both towers by layer, among a whole CLIP's weights."""
     blocks = "{}_encoder.transformer.resblocks"
     found = {
         "text": _sets(state, f"{_LEARNER}ctx", blocks.format("text") + ".{}.VPT_shallow"),
@@ -143,11 +132,7 @@ def ivlp(state: State, model: Any, method: str) -> State:
 
 
 def vpt(state: State, model: Any, method: str) -> State:
-    """VPT: prompts of the vision tower by layer, among a whole CLIP's weights.
-
-    Raises:
-        ValueError: It has another number of prompts or sets.
-    """
+    """VPT: prompts of the vision tower by layer, among a whole CLIP's weights."""
     deeper = "image_encoder.transformer.resblocks.{}.VPT_shallow"
     sets = _sets(state, "image_encoder.VPT", deeper)
     if sets is None:
@@ -158,11 +143,7 @@ def vpt(state: State, model: Any, method: str) -> State:
 
 
 def provp(state: State, model: Any, method: str) -> State:
-    """ProVP: one tensor with all prompts, (J, n, W).
-
-    Raises:
-        ValueError: It has another number of prompts or sets.
-    """
+    """ProVP: one tensor with all prompts, (J, n, W)."""
     if _PROVP not in state:
         return state
     own = model.backbone.vision_prompts.vectors
@@ -227,14 +208,8 @@ def rada(state: State, model: Any, method: str) -> State:
 def dept(state: State, model: Any, host: str, convert: Convert, dataset: Any, novel: bool) -> State:
     """DePT: a host's keys among a whole CLIP's weights, and the probe's.
 
-    Args:
-        state: Keys of the prompt learner and the probe may begin with ``prompt_learner.``. Without
-            a probe's it is returned as it is.
-        model: With ``host`` and ``probe``.
-        host: Name of its host.
-        convert: Reads the host's own release.
-        dataset: Of the run.
-        novel: Whether the run is on the new classes of a dataset.
+    Keys of the prompt learner and the probe may begin with ``prompt_learner.``. ``convert`` reads
+    the host's own release; ``novel`` says whether the run is on the new classes of a dataset.
     """
     bare = {name.removeprefix(_LEARNER): tensor for name, tensor in state.items()}
     if "linear_probe_proj.weight" not in bare:
@@ -255,9 +230,9 @@ def dept(state: State, model: Any, host: str, convert: Convert, dataset: Any, no
 def _probe_rows(probe: State, current: Tensor, dataset: Any, novel: bool) -> State:
     """Weights of a released probe, which does not name its classes, and the classes they are for.
 
-    All classes of ImageNet serve its parts and variants by label. As many rows as the run has
-    classes are theirs, but for a run on new classes, which no release was trained on. Any other
-    rows belong to no class of the run.
+    All classes of ImageNet serve its parts and variants by label. Otherwise, as many rows as the
+    run has classes are taken for theirs, except on new classes, which no release was trained on.
+    All other rows belong to no class of the run.
     """
     rows, labels = len(probe["weight"]), dataset.imagenet_labels or []
     if rows == len(dataset.imagenet_names) and all(len(columns) == 1 for columns in labels):
@@ -291,11 +266,7 @@ def _stacked(state: State, prefix: str) -> Tensor:
 
 
 def _check_sets(tower: str, found: Tensor | None, own: Tensor | None, keys: str) -> None:
-    """Say by the config's ``keys`` of J and n why a checkpoint's prompts (J, n, W) do not fit.
-
-    Raises:
-        ValueError: The numbers of sets or prompts, or the widths, differ from the model's own.
-    """
+    """Refuse prompts (J, n, W) of another shape than the model's; ``keys`` of the config set it."""
     shapes = [(0, 0, 0) if sets is None else tuple(sets.shape) for sets in (found, own)]
     if shapes[0] == shapes[1]:
         return

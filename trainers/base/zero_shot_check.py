@@ -1,8 +1,8 @@
-"""Before a run: does the pre-trained model know the classes by the names that their labels have?
+"""Before a run: do the labels of a dataset fit its class names?
 
 A shifted or relabelled test set whose labels are in another order than its class names still runs
-to its end, and the numbers are merely low. Two checks find it out at once: the names of classes
-against ImageNet's list, which needs no model, and zero-shot accuracy on some test images.
+to its end, and the numbers are merely low. Two checks find it out at once: class names against
+ImageNet's list, which needs no model, and zero-shot accuracy on some test images.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dassl.data.wrapper import ImageLoader
 from datasets.imagenet import misnamed, standard_names
 from datasets.row import Figure
 from datasets.rows import ROWS
+from trainers.base.features import loader_like
 from trainers.base.templates import hand_made
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ IMAGES = 500  # of the test set, at most
 # A gap to the published figure beyond this, and beyond three standard deviations of the sampling
 # error, cannot be explained by other prompts.
 TOLERANCE = 5.0
-
-
-# Published, by dataset and backbone; of all classes of a set.
+# Published, by dataset and backbone; over all classes of a dataset.
 FIGURES = {
     (row.name, backbone): figure for row in ROWS for backbone, figure in row.zero_shot.items()
 }
@@ -52,8 +51,7 @@ def sanity_check(trainer: CLIPTrainer) -> dict[str, Any] | None:
         trainer: Just built, so that its backbone still is the pre-trained model.
 
     Returns:
-        The entry ``zero_shot_check`` of ``result.json``; None if accuracy is not checked, see
-        `is_checked`.
+        The entry ``zero_shot_check`` of ``result.json``; None unless `is_checked`.
     """
     check_names(trainer)
     if not is_checked(trainer):
@@ -88,7 +86,7 @@ def sanity_check(trainer: CLIPTrainer) -> dict[str, Any] | None:
 
 
 def check_names(trainer: CLIPTrainer) -> None:
-    """Note it if many classes have the name of another class of ImageNet."""
+    """Note that many classes have the name of another class of ImageNet, if so."""
     cfg, dataset = trainer.cfg, trainer.dm.dataset
     labels = getattr(dataset, "imagenet_labels", None)
     if labels is None or cfg.TEST.ZERO_SHOT_CHECK == "none":
@@ -126,11 +124,7 @@ def sample_rows(total: int) -> list[int]:
 
 @torch.no_grad()
 def count_correct(trainer: CLIPTrainer, rows: Sequence[int]) -> tuple[int, int]:
-    """Classify some test images with the pre-trained model and the dataset's own template.
-
-    Args:
-        trainer: Just built.
-        rows: Numbers of test images.
+    """Classify test images, by number, with the pre-trained model and the dataset's own template.
 
     Returns:
         How many are right, of how many that could be read.
@@ -159,16 +153,10 @@ def template_of(trainer: CLIPTrainer) -> str:
 
 def _loader(plain: Any, rows: Sequence[int], cfg: Any) -> ImageLoader:
     """Load some images as the test loader does."""
+    # Random transforms draw from these seeds, so that the check moves no generator of the run.
     indices = [SeededIndex(row, mix_seed("zero-shot check", row)) for row in rows]
     size = cfg.DATALOADER.TEST.BATCH_SIZE
-    return ImageLoader(
-        plain.dataset,
-        batch_sampler=[indices[start : start + size] for start in range(0, len(rows), size)],
-        num_workers=plain.num_workers,
-        collate_fn=plain.collate_fn,
-        pin_memory=plain.pin_memory,
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
+    return loader_like(plain, [indices[i : i + size] for i in range(0, len(rows), size)])
 
 
 def published_figure(trainer: CLIPTrainer) -> Figure | None:
@@ -180,14 +168,7 @@ def published_figure(trainer: CLIPTrainer) -> Figure | None:
 
 
 def verdict(accuracy: float, images: int, chance: float, figure: Figure | None) -> str:
-    """What speaks against the labels; empty if nothing does.
-
-    Args:
-        accuracy: In percent.
-        images: Of how many.
-        chance: Accuracy of guessing.
-        figure: Published accuracy of the same, if known.
-    """
+    """What speaks against the labels, given percentages; empty if nothing does."""
     if chance < 100 and accuracy <= chance + 3 * _scatter(chance, images):
         return f"is at chance level ({chance:.2f}%)"
     if figure:

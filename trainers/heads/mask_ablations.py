@@ -1,4 +1,4 @@
-"""What Table 4 of RAda (arXiv:2507.15480) puts in the place of the mask's attention.
+"""The ablations of RAda's Table 4 (arXiv:2507.15480) that replace the mask's attention.
 
 The paper names these variants and gives no formula for them; the forms here are ours, each as close
 to the mask as its name allows: they start at zero too, so that training starts from CLIP.
@@ -18,11 +18,7 @@ from trainers.heads import HeadOutput, MaskHead, cosine_logits, zero_linear
 class MLPMaskHead(MaskHead):
     """The mask from a perceptron, row by row: M = relu(1 + W2 relu(W1 s R)).
 
-    Without attention a class's mask knows nothing of the other classes. Width D inside.
-
-    Args:
-        embed_dim: D.
-        regularizer: See :class:`trainers.heads.MaskHead`.
+    Without attention, a class's mask does not depend on the other classes. Width D inside.
     """
 
     def __init__(self, embed_dim: int, regularizer: str = "l2") -> None:
@@ -41,12 +37,7 @@ class FeatureAttentionHead(nn.Module):
 
     h <- h + Attention(sqrt(s) h) over the K classes; f <- f + Attention(sqrt(s) f), where an image
     attends to itself alone, as a prediction must not depend on the other images of its batch (the
-    paper trains with batch 1). There is no mask, hence no penalty.
-
-    Args:
-        embed_dim: D.
-        num_heads: Heads; must divide D.
-        on: text, image or both.
+    paper trains with batch 1). There is no mask, hence no penalty. ``on`` is text, image or both.
     """
 
     def __init__(self, embed_dim: int, num_heads: int = 8, on: str = "both") -> None:

@@ -88,15 +88,16 @@ class _MaskAttention(torch.autograd.Function):
             key, value = (rows[b, :, i, h].transpose(1, 2) for i in (-2, -1))
             average: Tensor | None = None
             for i, query in enumerate(_queries(rows, text, b, h)):
-                scores = query @ key.transpose(-1, -2)
-                top = scores.amax(-1, keepdim=True)
+                scores = query @ key.transpose(-1, -2)  # (b, h, K, K)
+                # Less each row's maximum, so that exp cannot overflow.
+                top = scores.amax(-1, keepdim=True)  # (b, h, K, 1)
                 log_sum = top + scores.sub_(top).exp_().sum(-1, keepdim=True).log()
-                if joint:
+                if joint:  # one normaliser for all rows, and K times the softmax
                     log_sum = log_sum.logsumexp(-2, keepdim=True) - math.log(classes)
                 log_sums[i, b, h] = log_sum
                 scores.mul_((top - log_sum).exp_())
                 average = scores if average is None else average.add_(scores)
-            mixed: Any = 0 if average is None else average @ value
+            mixed: Any = 0 if average is None else average @ value  # (b, h, K, Dh)
             if image is not None:
                 row = (image[b, h, None] @ key.transpose(-1, -2)).softmax(-1)  # (b, h, 1, K)
                 mixed = mixed + row @ value
@@ -144,9 +145,10 @@ class _MaskAttention(torch.autograd.Function):
         grad_text = None if text is None else torch.zeros_like(text)
         for b, h in _chunks(rows):
             key, value = (rows[b, :, i, h].transpose(1, 2) for i in (-2, -1))
-            grad_out = grad[b, :, h].transpose(1, 2) * ctx.share
-            grad_matrix = grad_out @ value.transpose(-1, -2)
+            grad_out = grad[b, :, h].transpose(1, 2) * ctx.share  # (b, h, K, Dh)
+            grad_matrix = grad_out @ value.transpose(-1, -2)  # (b, h, K, K)
             queries = _queries(rows, text, b, h)
+            # Made again from the saved normalisers: one subtraction instead of a softmax.
             matrices = [
                 (query @ key.transpose(-1, -2)).sub_(log_sums[i, b, h]).exp_()
                 for i, query in enumerate(queries)
@@ -157,15 +159,16 @@ class _MaskAttention(torch.autograd.Function):
                 grad_scores = _softmax_backward(matrix, grad_matrix, ctx.joint)
                 grad_query = grad_scores @ key
                 grad_key = grad_key + grad_scores.transpose(-1, -2) @ query
+                # _queries lists the classes' set first, if there is one, then the rows' own.
                 if grad_text is not None and i == 0 and grad_text.ndim == 3:
-                    grad_text[:, h] += grad_query.sum(0).transpose(0, 1)
+                    grad_text[:, h] += grad_query.sum(0).transpose(0, 1)  # all images asked it
                 elif grad_text is not None and i == 0:
                     grad_text[b, :, h] = grad_query.transpose(1, 2)
                 else:
                     grad_rows[b, :, 0, h] = grad_query.transpose(1, 2)
             if image is not None and grad_image is not None:
-                query = image[b, h, None]
-                row = (query @ key.transpose(-1, -2)).softmax(-1)
+                query = image[b, h, None]  # (b, h, 1, Dh)
+                row = (query @ key.transpose(-1, -2)).softmax(-1)  # (b, h, 1, K)
                 grad_sum = grad_out.sum(-2, keepdim=True)  # all K rows of the output got this one
                 grad_value = grad_value + row.transpose(-1, -2) * grad_sum
                 grad_scores = _softmax_backward(row, grad_sum @ value.transpose(-1, -2), False)

@@ -18,25 +18,17 @@ from trainers.base.prompted_clip import PromptedCLIP
 
 
 def fingerprints(classnames: Sequence[str]) -> Tensor:
-    """A number for each class name, by which a classifier's rows are known again: (K,)."""
+    """A number for each class name, which identifies a classifier's row in checkpoints: (K,)."""
     digests = [hashlib.sha256(match_key(name).encode()).digest() for name in classnames]
     # 56 bits: the largest whole number of bytes that a signed 64-bit integer holds.
     return torch.tensor([int.from_bytes(digest[:7], "big") for digest in digests])
 
 
 class Probe(Adapter):
-    """A linear classifier of un-normalised features, each kind scaled and shifted by channel.
+    """A linear classifier of un-normalised features; images and texts are rescaled by channel."""
 
-    Attributes:
-        classes: Fingerprints of the K classes that the rows are for; saved with the weights.
-
-    Args:
-        classnames: K names.
-        width: D.
-    """
-
-    classes: Tensor
-    current: Tensor
+    classes: Tensor  # fingerprints of the K classes that the rows are for; saved with the weights
+    current: Tensor  # fingerprints of the run's classes
 
     def __init__(self, classnames: Sequence[str], width: int) -> None:
         super().__init__()
@@ -62,8 +54,8 @@ class Probe(Adapter):
     def fitted(self, state: Mapping[str, Tensor], prefix: str, dataset: Any) -> dict[str, Tensor]:
         """A trained probe's state, names behind ``prefix``, for the classes of the run's dataset.
 
-        Their rows are picked; if there is a class without one, the values are this probe's own and
-        its classes those of no run, so that :meth:`knows_classes` is False.
+        Their rows are picked. If a class has none, this probe keeps its own values and gets classes
+        of no run, so that :meth:`knows_classes` is False.
         """
         fitted = dict(state)
         classes = fitted[f"{prefix}classes"]
@@ -90,13 +82,9 @@ class Probe(Adapter):
 
 
 class DecoupledCLIP(nn.Module):
-    """A host's model and the probe.
+    """A host's model, with one prompt per class, and the probe.
 
-    Args:
-        host: With one prompt per class.
-        classnames: K names.
-        weight: t.
-        mixes: Whether the probe counts in evaluation, on the classes it was trained for.
+    ``weight`` is t; ``mixes`` says whether the probe counts in evaluation, on its own classes.
     """
 
     def __init__(

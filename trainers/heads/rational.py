@@ -1,7 +1,7 @@
-"""What turns image and text features into logits: CLIP's cosine, RAda's rational mask.
+"""Heads, from image and text features to logits: CLIP's cosine and RAda's rational mask.
 
 Notation: B images, K classes, D embedding width, H heads, Dh = D / H. A head touches no encoder, so
-that it goes with every way of adapting one.
+that it combines with every way of adapting one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,11 @@ SOFTMAX = ("joint", "row")
 
 
 class HeadOutput(NamedTuple):
-    """What a head computes.
+    """What a head computes."""
 
-    Attributes:
-        logits: (B, K).
-        penalty: What the regulariser adds to the loss before its weight, a scalar.
-        mask: M, (B, K, D), if the head has one.
-    """
-
-    logits: Tensor
-    penalty: Tensor
-    mask: Tensor | None = None
+    logits: Tensor  # (B, K)
+    penalty: Tensor  # what the regulariser adds to the loss before its weight, a scalar
+    mask: Tensor | None = None  # M, (B, K, D), if the head has one
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -82,7 +76,7 @@ class MaskHead(nn.Module):
         self.regularizer = REGULARIZERS[check_availability(regularizer, REGULARIZERS, "REG")]
 
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
-        """What the mask is away from 1 before the relu, (B, K, D).
+        """How far the mask is from 1 before the relu, (B, K, D).
 
         ``image`` f (B, D) and ``text`` h (K, D) have unit norm, ``rational`` R is (B, K, D), and
         ``scale`` s has no gradient.
@@ -171,7 +165,7 @@ class RationalHead(MaskHead):
         )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Say in the config's words why ``head.*`` of a checkpoint with another mask does not fit.
+        """Refuse ``head.*`` of a checkpoint with another mask, by the config keys that would fit.
 
         Raises:
             ValueError: They have another number of layers, or another width.
@@ -203,13 +197,8 @@ class RationalHead(MaskHead):
 class RationalAttention(nn.Module):
     """One attention layer over the rational matrix; its output starts at zero.
 
-    Args:
-        embed_dim: D.
-        num_heads: H.
-        temperature: What scores are divided by, besides sqrt(Dh).
-        queries: Any of ``QUERIES``. In layers after the first, the mask so far takes the place of
-            the rational matrix in ``rational``.
-        joint: See :func:`trainers.heads.mask_attention.mask_attention`.
+    In layers after the first, the query ``rational`` reads the mask so far instead of R. For the
+    other arguments see :class:`RationalHead`; ``joint`` is its softmax.
     """
 
     def __init__(
@@ -239,14 +228,9 @@ class RationalAttention(nn.Module):
         text: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What this layer adds to the mask, (B, K, D).
+        """What this layer adds to the mask, (B, K, D), of R (B, K, D), s, f (B, D) and h (K, D).
 
-        Args:
-            rational: R, (B, K, D).
-            scale: s.
-            image: f, (B, D).
-            text: h, (K, D).
-            mask: The mask so far, (B, K, D); None in the first layer.
+        ``mask`` is the mask so far, (B, K, D); None in the first layer.
         """
         root = scale.sqrt()
         attended = mask_attention(
