@@ -1,7 +1,5 @@
 """A tiny random CLIP in OpenAI's format, shared by all tests."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every registered trainer, dataset row and config file goes through the same checks."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

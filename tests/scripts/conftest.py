@@ -1,7 +1,5 @@
 """A small repository with configs and a stand-in for train.py, and a way to write results."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

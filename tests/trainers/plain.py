@@ -1,7 +1,5 @@
 """Prompted towers written out without hooks, and what tests of prompted methods share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import open_clip

@@ -1,7 +1,5 @@
 """CLIP-Adapter: its step against the plain formula, its schedule, released checkpoints."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F

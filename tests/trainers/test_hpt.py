@@ -1,7 +1,5 @@
 """HPT: its step against the plain formula, files, schedule, released checkpoints, bad settings."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """IVLP (arXiv:2210.03117, arXiv:2307.06948): independent prompts in both towers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """MaPLe (arXiv:2210.03117): coupled prompts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

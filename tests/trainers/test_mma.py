@@ -1,7 +1,5 @@
 """MMA: its step against the plain formula, its schedule, released checkpoints, bad settings."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """PromptSRC (arXiv:2307.06948): prompts, three regularisers, the Gaussian average."""
 
-from __future__ import annotations
-
 import math
 
 import open_clip

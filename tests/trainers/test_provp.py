@@ -1,7 +1,5 @@
 """ProVP-Ref (arXiv:2304.08386): progressive vision prompts and feature reformation."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

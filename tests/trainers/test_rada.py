@@ -1,7 +1,5 @@
 """RAda: its training step, its released checkpoints, and what it refuses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """RAda on every backbone its tables name, as small random models of the same classes, offline."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

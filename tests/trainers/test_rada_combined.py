@@ -1,7 +1,5 @@
 """RAda's combinations: with prompts, with adapters, with LightRA."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """VPT (arXiv:2203.12119) in MaPLe's form: prompts in the vision tower alone."""
 
-from __future__ import annotations
-
 import pytest
 
 from dassl.engine import build_trainer

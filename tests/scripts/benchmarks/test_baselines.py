@@ -1,7 +1,5 @@
 """The step table of the methods compared with, at a tiny size."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every case of the benchmark at a tiny size, and what the efficiency table counts."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

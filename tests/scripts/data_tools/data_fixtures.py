@@ -1,7 +1,5 @@
 """A small DTD served on this machine, a table that points at it, ways to fetch and to check."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

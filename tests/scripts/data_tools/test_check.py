@@ -1,8 +1,6 @@
 """``data.py check`` on small trees in the official layouts."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,8 +1,6 @@
 """``data.py check``: the bundled suite, data of the user's own, flags."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

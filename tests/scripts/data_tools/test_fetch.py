@@ -1,8 +1,6 @@
 """``data.py fetch`` from a server on this machine, in the archives' official layouts."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

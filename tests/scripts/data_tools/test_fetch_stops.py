@@ -1,8 +1,6 @@
 """``data.py fetch``: what it asks, refuses and explains, and how it goes on after a stop."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import os

@@ -1,8 +1,6 @@
 """Downloads from a server that drops, redirects, changes and refuses."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import errno
 import random
 import time

@@ -1,8 +1,6 @@
 """``data.py`` prints what servers and archives say as plain lines."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 
 from datasets.downloads import Address

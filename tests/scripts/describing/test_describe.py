@@ -1,8 +1,6 @@
 """scripts/describe.py against an endpoint on this machine."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import os
 import signal

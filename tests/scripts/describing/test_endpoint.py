@@ -1,8 +1,6 @@
 """Requests to a chat endpoint: retries, waits, the rate limit, errors and the key."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import email.utils
 import json
 import socket

@@ -1,8 +1,6 @@
 """scripts/describe.py with a server that repeats the key, or talks to the terminal."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import base64
 import json
 import traceback
