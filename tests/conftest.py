@@ -58,6 +58,24 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch):
+    """(owner, name) -> a list that gets the arguments of each call; ``owner.name`` works on."""
+
+    def count(owner, name: str) -> list:
+        calls: list = []
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls.append((*args, *kwargs.values()))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+        return calls
+
+    return count
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

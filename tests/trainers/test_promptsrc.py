@@ -18,6 +18,7 @@ from tests.trainers.plain import (
     unit,
 )
 from tests.trainers.test_ivlp import TEXT, VISION
+from trainers import promptsrc
 from trainers.base.averages import gaussian_weights
 
 METHOD = "PromptSRC"
@@ -196,11 +197,8 @@ def test_bad_values_are_refused(build, key, value, message):
         build(f"TRAINER.PromptSRC.{key}", value)
 
 
-def test_teacher_is_computed_once(build, monkeypatch):
-    import trainers.promptsrc as module
-
-    calls, means = [], module.template_means
-    monkeypatch.setattr(module, "template_means", lambda *a: calls.append(1) or means(*a))
+def test_teacher_is_computed_once(build, count_calls):
+    calls = count_calls(promptsrc, "template_means")
     trainer = build(*EPOCHS)
     trainer.train()
     assert len(calls) == 1
