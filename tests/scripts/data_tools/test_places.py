@@ -57,15 +57,15 @@ SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from scripts import data_archives, data_places
-members = data_archives._members
+from scripts.data_tools import archives, places
+members = archives._members
 def slowly(*args):
     for member in members(*args):
         yield member
         print("one", flush=True)
         time.sleep(0.2)
-data_archives._members = slowly
-data_places.unpack(Path(sys.argv[2]), Path(sys.argv[3]), (("images", "images"),))
+archives._members = slowly
+places.unpack(Path(sys.argv[2]), Path(sys.argv[3]), (("images", "images"),))
 """
 
 
