@@ -79,32 +79,23 @@ def count_calls(monkeypatch: pytest.MonkeyPatch):
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def make_config(shapes_root: str, tmp_path: Path):
-    """(method config file or None, trailing options, flags) -> the config of a run on Shapes."""
+def config_of_run(root, output, method: str | None, *options: str, dataset="shapes", flags=()):
+    """What train.py reads from these flags and files, on the CPU with seed 1."""
     from scripts.training.config import build_config
     from scripts.training.parser import argument_parser
 
-    def make(
-        method: str | None,
-        *options: str,
-        dataset: str = "shapes",
-        output: str = "run",
-        flags: tuple = (),
-    ):
-        arguments = [
-            "--root",
-            shapes_root,
-            "--output-dir",
-            str(tmp_path / output),
-            "--seed",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        arguments += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
-        if method:
-            arguments += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]
-        return build_config(argument_parser().parse_args([*arguments, *flags, *options]))
+    words = ["--root", str(root), "--output-dir", str(output), "--seed", "1", "--device", "cpu"]
+    words += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
+    if method:
+        words += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]
+    return build_config(argument_parser().parse_args([*words, *flags, *options]))
+
+
+@pytest.fixture
+def make_config(shapes_root: str, tmp_path: Path):
+    """(method config file or None, trailing options, flags) -> the config of a run on Shapes."""
+
+    def make(method: str | None, *options: str, output: str = "run", **how):
+        return config_of_run(shapes_root, tmp_path / output, method, *options, **how)
 
     return make
