@@ -1,7 +1,5 @@
 """A tiny random CLIP in OpenAI's format, shared by all tests."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path
@@ -60,35 +58,44 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch):
+    """(owner, name) -> a list that gets the arguments of each call; ``owner.name`` works on."""
+
+    def count(owner, name: str) -> list:
+        calls: list = []
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls.append((*args, *kwargs.values()))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+        return calls
+
+    return count
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def config_of_run(root, output, method: str | None, *options: str, dataset="shapes", flags=()):
+    """What train.py reads from these flags and files, on the CPU with seed 1."""
+    from scripts.training.config import build_config
+    from scripts.training.parser import argument_parser
+
+    words = ["--root", str(root), "--output-dir", str(output), "--seed", "1", "--device", "cpu"]
+    words += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
+    if method:
+        words += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]
+    return build_config(argument_parser().parse_args([*words, *flags, *options]))
 
 
 @pytest.fixture
 def make_config(shapes_root: str, tmp_path: Path):
     """(method config file or None, trailing options, flags) -> the config of a run on Shapes."""
-    from scripts.training.config import build_config
-    from scripts.training.parser import argument_parser
 
-    def make(
-        method: str | None,
-        *options: str,
-        dataset: str = "shapes",
-        output: str = "run",
-        flags: tuple = (),
-    ):
-        arguments = [
-            "--root",
-            shapes_root,
-            "--output-dir",
-            str(tmp_path / output),
-            "--seed",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        arguments += ["--dataset-config-file", str(REPOSITORY / f"configs/datasets/{dataset}.yaml")]
-        if method:
-            arguments += ["--config-file", str(REPOSITORY / f"configs/trainers/{method}.yaml")]
-        return build_config(argument_parser().parse_args([*arguments, *flags, *options]))
+    def make(method: str | None, *options: str, output: str = "run", **how):
+        return config_of_run(shapes_root, tmp_path / output, method, *options, **how)
 
     return make

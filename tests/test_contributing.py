@@ -1,7 +1,5 @@
 """CONTRIBUTING.md's worked examples, taken from its text, work as it says."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """The worked example of DATASETS.md, run as it is printed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

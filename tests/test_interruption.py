@@ -1,7 +1,5 @@
 """Killed at any moment and started again, a run ends with the very same weights."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

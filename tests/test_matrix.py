@@ -1,7 +1,5 @@
 """Every registered trainer, dataset row and config file goes through the same checks."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
 from datasets.rows import ROWS
 from tests.conftest import REPOSITORY
+from tests.trainers.plain import SMALL
 from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
@@ -28,10 +27,6 @@ OURS = [
     if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)
     and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
 ]
-SMALL = (
-    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
-)
 # Recipes of hundreds of epochs move too little in the few of these tests; with ImageNet's weight of
 # its consistency CoPrompt takes three epochs to get back to where it starts (two sets have 0.1).
 FASTER = {
@@ -141,6 +136,17 @@ def test_no_method_inherits_another(name):
 def test_losses_that_compare_images_need_the_whole_batch(make_config, name):
     with pytest.raises(ValueError, match=rf"OPTIM.ACCUMULATE is 2, but {name}'s loss compares"):
         build_trainer(make_config(own_file(name), *SMALL, "OPTIM.ACCUMULATE", "2"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HPT", "IVLP", "LightRA", "LightRAda", "MMA", "MaPLe", "RAdaAdapter", "RAdaPrompt", "VPT"],
+)
+def test_layers_of_a_resnet_are_refused_before_anything_is_loaded(make_config, name):
+    cfg = make_config(own_file(name), flags=("--backbone", "RN50"))
+    refusal = rf"{name} adapts the transformer layers.*'RN50'.*ViT-B/16"
+    with pytest.raises(ValueError, match=refusal):
+        build_trainer(cfg)
 
 
 def test_every_row_has_a_file_and_every_file_a_row():

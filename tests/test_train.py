@@ -1,7 +1,5 @@
 """The command a user types: what goes right, and what is said when it cannot."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Tiny random models of every source, in the files and under the names of the real ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The class descriptions that come with the project."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

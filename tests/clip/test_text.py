@@ -25,16 +25,10 @@ def test_truncation_is_exact(tiny_backbone):
     assert ((full - cut).norm(dim=-1) / full.norm(dim=-1)).max() < 1e-6
 
 
-def test_truncation_really_cuts(tiny_backbone, monkeypatch):
-    seen = []
-    original = text_module.encode_embeddings
-    monkeypatch.setattr(
-        text_module,
-        "encode_embeddings",
-        lambda m, x, e: seen.append(x.shape[1]) or original(m, x, e),
-    )
+def test_truncation_really_cuts(tiny_backbone, count_calls):
+    calls = count_calls(text_module, "encode_embeddings")
     tiny_backbone.encode_text(tiny_backbone.tokenize(["a cat", "a black cat"]))
-    assert seen == [5]  # start, a, black, cat, end
+    assert [x.shape[1] for _, x, _ in calls] == [5]  # start, a, black, cat, end
 
 
 def test_gradient_of_truncated_text_is_exact(tiny_backbone):

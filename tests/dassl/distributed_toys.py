@@ -1,7 +1,5 @@
 """Runs on two processes, for the tests: Gloo, spawned, each job leaving what it saw in files."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

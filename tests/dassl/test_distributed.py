@@ -1,7 +1,5 @@
 """Two processes do what one does: same weights, same numbers, one set of files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -290,12 +290,8 @@ def test_the_class_line_is_dassls_three():
     assert line == ["ToyMethod", "TrainerX", "SimpleTrainer", "TrainerBase", "object"]
 
 
-def test_precision_is_resolved_once(make_cfg, monkeypatch):
-    asked = []
-    read = device.requested_precision
-    monkeypatch.setattr(
-        device, "requested_precision", lambda *args: asked.append(args) or read(*args)
-    )
+def test_precision_is_resolved_once(make_cfg, count_calls):
+    asked = count_calls(device, "requested_precision")
     trainer = build_trainer(make_cfg())
     built = len(asked)
     trainer.train()

@@ -1,7 +1,5 @@
 """One line for causes outside of a program, a traceback for its own mistakes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -152,15 +152,14 @@ def test_a_damaged_entry_is_made_again(tmp_path, capsys, damage):
     assert only_entry(tmp_path).path == path
 
 
-def test_the_checksum_is_of_the_file_and_read_once_per_process(tmp_path, monkeypatch):
+def test_the_checksum_is_of_the_file_and_read_once_per_process(tmp_path, monkeypatch, count_calls):
     entry, _ = FeatureCache(tmp_path).fetch(KEY, 6, writing())
     assert entry.crc32 == zlib.crc32((entry.path / "features.npy").read_bytes())
-    read, calls = feature_entry.file_crc32, []
-    monkeypatch.setattr(feature_entry, "file_crc32", lambda file: calls.append(1) or read(file))
+    calls = count_calls(feature_entry, "file_crc32")
     monkeypatch.setattr(feature_entry, "_verified", set())  # as in a new process
     for _ in range(3):
         FeatureCache(tmp_path).fetch(KEY, 6, refuse)
-    assert calls == [1]
+    assert len(calls) == 1
 
 
 def test_a_folder_with_other_files_is_never_removed(tmp_path):

@@ -1,7 +1,5 @@
 """Locks end with their process; what was left behind goes, what is being written stays."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import multiprocessing

@@ -1,7 +1,5 @@
 """What a picture file becomes: upright, eight bits, or refused; ordinary ones as ever."""
 
-from __future__ import annotations
-
 import re
 import struct
 from pathlib import Path

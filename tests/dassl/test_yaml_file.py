@@ -1,7 +1,5 @@
 """What a YAML file means, and what is refused."""
 
-from __future__ import annotations
-
 import math
 import re
 

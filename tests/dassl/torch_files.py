@@ -1,7 +1,5 @@
 """Files of PyTorch as others write them: with live objects, or forged member by member."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zipfile

@@ -1,7 +1,5 @@
 """A tiny data set and two tiny trainers: one in the style of CoOp's repository, one in ours."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

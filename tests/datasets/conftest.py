@@ -1,7 +1,5 @@
 """Small file trees in the official layouts, and configs that point at them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ImageNet and its shifts: trees of twelve classes, and twice of the real thousand."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Official lists of images and classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

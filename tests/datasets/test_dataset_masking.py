@@ -1,7 +1,5 @@
 """Classifiers over all classes of ImageNet on its shifts and halves."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 

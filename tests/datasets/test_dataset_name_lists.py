@@ -1,7 +1,5 @@
 """Lists of class names in every form that has one meaning; the others are refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """ObjectNet: its archive's mappings, its red border, its classes of several ImageNet classes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The rules themselves (sampling, rounding, relabelling) have theirs in test_dataset_sampling.py.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Every published dataset under every protocol, from its config file to batches and results."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Own splits of class folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The bundled suite through the same classes as every other dataset, in a few small pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

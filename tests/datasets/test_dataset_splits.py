@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -132,17 +130,15 @@ def test_missing_images_are_counted_and_the_split_file_named(tmp_path: Path, tou
 
 
 def test_one_listing_per_directory_and_no_stat_per_file(
-    tmp_path: Path, touch, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, touch, monkeypatch: pytest.MonkeyPatch, count_calls
 ) -> None:
     names = [f"{folder}/{i}.jpg" for folder in "abc" for i in range(50)]
     touch(tmp_path, names)
-    listed = []
-    scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    listed = count_calls(os, "scandir")
     monkeypatch.setattr(os.path, "exists", lambda path: pytest.fail(f"asked for {path}"))
     monkeypatch.setattr(os.path, "isfile", lambda path: pytest.fail(f"asked for {path}"))
     assert missing_files(str(tmp_path / name) for name in names) == []
-    assert sorted(listed) == [str(tmp_path / folder) for folder in "abc"]
+    assert sorted(listed) == [(str(tmp_path / folder),) for folder in "abc"]
 
 
 def test_a_disk_that_ignores_case_is_believed(

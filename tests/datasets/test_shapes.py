@@ -1,7 +1,5 @@
 """The bundled suite: what is drawn, how it is written, and that words and model fit it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -3,8 +3,6 @@
 Each fixture returns the data root. Images are empty files; ``paint`` makes pictures of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

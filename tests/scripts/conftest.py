@@ -1,7 +1,5 @@
 """A small repository with configs and a stand-in for train.py, and a way to write results."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -63,6 +61,11 @@ call["end"] = time.time()
 open("calls.jsonl", "a").write(json.dumps(call) + "\\n")
 """
 
+# A plan of two jobs, and where they write.
+ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
+TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
+TEST = "base2novel/test_new/dtd/shots_16/LightRA/base2novel/seed1"
+
 TRAINERS = ("LightRA", "RAda")
 DATASETS = (*protocols.DATASET_ORDER, "folder")
 
@@ -106,6 +109,9 @@ class FakeRepo:
     def calls(self) -> list[dict]:
         file = self.path / "calls.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def stages(self) -> list[str]:
+        return [call["out"].split("/")[2] for call in self.calls()]
 
     def run(self, *words: str) -> int:
         from scripts.run import main

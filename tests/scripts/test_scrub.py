@@ -1,7 +1,5 @@
 """Text of strangers: nothing that a terminal obeys, no secrets however they are written."""
 
-from __future__ import annotations
-
 import base64
 import codecs
 import html

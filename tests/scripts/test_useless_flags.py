@@ -1,7 +1,5 @@
 """Flags of scripts that would do nothing are refused, also with the value they have by default."""
 
-from __future__ import annotations
-
 import pytest
 
 from scripts import data, describe, run

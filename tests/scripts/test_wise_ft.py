@@ -1,7 +1,5 @@
 """The curve between two models."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

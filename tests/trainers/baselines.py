@@ -1,7 +1,5 @@
 """What tests of the baselines share: small runs on Shapes, plain towers, released files, rates."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import open_clip

@@ -1,7 +1,5 @@
 """Fixtures of the trainers' tests."""
 
-from __future__ import annotations
-
 import pytest
 
 from dassl.engine import build_trainer

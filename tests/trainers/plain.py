@@ -1,7 +1,5 @@
 """Prompted towers written out without hooks, and what tests of prompted methods share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import open_clip
@@ -143,6 +141,17 @@ def write_released(folder: Path, model_name: str, state, epoch: int) -> str:
         path / f"model.pth.tar-{epoch}",
     )
     return str(folder)
+
+
+def check_released(source, loaded, folder, epoch: int) -> None:
+    """A trainer that loads the released checkpoint of another one's weights becomes that one."""
+    image = torch.randn(2, 3, 48, 48)
+    before = loaded.model.eval()(image)
+    loaded.load_model(folder, epoch=epoch)
+    after = loaded.model(image)
+    assert torch.equal(after, source.model.eval()(image))
+    assert not torch.equal(before, after)
+    loaded.test()
 
 
 def whole_clip(prefix_text="text_encoder.", prefix_image="image_encoder."):

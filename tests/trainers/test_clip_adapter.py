@@ -1,7 +1,5 @@
 """CLIP-Adapter: its step against the plain formula, its schedule, released checkpoints."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,14 +8,9 @@ import clip
 from clip import FeatureAdapter, adapters_disabled
 from clip.text import unit_norm
 from dassl.engine import build_trainer
-from tests.trainers.plain import write_released
+from tests.trainers.plain import check_released, learning_rates, write_released
 
 METHOD = "CLIPAdapter"
-
-SMALL = (
-    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
-)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -70,11 +63,9 @@ def test_starts_near_clip_and_is_clip_when_disabled(build):
     assert 0.95 < F.cosine_similarity(f, f0).min() < 0.99999
 
 
-def test_text_is_encoded_once(build, monkeypatch):
+def test_text_is_encoded_once(build, count_calls):
     trainer = build("OPTIM.MAX_EPOCH", "2")
-    calls = []
-    encode = trainer.model.bank.encode_all
-    monkeypatch.setattr(trainer.model.bank, "encode_all", lambda *a: calls.append(1) or encode(*a))
+    calls = count_calls(trainer.model.bank, "encode_all")
     trainer.train()
     assert len(calls) == 1
 
@@ -83,12 +74,7 @@ def test_schedule_is_coops(make_config):
     cfg = make_config("CLIPAdapter/few_shot", "OPTIM.MAX_EPOCH", "50")
     assert (cfg.OPTIM.NAME, cfg.OPTIM.MOMENTUM, cfg.OPTIM.WEIGHT_DECAY) == ("sgd", 0.9, 5e-4)
     assert (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAINER.CLIPAdapter.PREC) == (32, "fp32")
-    trainer = build_trainer(cfg)
-    rates = []
-    for _ in range(50):
-        rates.append(trainer.get_current_lr())
-        trainer.model_update()
-        trainer.update_lr()
+    rates = learning_rates(build_trainer(cfg))
     # from a log of CoOp's with these settings
     assert rates[:4] == pytest.approx([1e-5, 2e-3, 1.99803e-3, 1.99211e-3], rel=1e-5)
     assert rates[-1] == pytest.approx(7.9e-6, rel=1e-2)
@@ -108,13 +94,8 @@ def test_released_checkpoints_load_and_evaluate(build, tmp_path):
         "fc.0.weight": source.model.adapter.down.weight.detach(),
         "fc.2.weight": source.model.adapter.up.weight.detach(),
     }
-    image = torch.randn(2, 3, 48, 48)
-    before = loaded.model.eval()(image)
-    loaded.load_model(write_released(tmp_path / "released", "clip_adapter", state, 50), epoch=50)
-    after = loaded.model(image)
-    assert torch.equal(after, source.model.eval()(image))
-    assert not torch.equal(before, after)
-    loaded.test()
+    folder = write_released(tmp_path / "released", "clip_adapter", state, 50)
+    check_released(source, loaded, folder, epoch=50)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """CoPrompt (arXiv:2306.01195): coupled prompts, adapters, consistency with the frozen model."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

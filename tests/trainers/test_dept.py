@@ -1,7 +1,5 @@
 """DePT on each of its hosts: formula, the classes its probe serves, rates, files."""
 
-from __future__ import annotations
-
 import open_clip
 import pytest
 import torch

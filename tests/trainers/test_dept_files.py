@@ -1,7 +1,5 @@
 """DePT's released checkpoints: keys of every host, and the classes that their probe serves."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

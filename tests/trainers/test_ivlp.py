@@ -1,7 +1,5 @@
 """IVLP (arXiv:2210.03117, arXiv:2307.06948): independent prompts in both towers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -77,8 +75,3 @@ def test_more_prompts_than_words_start_at_random(build, capsys):
     assert "fewer than the 5 prompts" in capsys.readouterr().out
     assert backbone.text_prompts.vectors.shape[1] == 5
     assert not backbone.text_prompts.words
-
-
-def test_refuses_a_resnet(make_config):
-    with pytest.raises(ValueError, match="IVLP adapts the transformer layers.*'RN50'"):
-        build_trainer(make_config("IVLP/base2novel", flags=("--backbone", "RN50")))

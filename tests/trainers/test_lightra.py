@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 import clip
 from clip import attach_residual_attention, freeze_except
-from dassl.engine import build_trainer
 from tests.clip.adapters.test_lightra import plain_formula
+from tests.trainers.plain import write_released
 from trainers.lightra import LightRACLIP, lightra_loss
 
-SMALL = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES", "base")
+METHOD = "LightRA"
 
 
 def plain_tower(transformer, x, mask, residual):
@@ -169,27 +169,12 @@ def released_state(trainer):
     return state
 
 
-def test_released_checkpoint_loads_and_evaluates(make_config, tmp_path):
-    trainer = build_trainer(make_config("LightRA/base2novel", *SMALL))
+def test_released_checkpoint_loads_and_evaluates(build, tmp_path):
+    trainer = build()
     state = released_state(trainer)
-    folder = tmp_path / "released" / "ResidualAttention"
-    folder.mkdir(parents=True)
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 1e-3)
-    live = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, 20
-    )  # an object, as Dassl pickles it
-    torch.save(
-        {
-            "state_dict": state,
-            "epoch": 20,
-            "optimizer": {},
-            "scheduler": {"successor": live},
-            "val_result": None,
-        },
-        folder / "model.pth.tar-20",
-    )
+    folder = write_released(tmp_path / "released", "ResidualAttention", state, 20)
     before = trainer.test()
-    trainer.load_model(str(tmp_path / "released"), epoch=20)
+    trainer.load_model(folder, epoch=20)
     after = trainer.test()
     block = trainer.model.backbone.model.transformer.resblocks[1].attn
     pool = state["textResidualAttention.1.prefix_pool"]
@@ -198,28 +183,17 @@ def test_released_checkpoint_loads_and_evaluates(make_config, tmp_path):
     assert before != after
 
 
-def test_released_checkpoint_of_another_depth_is_refused(make_config, tmp_path):
-    trainer = build_trainer(
-        make_config("LightRA/base2novel", *SMALL, "TRAINER.LightRA.TEXT_DEPTH", "1")
-    )
-    folder = tmp_path / "released" / "ResidualAttention"
-    folder.mkdir(parents=True)
-    torch.save({"state_dict": released_state(trainer), "epoch": 20}, folder / "model.pth.tar-20")
+def test_released_checkpoint_of_another_depth_is_refused(build, tmp_path):
+    trainer = build("TRAINER.LightRA.TEXT_DEPTH", "1")
+    state = released_state(trainer)
+    folder = write_released(tmp_path / "released", "ResidualAttention", state, 20)
     with pytest.raises(ValueError, match=r"resblocks\.1\.attn\.residual"):
-        trainer.load_model(str(tmp_path / "released"), epoch=20)
+        trainer.load_model(folder, epoch=20)
 
 
-def test_refused_on_a_resnet_before_anything_is_loaded(make_config):
-    cfg = make_config("LightRA/base2novel", flags=("--backbone", "RN50"))
-    with pytest.raises(ValueError, match="'RN50'.*ViT-B/16"):
-        build_trainer(cfg)
-
-
-def test_half_precision_keeps_small_distances(make_config):
+def test_half_precision_keeps_small_distances(build):
     """bf16 has 8 bits: unit vectors rounded to it are never closer than 0.004, or equal."""
-    trainer = build_trainer(
-        make_config("LightRA/base2novel", *SMALL, "TRAINER.LightRA.PREC", "bf16")
-    )
+    trainer = build("TRAINER.LightRA.PREC", "bf16")
     for parameter in clip.adapter_parameters(trainer.model).values():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     with trainer.autocast():
@@ -229,8 +203,8 @@ def test_half_precision_keeps_small_distances(make_config):
     assert 0 < out.parts["text"] < 0.1
 
 
-def test_text_cache_follows_training(make_config):
-    trainer = build_trainer(make_config("LightRA/base2novel", *SMALL))
+def test_text_cache_follows_training(build):
+    trainer = build()
     first = trainer.test()
     weights = trainer.model.class_weights()
     trainer.train()
@@ -238,8 +212,8 @@ def test_text_cache_follows_training(make_config):
     assert math.isfinite(first)
 
 
-def test_training_and_frozen_features_use_the_same_prompts(make_config):
-    trainer = build_trainer(make_config("LightRA/base2novel", *SMALL))
+def test_training_and_frozen_features_use_the_same_prompts(build):
+    trainer = build()
     trainer.set_model_mode("train")
     out = trainer.forward_loss(torch.randn(2, 3, 48, 48), torch.tensor([0, 1]))
     # at zero the student is the teacher: no distance, and logits are CLIP's

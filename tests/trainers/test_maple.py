@@ -1,7 +1,5 @@
 """MaPLe (arXiv:2210.03117): coupled prompts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -58,8 +56,6 @@ def test_a_photo_is_learned_and_of_a_stays(build):
     assert torch.equal(trainer.model.bank.tokens, tokens_of(trainer))
 
 
-def test_refuses_no_prompts_and_resnets(build, make_config):
+def test_refuses_no_prompts(build):
     with pytest.raises(ValueError, match="depth of 1 .* or more, got 0"):
         build("TRAINER.MaPLe.PROMPT_DEPTH", "0")
-    with pytest.raises(ValueError, match="MaPLe adapts the transformer layers.*'RN50'"):
-        build_trainer(make_config("MaPLe/base2novel", flags=("--backbone", "RN50")))

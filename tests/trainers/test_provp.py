@@ -1,7 +1,5 @@
 """ProVP-Ref (arXiv:2304.08386): progressive vision prompts and feature reformation."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -94,12 +92,9 @@ def test_templates(make_config, monkeypatch, dataset, text):
     assert torch.equal(trainer.build_model().bank.tokens, tokens_of(trainer, text))
 
 
-def test_texts_are_encoded_once(build, monkeypatch):
+def test_texts_are_encoded_once(build, count_calls):
     trainer = build()
-    calls, encode = [], trainer.model.backbone.encode_text
-    monkeypatch.setattr(
-        trainer.model.backbone, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
-    )
+    calls = count_calls(trainer.model.backbone, "encode_text")
     trainer.train()
     assert len(calls) == 1
 

@@ -1,31 +1,15 @@
 """RAda: its training step, its released checkpoints, and what it refuses."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from clip.text import unit_norm
-from dassl.engine import build_trainer, trainable_state
+from dassl.engine import trainable_state
 from tests.trainers.heads.test_rational import plain
+from tests.trainers.plain import check_released, write_released
 
-SMALL = (
-    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
-)
-
-
-@pytest.fixture
-def build(make_config):
-    """(trailing options, output) -> trainer of RAda on Shapes."""
-
-    def make(*options, method="RAda/base2novel", output="run"):
-        return build_trainer(make_config(method, *SMALL, *options, output=output))
-
-    return make
+METHOD = "RAda"
 
 
 def shake(trainer) -> None:
@@ -56,13 +40,6 @@ def released_state(trainer) -> dict[str, torch.Tensor]:
     return state
 
 
-def write_released(folder: Path, state: dict[str, torch.Tensor], epoch: int = 13) -> Path:
-    (folder / "RAda").mkdir(parents=True)
-    content = {"state_dict": state, "epoch": epoch, "optimizer": {}, "scheduler": {}}
-    torch.save(content, folder / f"RAda/model.pth.tar-{epoch}")
-    return folder
-
-
 def test_training_step_equals_the_formula(build):
     trainer = build("ALPHA", "0.7", "TEMP", "0.5")
     shake(trainer)
@@ -81,7 +58,7 @@ def test_training_step_equals_the_formula(build):
     assert out.parts.keys() == {"ce", "mask"}
 
 
-def test_starts_as_clip_to_the_last_bit(build, make_config):
+def test_starts_as_clip_to_the_last_bit(build):
     image = torch.randn(4, 3, 48, 48)
     rada = build().model.eval()
     options = ("TRAINER.ZeroshotCLIP.TEMPLATE", "a photo of a {}.")
@@ -89,11 +66,9 @@ def test_starts_as_clip_to_the_last_bit(build, make_config):
     assert torch.equal(rada(image), clip(image))
 
 
-def test_text_is_encoded_once(build, monkeypatch):
+def test_text_is_encoded_once(build, count_calls):
     trainer = build("OPTIM.MAX_EPOCH", "2")
-    calls = []
-    encode = trainer.model.bank.encode_all
-    monkeypatch.setattr(trainer.model.bank, "encode_all", lambda *a: calls.append(1) or encode(*a))
+    calls = count_calls(trainer.model.bank, "encode_all")
     trainer.train()
     assert len(calls) == 1
 
@@ -123,15 +98,8 @@ def test_context_words_make_the_prompts(build, context):
 def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     source = build()
     shake(source)
-    folder = write_released(tmp_path / "released", released_state(source))
-    image = torch.randn(2, 3, 48, 48)
-    loaded = build(output="loaded")
-    before = loaded.model.eval()(image)
-    loaded.load_model(folder, epoch=13)
-    after = loaded.model(image)
-    assert torch.equal(after, source.model.eval()(image))
-    assert not torch.equal(before, after)
-    loaded.test()
+    folder = write_released(tmp_path / "released", "RAda", released_state(source), 13)
+    check_released(source, build(output="loaded"), folder, epoch=13)
 
 
 def test_a_checkpoint_of_another_width_says_so(build, tmp_path):
@@ -139,7 +107,7 @@ def test_a_checkpoint_of_another_width_says_so(build, tmp_path):
         name: torch.zeros([32] * tensor.ndim) if name.startswith("mha.") else tensor
         for name, tensor in released_state(build()).items()
     }
-    folder = write_released(tmp_path / "released", state)
+    folder = write_released(tmp_path / "released", "RAda", state, 13)
     with pytest.raises(ValueError, match=r"D = 32, the backbone's have 128; set --backbone"):
         build(output="other").load_model(folder, epoch=13)
 

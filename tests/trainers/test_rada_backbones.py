@@ -1,12 +1,11 @@
 """RAda on every backbone its tables name, as small random models of the same classes, offline."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
 from dassl.engine import build_trainer
 from tests.clip import sources
+from tests.trainers.plain import SMALL
 
 BACKBONES = {  # by the config file that names it
     "table8_rn50": "RN50",
@@ -17,10 +16,7 @@ BACKBONES = {  # by the config file that names it
     "table9_siglip": "siglip:ViT-B-16-SigLIP@webli",
     "table9_align": "align:kakaobrain/align-base",
 }
-SMALL = (
-    *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "TEST.NO_TEST", "True"),
-)
+NO_TEST = ("TEST.NO_TEST", "True")
 
 
 @pytest.fixture
@@ -40,7 +36,9 @@ def build(make_config, monkeypatch, tmp_path):
             options = (*options, "INPUT.SIZE", f"({side}, {side})")
         if not any(weights.iterdir()):
             put(name)
-        return build_trainer(make_config(f"RAda/{config}", *SMALL, *options, output=output))
+        return build_trainer(
+            make_config(f"RAda/{config}", *SMALL, *NO_TEST, *options, output=output)
+        )
 
     def put(name: str) -> None:
         if name.startswith("align:"):

@@ -1,7 +1,5 @@
 """Contexts around class names: where they go, what stays exact, what is refused."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

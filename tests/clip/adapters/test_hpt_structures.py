@@ -1,7 +1,5 @@
 """HPT's structures: reading files, and where related phrases stand in a text."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -134,17 +134,6 @@ def test_keeps_state_dict_keys_and_shares_weights(tiny_backbone):
     assert all(before[name].data_ptr() == after[name].data_ptr() for name in before)
 
 
-def test_gradients_reach_only_keys_and_values(tiny_backbone):
-    attach_residual_attention(tiny_backbone, **ALL)
-    clip.freeze_except(tiny_backbone)
-    perturb(tiny_backbone)
-    sum(f.square().sum() for f in features(tiny_backbone)).backward()
-    with_gradient = {n for n, p in tiny_backbone.named_parameters() if p.grad is not None}
-    assert with_gradient == set(clip.adapter_parameters(tiny_backbone))
-    for name, parameter in clip.adapter_parameters(tiny_backbone).items():
-        assert parameter.grad.abs().sum() > 0, name
-
-
 @pytest.mark.parametrize(("depth", "adapted"), [(0, 0), (1, 1), (2, 2), (12, 2)])
 def test_depth_counts_adapted_layers(tiny_backbone, depth, adapted):
     names = attach_residual_attention(
@@ -185,24 +174,6 @@ def test_refuses_twice_and_negative_depth_and_empty_context(tiny_backbone):
         attach_residual_attention(tiny_backbone)
 
 
-def test_refuses_resnet():
-    model = open_clip.model.CLIP(
-        embed_dim=16,
-        vision_cfg=open_clip.model.CLIPVisionCfg(
-            layers=(1, 1, 1, 1), width=4, head_width=4, image_size=32
-        ),
-        text_cfg=open_clip.model.CLIPTextCfg(width=16, heads=2, layers=1),
-    )
+def test_refuses_resnet(resnet):
     with pytest.raises(ValueError, match="vision tower.*ViT-B/16"):
-        attach_residual_attention(Backbone(model, "RN", OPENAI_INPUT))
-
-
-def test_half_precision_autocast_runs(tiny_backbone):
-    attach_residual_attention(tiny_backbone)
-    perturb(tiny_backbone)
-    with torch.no_grad():
-        exact = features(tiny_backbone)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = features(tiny_backbone)
-    for a, b in zip(exact, rough, strict=True):
-        assert torch.cosine_similarity(a, b.float()).min() > 0.99
+        attach_residual_attention(resnet)

@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 
-from clip import adapters_disabled, attach_coupled_prompts, attach_text_prompts
-from tests.clip.adapters.test_prompts import backbone_of, features, plain_text, plain_vision
+from clip import attach_coupled_prompts, attach_text_prompts
+from tests.clip.adapters.test_prompts import backbone_of, features
+from tests.trainers.plain import plain_image, plain_text
 
 
 def images(count=2):
@@ -25,8 +26,8 @@ def test_towers_equal_the_plain_formula_with_gradients(depth):
     tokens = backbone.tokenize(["a photo of a cat.", "a photo of a very small dog that sleeps."])
     ours = [backbone.encode_text(tokens), backbone.encode_image(pictures)]
     plain = [
-        plain_text(reference, vectors),
-        plain_vision(reference, torch.stack(vision), pictures),
+        plain_text(reference.model, tokens, vectors),
+        plain_image(reference.model, pictures, vision),
     ]
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -48,26 +49,6 @@ def test_maps_of_deeper_sets_start_equal_and_apart_from_the_first(tiny_backbone)
     assert all(torch.equal(m.bias, deeper[0].bias) for m in deeper)
     assert not torch.equal(first.weight, deeper[0].weight)
     assert len({m.weight.data_ptr() for m in coupled.maps}) == 4
-
-
-def test_copies_use_their_own_text_prompts(tiny_backbone):
-    attach_coupled_prompts(tiny_backbone, n_ctx=2, depth=2)
-    twin = copy.deepcopy(tiny_backbone)
-    before = features(tiny_backbone)
-    with torch.no_grad():
-        twin.text_prompts.vectors.normal_()
-    assert all(torch.equal(a, b) for a, b in zip(before, features(tiny_backbone), strict=True))
-    assert all(not torch.equal(a, b) for a, b in zip(before, features(twin), strict=True))
-
-
-def test_disabled_is_plain_clip_and_vectors_are_saved_once(tiny_backbone):
-    plain = features(tiny_backbone)
-    attach_coupled_prompts(tiny_backbone, n_ctx=2, depth=2)
-    with adapters_disabled(tiny_backbone):
-        assert all(torch.equal(a, b) for a, b in zip(plain, features(tiny_backbone), strict=True))
-    assert [n for n in tiny_backbone.state_dict() if n.endswith("vectors")] == [
-        "text_prompts.vectors"
-    ]
 
 
 def test_depth_is_bounded_by_the_shallower_tower(tiny_backbone):

@@ -1,6 +1,5 @@
 import copy
 
-import open_clip
 import pytest
 import torch
 from torch import nn
@@ -8,13 +7,13 @@ from torch import nn
 import clip
 from clip import (
     AppendedPrompts,
-    adapters_disabled,
     attach_text_prompts,
     attach_vision_prompts,
     install_vision_prompts,
 )
-from clip.backbones import OPENAI_INPUT, Backbone, InputSpec
+from clip.backbones import Backbone, InputSpec
 from tests.conftest import MEAN, STD, tiny_model
+from tests.trainers.plain import plain_image, plain_text
 
 TEXTS = ["a photo of a cat.", "a photo of a very small dog that sleeps."]
 
@@ -39,36 +38,6 @@ def attach_both(backbone, n_ctx=2, depth=3):
         attach_text_prompts(backbone, n_ctx=n_ctx, depth=depth),
         attach_vision_prompts(backbone, n_ctx=n_ctx, depth=depth),
     )
-
-
-def plain_text(backbone, vectors):
-    """The text tower written out over all positions, without any hook."""
-    model, tokens = backbone.model, backbone.tokenize(TEXTS)
-    n = vectors.shape[1]
-
-    def put(x, set_):
-        return torch.cat([x[:, :1], set_.expand(len(x), -1, -1), x[:, 1 + n :]], 1)
-
-    x = put(model.token_embedding.weight[tokens], vectors[0]) + model.positional_embedding
-    for i, block in enumerate(model.transformer.resblocks):
-        if 1 <= i < len(vectors):
-            x = put(x, vectors[i])
-        x = block(x, attn_mask=model.attn_mask)
-    return model.ln_final(x)[range(len(x)), tokens.argmax(-1)] @ model.text_projection
-
-
-def plain_vision(backbone, vectors, pictures):
-    """The vision tower written out, without any hook."""
-    visual, n = backbone.model.visual, vectors.shape[1]
-    patches = visual.conv1(pictures).flatten(2).transpose(1, 2)
-    cls = visual.class_embedding.expand(len(patches), 1, -1)
-    x = torch.cat([cls, patches], 1) + visual.positional_embedding
-    x = visual.ln_pre(torch.cat([x, vectors[0].expand(len(x), -1, -1)], 1))
-    for i, block in enumerate(visual.transformer.resblocks):
-        if 1 <= i < len(vectors):
-            x = torch.cat([x[:, :-n], vectors[i].expand(len(x), -1, -1)], 1)
-        x = block(x)
-    return visual.ln_post(x[:, 0]) @ visual.proj
 
 
 def assert_same_gradients(fast, plain, fast_module, plain_module, vectors, plain_vectors):
@@ -96,7 +65,7 @@ def test_text_equals_the_plain_formula_with_gradients(n_ctx, depth):
     vectors = prompts.vectors.detach().clone().requires_grad_(True)
 
     fast = backbone.encode_text(backbone.tokenize(TEXTS))
-    plain = plain_text(reference, vectors)
+    plain = plain_text(reference.model, backbone.tokenize(TEXTS), vectors)
 
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
     assert_same_gradients(fast, plain, backbone.model, reference.model, prompts.vectors, vectors)
@@ -111,24 +80,10 @@ def test_vision_equals_the_plain_formula_with_gradients(n_ctx, depth):
     vectors = prompts.vectors.detach().clone().requires_grad_(True)
 
     fast = backbone.encode_image(images(3))
-    plain = plain_vision(reference, vectors, images(3).double())
+    plain = plain_image(reference.model, images(3).double(), vectors)
 
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
     assert_same_gradients(fast, plain, backbone.model, reference.model, prompts.vectors, vectors)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_disabled_is_plain_clip_exactly(tiny_backbone, training):
-    plain = features(tiny_backbone)
-    for prompts in attach_both(tiny_backbone):
-        prompts.vectors.data.normal_()  # words no more
-    tiny_backbone.train(training)
-    with adapters_disabled(tiny_backbone):
-        off = features(tiny_backbone)
-    on = features(tiny_backbone)
-    for before, disabled, enabled in zip(plain, off, on, strict=True):
-        assert torch.equal(before, disabled)
-        assert (before - enabled).abs().max() > 1e-3
 
 
 def test_shallow_text_prompts_start_as_their_words(tiny_backbone):
@@ -201,23 +156,6 @@ def test_gradient_checkpointing_makes_no_difference(tiny_backbone):
         torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_deep_copy_is_independent(index):
-    backbone = backbone_of()
-    attach_both(backbone)
-    clone = copy.deepcopy(backbone)
-    before = features(backbone)
-    with adapters_disabled(backbone):  # the copy's switches are its own
-        copied = features(clone)
-    for prompts in (clone.text_prompts, clone.vision_prompts):
-        prompts.vectors.data[index].normal_()
-    changed = features(clone)
-    for old, same, twin, new in zip(before, features(backbone), copied, changed, strict=True):
-        assert torch.equal(old, same)
-        assert torch.equal(old, twin)
-        assert (old - new).abs().max() > 1e-2
-
-
 @pytest.mark.parametrize(
     ("text", "vision", "count"),
     [
@@ -230,85 +168,14 @@ def test_deep_copy_is_independent(index):
         ((4, 99), (4, 99), 61_440),  # deeper than the towers
     ],
 )
-def test_parameters_on_vit_b16(text, vision, count):
-    with torch.device("meta"):
-        vision_cfg = open_clip.model.CLIPVisionCfg(layers=12, width=768, patch_size=16)
-        text_cfg = open_clip.model.CLIPTextCfg(width=512, heads=8, layers=12)
-        model = open_clip.model.CLIP(512, vision_cfg, text_cfg)
-    backbone = Backbone(model, "shapes of ViT-B/16", OPENAI_INPUT)
+def test_parameters_on_vit_b16(vit_b16, text, vision, count):
     attached = (
-        attach_text_prompts(backbone, n_ctx=text[0], depth=text[1]),
-        attach_vision_prompts(backbone, n_ctx=vision[0], depth=vision[1]),
+        attach_text_prompts(vit_b16, n_ctx=text[0], depth=text[1]),
+        attach_vision_prompts(vit_b16, n_ctx=vision[0], depth=vision[1]),
     )
     assert [prompts is None for prompts in attached] == [text[1] == 0, vision[1] == 0]
-    clip.freeze_except(backbone)
-    assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == count
-
-
-def test_only_prompts_train_and_the_host_keeps_its_keys(tiny_backbone):
-    before = tiny_backbone.state_dict()
-    attach_both(tiny_backbone, depth=2)
-    clip.freeze_except(tiny_backbone)
-    own = {"text_prompts.vectors", "vision_prompts.vectors"}
-    assert set(tiny_backbone.state_dict()) == set(before) | own
-    sum(f.square().sum() for f in features(tiny_backbone)).backward()
-    assert {n for n, p in tiny_backbone.named_parameters() if p.requires_grad} == own
-    assert {n for n, p in tiny_backbone.named_parameters() if p.grad is not None} == own
-
-
-def test_save_and_load_is_exact():
-    first, second = backbone_of(), backbone_of()
-    attach_both(first)
-    torch.manual_seed(9)
-    attach_text_prompts(second, n_ctx=2, depth=3, init="")
-    attach_vision_prompts(second, n_ctx=2, depth=3)
-    state = {n: p.detach().clone() for n, p in clip.adapter_parameters(first).items()}
-    different = features(second)
-    clip.load_adapters(second, state)
-    for a, b, c in zip(features(first), features(second), different, strict=True):
-        assert torch.equal(a, b)
-        assert not torch.equal(a, c)
-
-
-def test_modes_and_batches_make_no_difference(tiny_backbone):
-    attach_both(tiny_backbone)
-    evaluated = features(tiny_backbone)
-    for a, b in zip(evaluated, features(tiny_backbone.train()), strict=True):
-        assert torch.equal(a, b)
-    singly = torch.cat([tiny_backbone.encode_image(i[None]) for i in images()])
-    torch.testing.assert_close(singly, evaluated[0], rtol=1e-5, atol=1e-5)
-
-
-def test_half_precision_autocast_trains(tiny_backbone):
-    attached = attach_both(tiny_backbone)
-    clip.freeze_except(tiny_backbone)
-    exact = features(tiny_backbone)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = features(tiny_backbone)
-    sum(f.float().square().sum() for f in rough).backward()
-    for a, b in zip(exact, rough, strict=True):
-        assert torch.cosine_similarity(a, b.float()).min() > 0.99
-    for prompts in attached:
-        assert prompts.vectors.grad.dtype == torch.float32
-        assert prompts.vectors.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_single_precision_prompts_in_half_precision_weights(precision):
-    backbone, exact = clip.load("shapes", precision=precision), clip.load("shapes")
-    pictures, texts = torch.randn(2, 3, exact.image_size, exact.image_size), ["red", "blue"]
-    encoded = []
-    for model in (backbone, exact):
-        attached = attach_both(model)
-        text = model.encode_text(model.tokenize([f"a photo of a {t} circle." for t in texts]))
-        encoded.append((model.encode_image(pictures), text))
-        sum(f.float().square().sum() for f in encoded[-1]).backward()
-        for prompts in attached:
-            assert prompts.vectors.dtype == prompts.vectors.grad.dtype == torch.float32
-            assert prompts.vectors.grad.abs().sum() > 0
-    for half, single in zip(*encoded, strict=True):
-        assert half.dtype == backbone.dtype
-        assert torch.cosine_similarity(half.float(), single).min() > 0.99
+    clip.freeze_except(vit_b16)
+    assert sum(p.numel() for p in vit_b16.parameters() if p.requires_grad) == count
 
 
 def test_prompts_of_a_half_precision_tower_are_single_precision(tiny_backbone):
@@ -341,7 +208,7 @@ def test_prompts_computed_from_the_other_tower():
     sets = torch.stack([coupled.vectors_of(j) for j in range(3)])
 
     encoded = backbone.encode_image(images())
-    torch.testing.assert_close(encoded, plain_vision(reference, sets, images().double()))
+    torch.testing.assert_close(encoded, plain_image(reference.model, images().double(), sets))
     encoded.square().sum().backward()
     assert text.vectors.grad.flatten(1).abs().amax(1).min() > 0
     names = {name.rsplit(".", 1)[0] for name in clip.adapter_parameters(backbone)}

@@ -49,16 +49,11 @@ def test_refuses_twice(tiny_backbone):
         attach_vision_prompts(tiny_backbone, n_ctx=2, depth=1)
 
 
-def test_resnet_carries_text_prompts_only():
-    vision_cfg = open_clip.model.CLIPVisionCfg(
-        layers=(1, 1, 1, 1), width=4, head_width=4, image_size=32
-    )
-    text_cfg = open_clip.model.CLIPTextCfg(width=16, heads=2, layers=1)
-    backbone = Backbone(open_clip.model.CLIP(16, vision_cfg, text_cfg), "RN", OPENAI_INPUT)
+def test_resnet_carries_text_prompts_only(resnet):
     with pytest.raises(ValueError, match=r"vision tower.*ResNets.*ViT-B/16"):
-        attach_vision_prompts(backbone, n_ctx=2, depth=1)
-    assert attach_vision_prompts(backbone, n_ctx=2, depth=0) is None
-    assert attach_text_prompts(backbone, n_ctx=2, depth=1).vectors.shape == (1, 2, 16)
+        attach_vision_prompts(resnet, n_ctx=2, depth=1)
+    assert attach_vision_prompts(resnet, n_ctx=2, depth=0) is None
+    assert attach_text_prompts(resnet, n_ctx=2, depth=1).vectors.shape == (1, 2, 16)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The step table of the methods compared with, at a tiny size."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path
@@ -15,14 +13,7 @@ from scripts import bench
 from scripts.benchmarks import baselines as bench_baselines
 from scripts.benchmarks import command as bench_command
 from scripts.benchmarks import efficiency
-from scripts.benchmarks.tools import build_run, run_config, write_pictures
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    path = tmp_path_factory.mktemp("baselines")
-    write_pictures(path, classes=3, train=2, test=2, side=48)
-    return str(path)
+from scripts.benchmarks.tools import build_run, run_config
 
 
 def test_ours_and_zero_shot_are_no_baselines_and_all_others_are():

@@ -1,7 +1,5 @@
 """Every case of the benchmark at a tiny size, and what the efficiency table counts."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
@@ -29,7 +27,6 @@ from scripts.benchmarks.tools import (
     reset_peak,
     resident_mib,
     write_checkpoint,
-    write_pictures,
 )
 from tests.conftest import MEAN, STD, tiny_model
 from trainers.heads import RationalHead
@@ -99,17 +96,13 @@ class TestCases:
         assert found["mib"] >= 0
 
     @pytest.mark.parametrize("plain", [True, False])
-    def test_rada_epoch(self, plain, monkeypatch):
+    def test_rada_epoch(self, plain, monkeypatch, count_calls):
         """Pictures are encoded for each step of the one, and never for the other."""
-        encoded = []
-        encode = Backbone.encode_image
-        monkeypatch.setattr(
-            Backbone, "encode_image", lambda self, x: encoded.append(len(x)) or encode(self, x)
-        )
+        encoded = count_calls(Backbone, "encode_image")
         monkeypatch.setattr(bench_rada, "STEPS_OF_EPOCH", 2)
         found = bench_rada.measure_epoch(plain, 1, classes=3, shots=2, backbone="shapes")
         assert found["seconds"] > 0
-        assert encoded == ([1, 1, 1] if plain else [])
+        assert [len(x) for _, x in encoded] == ([1, 1, 1] if plain else [])
 
 
 class TestBench:
@@ -207,13 +200,6 @@ class TestTools:
         assert backbone_name("shapes", tmp_path) == "shapes"
         with pytest.raises(ValueError, match=r"--backbone: 'random:ViT-X' is random:<arch"):
             backbone_name("random:ViT-X", tmp_path)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    path = tmp_path_factory.mktemp("efficiency")
-    write_pictures(path, classes=3, train=2, test=2, side=48)
-    return str(path)
 
 
 def measured(root, method, kind="pictures"):

@@ -1,7 +1,5 @@
 """Test-time training in the benchmark: the ways it compares agree, and what it prints."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Archives: what is unpacked and what is refused."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

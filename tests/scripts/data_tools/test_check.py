@@ -1,8 +1,6 @@
 """``data.py check`` on small trees in the official layouts."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,10 +13,8 @@ from scripts.data_tools import check as data_check
 from scripts.jobs.protocols import FEW_SHOT_DATASETS, IMAGENET_SHIFTS, SUITE
 
 # The trees that the readers are tested on.
-from tests.datasets.conftest import touch, write_split  # noqa: F401
 from tests.datasets.test_dataset_table import PUBLISHED, tree  # noqa: F401
 from tests.datasets.trees import aircraft, imagenets, paint  # noqa: F401
-from tests.scripts.data_tools.data_fixtures import check, know  # noqa: F401
 
 CROSS = {*FEW_SHOT_DATASETS, *IMAGENET_SHIFTS}
 

@@ -1,8 +1,5 @@
 """``data.py check``: the bundled suite, data of the user's own, flags."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +10,6 @@ from PIL import Image
 from scripts import data
 from scripts.data_tools.check import find_unreadable
 from tests.conftest import REPOSITORY
-from tests.datasets.conftest import touch  # noqa: F401
-from tests.scripts.data_tools.data_fixtures import check  # noqa: F401
 
 
 def test_unreadable_images_in_order(tmp_path):

@@ -1,7 +1,5 @@
 """Files on Google Drive, which gdown asks for; here a stand-in takes its place."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 

@@ -1,8 +1,5 @@
 """``data.py fetch`` from a server on this machine, in the archives' official layouts."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -14,7 +11,7 @@ import pytest
 from datasets.downloads import Address, Download
 from datasets.rows import row_of
 from scripts.data_tools.fetch import digests_of
-from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
+from tests.scripts.data_tools.conftest import (
     DTD,
     KEPT,
     LISTS,
@@ -23,12 +20,8 @@ from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
     SPLIT,
     WHOLE,
     dtd_from,
-    fetch,
     file_at,
-    know,
     listing,
-    served,
-    server,
 )
 from tests.scripts.data_tools.data_server import md5_of, tar_of, zip_of
 

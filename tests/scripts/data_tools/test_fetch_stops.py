@@ -1,8 +1,5 @@
 """``data.py fetch``: what it asks, refuses and explains, and how it goes on after a stop."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import os
@@ -19,18 +16,7 @@ from datasets.downloads import Download
 from datasets.rows import row_of
 from scripts import data
 from tests.conftest import REPOSITORY
-from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
-    DTD,
-    NAMES,
-    PLACES,
-    dtd_from,
-    fetch,
-    file_at,
-    know,
-    listing,
-    served,
-    server,
-)
+from tests.scripts.data_tools.conftest import DTD, NAMES, PLACES, dtd_from, file_at, listing
 from tests.scripts.data_tools.data_server import md5_of, tar_of
 
 

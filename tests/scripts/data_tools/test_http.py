@@ -1,8 +1,5 @@
 """Downloads from a server that drops, redirects, changes and refuses."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import errno
 import random
 import time
@@ -11,7 +8,6 @@ import pytest
 
 from scripts.data_tools import http as data_http
 from scripts.data_tools.http import FetchError, Policy, download
-from tests.scripts.data_tools.data_fixtures import server  # noqa: F401
 
 DATA = random.Random(0).randbytes(50_000)
 QUICK = Policy(attempts=3, wait=0.001, longest_wait=0.01, timeout=5)

@@ -1,7 +1,5 @@
 """Archives that unpack to more than is plausible are refused."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 

@@ -1,7 +1,5 @@
 """What comes out of an archive appears in its place whole or not at all, even after a kill."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

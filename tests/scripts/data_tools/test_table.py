@@ -1,7 +1,5 @@
 """The table of downloads: complete, consistent with the readers, and what DATASETS.md says."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

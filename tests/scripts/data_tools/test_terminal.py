@@ -1,20 +1,9 @@
 """``data.py`` prints what servers and archives say as plain lines."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import dataclasses
 
 from datasets.downloads import Address
-from tests.datasets.conftest import touch  # noqa: F401
-from tests.scripts.data_tools.data_fixtures import (  # noqa: F401
-    check,
-    dtd_from,
-    fetch,
-    know,
-    served,
-    server,
-)
+from tests.scripts.data_tools.conftest import dtd_from
 from tests.scripts.data_tools.data_server import tar_of
 
 ODD = "a\x1b[2J\x1b]0;title\x07b\x9b31m"  # reads "ab"

@@ -1,7 +1,5 @@
 """A chat endpoint in a thread: answers by plan, and remembers what it was asked."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,8 +1,5 @@
 """scripts/describe.py against an endpoint on this machine."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -18,14 +15,7 @@ from clip.prompts import described_prompts, fill
 from scripts import describe
 from scripts.describing.endpoint import ChatEndpoint
 from tests.conftest import REPOSITORY
-from tests.scripts.describing.describe_fixtures import (  # noqa: F401
-    NAMES,
-    _no_key_and_no_proxy,
-    content,
-    endpoint,
-    run,
-    waits,
-)
+from tests.scripts.describing.conftest import NAMES, content
 from tests.scripts.describing.fake_endpoint import sentences
 
 

@@ -1,8 +1,5 @@
 """Requests to a chat endpoint: retries, waits, the rate limit, errors and the key."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import email.utils
 import json
 import socket
@@ -14,16 +11,7 @@ import pytest
 from scripts.describing.endpoint import ChatEndpoint, check_url
 from scripts.describing.text import ModelError
 from scripts.retrying import retry_after
-from tests.scripts.describing.describe_fixtures import (  # noqa: F401
-    KEY,
-    MESSAGES,
-    NAMES,
-    _no_key_and_no_proxy,
-    content,
-    endpoint,
-    run,
-    waits,
-)
+from tests.scripts.describing.conftest import KEY, MESSAGES, NAMES, content
 from tests.scripts.describing.fake_endpoint import completion, sentences
 
 GOOD = (200, {}, completion("fine"))

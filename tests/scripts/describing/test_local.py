@@ -1,7 +1,5 @@
 """scripts/describe.py with a language model of transformers: a tiny random GPT-2."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

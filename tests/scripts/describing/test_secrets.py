@@ -1,8 +1,5 @@
 """scripts/describe.py with a server that repeats the key, or talks to the terminal."""
 
-# ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import base64
 import json
 import traceback
@@ -11,15 +8,7 @@ import pytest
 
 from scripts import describe
 from scripts.describing.endpoint import ChatEndpoint, ModelError, check_url, read_key
-from tests.scripts.describing.describe_fixtures import (  # noqa: F401
-    KEY,
-    MESSAGES,
-    _no_key_and_no_proxy,
-    content,
-    endpoint,
-    run,
-    waits,
-)
+from tests.scripts.describing.conftest import KEY, MESSAGES, content
 from tests.scripts.describing.fake_endpoint import completion, sentences
 
 BASIC = base64.b64encode(f"user:{KEY}".encode()).decode()

@@ -1,7 +1,5 @@
 """What is read out of a language model's answer, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """What the figures of trained runs show."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures of trained runs: what is loaded, what is collected, what is drawn, what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -16,19 +16,12 @@ from scripts.jobs.launchers import parse_devices
 from scripts.jobs.pool import last_lines
 from scripts.jobs.protocols import RunKey
 from scripts.run import main
-
-ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
-TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
-TEST = "base2novel/test_new/dtd/shots_16/LightRA/base2novel/seed1"
-
-
-def stages(repo):
-    return [call["out"].split("/")[2] for call in repo.calls()]
+from tests.scripts.conftest import ONE, TEST, TRAIN
 
 
 def test_runs_training_before_its_evaluation_and_skips_both_next_time(repo, capsys):
     assert repo.run(*ONE) == 0
-    assert stages(repo) == ["train_base", "test_new"]
+    assert repo.stages() == ["train_base", "test_new"]
     assert "2 jobs: 2 ran" in capsys.readouterr().err
     assert repo.run(*ONE) == 0
     assert len(repo.calls()) == 2
@@ -48,7 +41,7 @@ def test_a_directory_proves_nothing(repo):
     (repo.output / TRAIN).mkdir(parents=True)
     (repo.output / TRAIN / "result.json").write_text('{"status": "comp')
     repo.run(*ONE)
-    assert stages(repo) == ["train_base", "test_new"]
+    assert repo.stages() == ["train_base", "test_new"]
 
 
 def test_result_without_the_drivers_record_is_repeated_and_kept_aside(repo):
@@ -71,7 +64,7 @@ def test_incomplete_result_is_repeated(repo, status, metrics):
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "metrics": metrics}))
     repo.run(*ONE)
-    assert stages(repo) == ["train_base", "test_new", "test_new"]
+    assert repo.stages() == ["train_base", "test_new", "test_new"]
 
 
 def test_failed_job_is_survived_reported_and_its_dependents_skipped(repo, capsys):
@@ -215,7 +208,7 @@ def test_job_of_a_killed_driver_is_waited_for(repo, capsys):
     assert f"{TRAIN}: waiting, process {call['pid']} on " in err
     assert err.count("waiting") == 1
     assert "2 jobs: 2 ran" in err
-    assert stages(repo) == ["train_base", "test_new"]  # the killed one had not come to its end
+    assert repo.stages() == ["train_base", "test_new"]  # the killed one had not come to its end
 
 
 def test_workers_of_a_killed_job_keep_nobody_waiting(repo, capsys):
@@ -239,7 +232,7 @@ def test_of_two_drivers_each_waits_for_the_others_jobs(repo):
     ]
     said = [driver.communicate(timeout=60)[1] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
-    assert stages(repo) == ["train_base", "test_new"]
+    assert repo.stages() == ["train_base", "test_new"]
     assert "done before" in said[0] + said[1]
     assert list(repo.output.rglob(".*.lock")) == []
 
@@ -251,7 +244,7 @@ def test_a_run_started_by_hand_is_waited_for(repo, capsys):
     end.start()
     assert repo.run(*ONE) == 0
     assert f"{TRAIN}: waiting, another process is running it" in capsys.readouterr().err
-    assert stages(repo) == ["train_base", "test_new"]
+    assert repo.stages() == ["train_base", "test_new"]
 
 
 def test_a_job_that_was_refused_for_another_run_is_waited_for(repo, capsys):

@@ -20,14 +20,7 @@ from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool
 from scripts.jobs.settings import read_settings
 from scripts.run import build_parser, main
-
-ONE = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
-TRAIN = "base2novel/train_base/dtd/shots_16/LightRA/base2novel/seed1"
-TEST = "base2novel/test_new/dtd/shots_16/LightRA/base2novel/seed1"
-
-
-def stages(repo):
-    return [call["out"].split("/")[2] for call in repo.calls()]
+from tests.scripts.conftest import ONE, TEST, TRAIN
 
 
 @pytest.mark.parametrize(
@@ -183,7 +176,7 @@ def test_evaluation_is_repeated_when_its_training_was(repo):
     assert not (repo.output / TEST / "result.json").exists()
     repo.plan()
     repo.run(*ONE)
-    assert stages(repo) == ["train_base", "test_new", "train_base", "test_new"]
+    assert repo.stages() == ["train_base", "test_new", "train_base", "test_new"]
 
 
 def test_repeated_training_in_another_call_is_noticed(repo):

@@ -1,7 +1,5 @@
 """``train.py --help-config``."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

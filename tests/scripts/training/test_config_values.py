@@ -1,7 +1,5 @@
 """Values that make no sense are refused in one line each, before anything is loaded."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Flags that would do nothing are errors; the combinations that mean something are not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

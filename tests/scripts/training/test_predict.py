@@ -1,7 +1,5 @@
 """``train.py --predict``, end to end: tables read back, classes, unreadable pictures, errors."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

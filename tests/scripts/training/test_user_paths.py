@@ -1,7 +1,5 @@
 """``~`` in every path that a user gives."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is learned per class is matched by name: contexts of CoOp, classifiers, probes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

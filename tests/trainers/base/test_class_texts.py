@@ -1,7 +1,5 @@
 """What is noted of class names and prompts: classes that read the same, texts that were cut."""
 
-from __future__ import annotations
-
 import json
 
 import open_clip

@@ -336,11 +336,8 @@ def test_pictures_of_one_size_and_time_that_change_places_are_noticed(tmp_path):
     assert hash_files(copied, str(tmp_path / "copy"), contents=True) == swapped[1]
 
 
-def test_weights_are_hashed_once_and_again_when_they_are_loaded(build, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        module, "hash_tensors", lambda *args: calls.append(1) or hash_tensors(*args)
-    )
+def test_weights_are_hashed_once_and_again_when_they_are_loaded(build, count_calls):
+    calls = count_calls(module, "hash_tensors")
     trainer = build("FEATURE_CACHE.VIEWS", "2")
     trainer.train()
     trainer.test()

@@ -1,7 +1,5 @@
 """TRAIN.GRAD_CHECKPOINTING: activations made again give every method's gradients."""
 
-from __future__ import annotations
-
 import open_clip
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Where a method's prompts come from: DATASET.PROMPT_SOURCE."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

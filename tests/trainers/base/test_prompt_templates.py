@@ -1,7 +1,5 @@
 """DATASET.PROMPT_TEMPLATE: which methods read it, when it is the user's, what is refused."""
 
-from __future__ import annotations
-
 import pytest
 from yacs.config import CfgNode
 

@@ -3,8 +3,6 @@
 Each is what the release writes: a whole CLIP beside the prompts, some values in half precision.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What trains in every method on ViT-B/16, through its trainer and its files: names and numbers."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

@@ -1,7 +1,5 @@
 """The check before a run, on ImageNet-R trees made of the bundled suite's pictures."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The rational head against its formula, written out with every K x K matrix."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

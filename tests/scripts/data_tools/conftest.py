@@ -1,7 +1,5 @@
 """A small DTD served on this machine, a table that points at it, ways to fetch and to check."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -12,6 +10,7 @@ from datasets.downloads import Address, Download, RemoteFile
 from datasets.rows import row_of
 from scripts import data
 from scripts.data_tools.http import Policy
+from tests.datasets.conftest import touch, write_split  # noqa: F401 - fixtures
 from tests.scripts.data_tools.data_server import Server, md5_of, tar_of
 
 QUICK = Policy(attempts=2, wait=0.001, timeout=5)

@@ -1,7 +1,5 @@
 """An endpoint on this machine, and scripts/describe.py asking it."""
 
-from __future__ import annotations
-
 import functools
 import json
 
