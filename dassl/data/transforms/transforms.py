@@ -126,7 +126,7 @@ _ON_TENSOR: dict[str, _Factory] = {
     "normalize": lambda cfg, size, mode: T.Normalize(
         cfg.PIXEL_MEAN,
         cfg.PIXEL_STD,
-        inplace=True,  # of a tensor made for it: nobody else has it
+        inplace=True,  # ToTensor has just made the tensor: nobody else uses it
     ),
     "gaussian_noise": lambda cfg, size, mode: GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
     "instance_norm": lambda cfg, size, mode: InstanceNormalization(),
