@@ -263,5 +263,5 @@ def _class_hint(saved_meta: Any, meta: Mapping[str, Any]) -> str:
         return ""
     return (
         f"; it was trained on {len(saved)} classes ({_listing(saved, 3)}), "
-        f"the current data set has {len(current)} ({_listing(current, 3)})"
+        f"the current dataset has {len(current)} ({_listing(current, 3)})"
     )

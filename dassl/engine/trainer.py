@@ -105,6 +105,7 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -float("inf")
         self.notes = Notes()
         self._generators: dict[str, torch.Generator] = {}
+        # A drawn seed has to be the same on all processes.
         self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
         # Files that are read from here on are what the result depends on.

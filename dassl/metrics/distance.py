@@ -36,4 +36,5 @@ def euclidean_squared_distance(input1: Tensor, input2: Tensor) -> Tensor:
 
 def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:
     """Return 1 minus the cosine of all rows of (M, D) and (N, D), (M, N)."""
+    # (M, D) @ (D, N) -> (M, N)
     return 1 - F.normalize(input1, dim=1) @ F.normalize(input2, dim=1).T

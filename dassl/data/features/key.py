@@ -25,7 +25,7 @@ def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:
     digest = hashlib.sha256(structure.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar has no bytes to view
         digest.update(flat.view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()
 

@@ -24,6 +24,7 @@ def mixup(
     Returns:
         Mixed images and labels.
     """
+    # One share per image: (B, 1, 1, 1)
     share = torch.distributions.Beta(beta, beta).sample([len(x1), 1, 1, 1]).to(x1.device)
     if preserve_order:
         share = torch.max(share, 1 - share)
