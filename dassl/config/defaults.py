@@ -95,6 +95,7 @@ OPTIONS: dict[str, Option] = {
         -1, count(1, also=(-1,)), "semi-supervised learning: labelled images in total"
     ),
     "DATASET.NUM_SHOTS": Option(-1, count(1, also=(-1,)), "images per class; -1 takes all"),
+    # From here to ALL_AS_UNLABELED: read by Dassl's datasets, which users may add, not by ours.
     "DATASET.VAL_PERCENT": Option(0.1, number(0, below=1), "share of training images for val"),
     "DATASET.STL10_FOLD": Option(-1, count(-1, 9), "of STL-10; -1 takes all images"),
     "DATASET.CIFAR_C_TYPE": Option("", TEXT, "corruption of CIFAR-C"),
@@ -194,7 +195,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "TRAIN.PRINT_FREQ": Option(10, count(0), "batches between log lines; 0 prints none"),
     "TRAIN.COUNT_ITER": Option(
-        "train_x", one_of("train_x", "train_u", "smaller_one"), "only train_x has a meaning here"
+        "train_x",
+        one_of("train_x", "train_u", "smaller_one"),
+        "loader that an epoch follows, in TrainerXU",
     ),
     "TRAIN.RESUME_FREQ": Option(
         1, count(0), "epochs between rolling resume files; 0 writes none; ours"

@@ -39,7 +39,7 @@ def resolve_device(cfg: CfgNode) -> torch.device:
         return _of_local_rank(name, cfg.USE_CUDA)
     if name == "auto":
         if cfg.USE_CUDA and torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda")  # without a number: PyTorch's current GPU
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name == "cpu":
         return torch.device("cpu")
@@ -66,6 +66,7 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
             "device of its own; set auto, cuda or cpu"
         )
     count = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
+    # Several processes on CPUs are rarely faster than one, but need no GPU to be tried out.
     if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
     if not use_cuda:
@@ -90,11 +91,7 @@ def requested_precision(cfg: CfgNode, section: str | None) -> str:
     section = section or cfg.TRAINER.NAME
     node = cfg.TRAINER.get(section, cfg.TRAINER.get(section.upper()))
     precision = node.get("PREC", "fp32") if isinstance(node, CfgNode) else "fp32"
-    try:
-        check_availability(precision, PRECISIONS)
-    except ValueError as error:
-        raise ValueError(f"TRAINER.{section}.PREC: {error}") from None
-    return precision
+    return check_availability(precision, PRECISIONS, f"TRAINER.{section}.PREC")
 
 
 def stated_precision(cfg: CfgNode, section: str | None) -> str:

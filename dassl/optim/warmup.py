@@ -46,6 +46,7 @@ class _BaseWarmupScheduler(LRScheduler):
         """Go to the next epoch, or to the given one as PyTorch's schedulers do."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step(epoch)
+            # get_last_lr of this scheduler is what trainers log.
             self._last_lr = self.successor.get_last_lr()
         else:
             super().step(epoch)
@@ -64,6 +65,7 @@ class _BaseWarmupScheduler(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self.base_lrs = list(state_dict["base_lrs"])
         self.successor.load_state_dict(state_dict["successor"])
+        # Saved: PyTorch's schedulers change the last rate, they do not compute it anew.
         self._last_lr = list(state_dict["last_lr"])
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate

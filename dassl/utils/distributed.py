@@ -94,6 +94,7 @@ def gather_counts(count: int) -> list[int]:
     """Return the counts of all processes, by rank."""
     if world_size() == 1:
         return [count]
+    # As tensors: objects would be pickled, and their sizes gathered first.
     own = torch.tensor([count], device=_device())
     counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
@@ -126,6 +127,7 @@ def broadcast_object(value: T) -> T:
 @contextmanager
 def main_first() -> Iterator[None]:
     """Let rank 0 run a block before the others: it may download or write what they then find."""
+    # The others wait before the block, rank 0 after it: they meet in one barrier.
     if not is_main():
         barrier()
     yield

@@ -155,6 +155,7 @@ def save_checkpoint(
     atomic_torch_save(state, path)
     print(f'Checkpoint saved to "{path}"')
     if name != BEST_NAME:
+        # After the weights: a kill in between leaves a name whose file is whole.
         with atomic_write(path.with_name("checkpoint")) as file:
             file.write(f"{name}\n")
         if is_best:
@@ -197,6 +198,7 @@ def resume_from_checkpoint(
     state = weights_in(checkpoint, path)
     print(f'Loading checkpoint from "{path}"')
     try:
+        # Keys may be missing: Dassl saves the whole model, we only what trains.
         unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f'"{path}" does not fit the model: {error}') from error
