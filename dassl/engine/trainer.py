@@ -283,9 +283,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on TEST.SPLIT or another split and return the main result, the accuracy.
-
-        Outside of `train` it is the run's result, and is written.
+        """Evaluate on a split; return the main result, which outside of `train` is the run's.
 
         Raises:
             ValueError: There are no images in the split, or the evaluator gave no number.
