@@ -1,8 +1,8 @@
-"""How a program ends: causes outside of it in one line, its own mistakes with their traceback.
+"""How a program ends: outside causes in one line, mistakes in its own code with a traceback.
 
 Wrong input, a full disk, missing memory, a lost worker process or Ctrl-C need no traceback: the
-line names what was wrong and what helps. A KeyError or TypeError is a mistake in the code and keeps
-it. Nothing here imports PyTorch, so that scripts which start at once can use it.
+line says what was wrong and what helps. A KeyError or TypeError is a mistake in the code and keeps
+its traceback. Nothing here imports PyTorch, so that scripts which start at once can use it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["DEBUG_VARIABLE", "INTERRUPTED", "Ending", "ending", "plain_errors", 
 DEBUG_VARIABLE = "DEBUG_ERRORS"  # set to 1, every program shows where an error came from
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 _CLOSED_PIPE = 141  # and of one whose reader has gone
-_TURN = 10.0  # seconds that other processes of a run leave the first to say what all would say
+_TURN = 10.0  # seconds that other processes of a run wait for the first one's message
 
 Main = TypeVar("Main", bound=Callable[..., int])
 
@@ -68,7 +68,7 @@ _WORKER = re.compile(r"Caught (\w+) in .*\nOriginal Traceback")
 
 
 class Ending(NamedTuple):
-    """What a program that cannot go on says, and its exit status."""
+    """The last words of a program that cannot go on, and its exit status."""
 
     line: str
     status: int
@@ -77,9 +77,7 @@ class Ending(NamedTuple):
 def ending(error: BaseException, also: tuple[type[BaseException], ...] = ()) -> Ending | None:
     """Return how an error ends a program; None for a mistake in its code.
 
-    Args:
-        error: What was raised.
-        also: Further types that have a cause outside of the program.
+    ``also`` are further types of errors that have a cause outside of the program.
     """
     if isinstance(error, KeyboardInterrupt):
         return Ending("interrupted; what was finished is kept", INTERRUPTED)
@@ -95,14 +93,14 @@ def ending(error: BaseException, also: tuple[type[BaseException], ...] = ()) -> 
         text, hint = text or "out of memory", hint or _MEMORY
     if not expected and not hint:
         return None
-    if hint:  # what follows is about PyTorch's allocator and source
+    if hint:  # the rest of the message is about PyTorch's allocator and source code
         text = re.split(r"\n| Including non-PyTorch| Of the allocated", text)[0]
     text = " ".join(text.split())
     return Ending(_joined(text or type(error).__name__, hint), 1)
 
 
 def _text(error: BaseException) -> tuple[str, str]:
-    """Return an error's message and, from a data loading worker, the name of its type there."""
+    """Return an error's message and, if a data loading worker sent it, the original type's name."""
     text = str(error)
     caught = _WORKER.match(text)
     if caught is None:
@@ -135,18 +133,19 @@ def _joined(text: str, hint: str) -> str:
 
 @contextmanager
 def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """End the program with one line for an error whose cause is outside of it, inside a block.
+    """End the program with one line, if an error with an outside cause leaves the block.
 
-    Of the processes that ``torchrun`` started on a machine the first speaks at once; the others
-    give it time, since ``torchrun`` stops them when it ends: what goes wrong in all is said once.
+    Of the processes that ``torchrun`` started on a machine, the first speaks at once and the others
+    wait for a while: ``torchrun`` stops them when the first ends, so an error of all is printed
+    once.
 
     Args:
         debug: Let errors through, as the environment variable DEBUG_ERRORS does.
         also: Further types of such errors.
 
     Raises:
-        SystemExit: There was such an error, with ``error: <what>`` or, for Ctrl-C and a closed
-            pipe, after printing that, their exit status.
+        SystemExit: With ``error: <what>``; or with an exit status for Ctrl-C and a closed pipe,
+            after printing that line.
     """
     try:
         yield
@@ -167,11 +166,7 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
 
 
 def plain_main(main: Main) -> Main:
-    """Let a script's ``main`` return an exit status for errors whose cause is outside of it.
-
-    Args:
-        main: Returns its exit status.
-    """
+    """Let a script's ``main`` return an exit status for errors with an outside cause."""
 
     @wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
@@ -203,12 +198,12 @@ def _reader_has_gone() -> bool:
         watch = select.poll()
         watch.register(sys.stdout.fileno(), 0)
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
-    except (OSError, ValueError, AttributeError):  # no stream of the system's, or Windows
+    except (OSError, ValueError, AttributeError):  # a stream without a file, or Windows
         return False
 
 
 def _drop_unwritable_output() -> None:
-    """Let standard output go nowhere if it cannot be written: Python writes the rest at its end."""
+    """Redirect standard output to nowhere if it cannot be written: Python flushes it at exit."""
     if _output_is_broken() or _reader_has_gone():
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

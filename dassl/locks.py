@@ -1,9 +1,9 @@
 """Locks that end with their process, and the removal of what killed processes left behind.
 
-The lock itself is `filelock`'s: the operating system's lock on an open file, which a killed process
-loses and its workers do not inherit, so that none is ever stale. On top of it, the file says who
-holds the lock, it is removed with the lock, and a file system without locks stops nobody. Nothing
-here imports PyTorch.
+The lock itself is `filelock`'s: the operating system's lock on an open file. A killed process loses
+it and its workers do not inherit it, so no lock is ever stale. In addition, the file says who holds
+the lock, it is removed together with the lock, and a file system without locks does not stop
+anybody. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Owner:
     Attributes:
         pid: Process id.
         host: Machine.
-        born: Start time in the system's ticks, which tells the process from a later one with the
-            same id; empty where unknown.
+        born: Start time in the system's ticks, which differs for a later process with the same id;
+            empty if unknown.
         since: When the lock was taken, as text.
     """
 
@@ -61,12 +61,12 @@ class Owner:
 
     @classmethod
     def of(cls, pid: int) -> Owner:
-        """Return a process of this machine."""
+        """Return the owner's record for a process of this machine."""
         return cls(pid, socket.gethostname(), _birth(pid), time.strftime("%Y-%m-%d %H:%M:%S"))
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
-        """Return the process that a lock file names; None if it names none."""
+        """Return the process that a lock file names; None if it does not name one."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(found["pid"]), *(str(found[n]) for n in ("host", "born", "since")))
@@ -74,7 +74,7 @@ class Owner:
             return None
 
     def runs(self) -> bool:
-        """Tell whether the process is known to run, which only its own machine can know."""
+        """Tell whether the process is known to run; only its own machine can know that."""
         same = self.host == socket.gethostname()
         return same and runs_here(self.pid) and self.born in ("", _birth(self.pid))
 
@@ -84,11 +84,7 @@ class Owner:
 
 
 class LockedError(RuntimeError):
-    """Another process has the lock.
-
-    Attributes:
-        owner: That process, if the lock file names it.
-    """
+    """Another process has the lock; ``owner`` is that process, if the lock file names it."""
 
     def __init__(self, path: Path) -> None:
         self.owner = Owner.read(path)
@@ -96,11 +92,7 @@ class LockedError(RuntimeError):
 
 
 class FileLock:
-    """A lock that this process holds, or its stand-in where the file system has no locks.
-
-    Attributes:
-        held: Whether it keeps others out.
-    """
+    """A lock that this process holds, or its stand-in where the file system has no locks."""
 
     def __init__(self, path: Path, lock: filelock.BaseFileLock | None) -> None:
         self.path = path
@@ -108,7 +100,7 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether it keeps others out."""
+        """Whether the lock keeps others out."""
         return self._lock is not None
 
     def record(self, owner: Owner) -> None:
@@ -117,16 +109,12 @@ class FileLock:
             self.path.write_text(json.dumps(vars(owner)), encoding="utf-8")
 
     def release(self, *, keep: bool = False) -> None:
-        """Give the lock up.
-
-        Args:
-            keep: Leave the file, which may name a process that is still at work.
-        """
+        """Release the lock; ``keep`` leaves the file, as it may name a process still at work."""
         if self._lock is None:
             return
         if not keep:
-            # While it is still locked: afterwards the file could be the next holder's. Who waits
-            # for it notices that it is gone, and makes another.
+            # Before the lock is released: afterwards the file could belong to the next holder. A
+            # process that waits for it notices that the file is gone, and makes another.
             with suppress(OSError):
                 self.path.unlink()
         self._lock.release()
@@ -148,8 +136,8 @@ def acquire(
 
     Args:
         path: The lock file, in an existing folder.
-        wait: Called once if another process holds the lock; then that process is waited for,
-            however long it takes.
+        wait: Called once if another process holds the lock; then this one waits, however long it
+            takes.
         patience: Seconds to try for, without ``wait``.
 
     Raises:
@@ -177,7 +165,7 @@ def acquire(
 
 
 def at_work(directory: Path) -> str:
-    """Return which process is at work in a run's folder, as a phrase; "" if none is."""
+    """Return the process that is at work in a run's folder, as a phrase; "" if there is none."""
     lock = directory / RUN_LOCK
     if not lock.exists():
         return ""
@@ -203,13 +191,13 @@ def runs_here(pid: int) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """Return a process's start time in the system's ticks; "" where the system does not tell."""
+    """Return a process's start time in the system's ticks; "" if the system does not tell."""
     stat = _proc_stat(pid)
     return stat[19] if stat is not None else ""
 
 
 def _proc_stat(pid: int) -> list[str] | None:
-    """Return the fields of Linux's /proc/<pid>/stat from the state on."""
+    """Return the fields of Linux's /proc/<pid>/stat from the process's state on."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -219,12 +207,10 @@ def _proc_stat(pid: int) -> list[str] | None:
 
 
 def remove_leftovers(folders: Iterable[Path], *, alone: bool) -> None:
-    """Remove temporary files, ``.<name>.<pid>.tmp``, whose process is gone.
+    """Remove temporary files, ``.<name>.<pid>.tmp``, whose process is gone; not in subfolders.
 
-    Args:
-        folders: Where to look; subfolders are left alone.
-        alone: A lock keeps all others out of the folders. Without one, the process may run on
-            another machine, and only files older than an hour are removed.
+    With ``alone``, a lock keeps all others out of the folders. Without, the process may run on
+    another machine, so only files older than an hour are removed.
     """
     for folder in folders:
         with suppress(OSError):
@@ -236,13 +222,13 @@ def remove_leftovers(folders: Iterable[Path], *, alone: bool) -> None:
 
 
 def _may_write(pid: int, path: Path) -> bool:
-    """Tell whether process ``pid`` runs on this machine and is no younger than the file."""
+    """Tell whether process ``pid`` runs on this machine and started before the file was written."""
     if not runs_here(pid):
         return False
     stat = _proc_stat(pid)
     if stat is None:
         return True
-    # Ids are used again, in containers soon: this process may have its predecessor's.
+    # Ids are reused, soon in containers: a running process may have a killed one's id.
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - path.stat().st_mtime < running + 1
 

@@ -1,4 +1,4 @@
-"""The one check of a name against those that exist; its error has the nearest. Without torch."""
+"""The one check of a name against those that exist; its error names the nearest. No PyTorch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ __all__ = ["check_availability", "nearest"]
 
 
 def nearest(name: str, candidates: Iterable[str], most: int = 1) -> str:
-    """Return a hint naming the candidates closest to a misspelt name.
+    """Return ``" Did you mean 'X'?"`` with up to ``most`` candidates; empty if none is close.
 
-    Args:
-        name: What was asked for.
-        candidates: What exists.
-        most: How many to name.
-
-    Returns:
-        ``" Did you mean 'X'?"`` with a leading space, or an empty string if nothing is close.
+    The leading space lets it follow a sentence in an error message.
     """
     # Compared without case: "lightra" must find LightRA.
     folded = {candidate.casefold(): candidate for candidate in candidates}
@@ -28,16 +22,13 @@ def nearest(name: str, candidates: Iterable[str], most: int = 1) -> str:
 def check_availability(
     requested: str, available: Iterable[str], what: str = "", where: str = ""
 ) -> str:
-    """Refuse a name that is not among the available ones.
+    """Return a name, or refuse it if it is not among the available ones.
 
     Args:
         requested: Name asked for.
         available: Names that exist.
         what: Flag, config key or registry that it was asked for with, for the error.
         where: Where the available names come from, for the error.
-
-    Returns:
-        The name.
 
     Raises:
         ValueError: The name is not available; the message lists what is and the nearest matches.

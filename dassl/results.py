@@ -1,7 +1,7 @@
 """A run's files: ``result.json``, what it measured, and ``identity.json``, what it was made from.
 
-Engine, job driver and reports read them here, so that they agree on which runs are finished. No
-PyTorch: a dry run and a report should not cost its import.
+Engine, job driver and reports all read them here, so that they agree on which runs are finished.
+Nothing imports PyTorch, so that a dry run or a report starts at once.
 """
 
 from __future__ import annotations
@@ -32,19 +32,14 @@ _ENTRIES = ("trainer", "dataset", "seed", "metrics", "config", "config_hash")
 
 
 def write_result(directory: str | os.PathLike[str], content: dict[str, Any]) -> Path:
-    """Write ``result.json`` atomically and return its path.
-
-    Args:
-        directory: Run directory.
-        content: Everything but ``format`` and ``status``.
-    """
+    """Seal ``result.json``, adding ``format`` and ``status``; write it atomically."""
     path = Path(directory) / RESULT_NAME
     write_json(sealed({"format": _FORMAT, "status": "complete", **content}), path)
     return path
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read a JSON object; None where the file is absent, cut short or something else."""
+    """Read a JSON object; None if the file is absent, damaged or holds something else."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
@@ -55,9 +50,8 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 def read_result(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read a finished run's ``result.json``.
 
-    Returns:
-        Its content, or None if it is absent, damaged, changed since it was written, incomplete, or
-        without an accuracy that is a number.
+    None if it is absent, damaged, changed since it was written, incomplete, or without a finite
+    accuracy.
     """
     content = read_object(Path(directory) / RESULT_NAME)
     if content is None or content.get("format") != _FORMAT or not is_sealed(content):
@@ -84,18 +78,13 @@ def no_result(directory: str | os.PathLike[str]) -> str:
 
 
 def read_identity(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read `dassl.engine.run_identity.RunIdentity.identity` of a run; None if it is not there."""
+    """Read the `dassl.engine.run_identity.RunIdentity.content` of a run; None if there is none."""
     content = read_object(Path(directory) / IDENTITY_NAME)
     return content if content is not None and content.get("format") == _FORMAT else None
 
 
 def is_done(directory: str | os.PathLike[str], config_hash: str) -> bool:
-    """Tell whether a run is complete, was made with this configuration, and would read the same.
-
-    Args:
-        directory: Run directory.
-        config_hash: From `dassl.config.config_hash`.
-    """
+    """Tell whether a run is complete, has this config hash, and would read the same files again."""
     result = read_result(directory)
     if result is None or result["config_hash"] != config_hash:
         return False

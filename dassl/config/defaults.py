@@ -27,6 +27,7 @@ from dassl.config.schema import (
 __all__ = ["OPTIONS", "TOGETHER", "get_cfg_default"]
 
 _SHARE = number(0, 1)
+# Written out: importing the samplers would import PyTorch, which a dry run does without.
 _SAMPLER = one_of(
     "RandomSampler",
     "SequentialSampler",
@@ -36,6 +37,7 @@ _SAMPLER = one_of(
 )
 _DEVICE = matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")
 _MODEL = "a model's name, such as ViT-B/16, or the path of a checkpoint"
+# A Gaussian kernel has a middle pixel.
 _ODD = Rule("an odd number 1 to 999", lambda value: value in range(1, 1000, 2))
 _RATIO = "three shares (train, val, test) that sum to 1, of which only val may be 0"
 
@@ -51,7 +53,7 @@ OPTIONS: dict[str, Option] = {
     "INPUT.INTERPOLATION": Option(
         "bilinear",
         names_of("dassl.data.transforms:INTERPOLATION_MODES"),
-        "how pictures are resized",
+        "how images are resized",
     ),
     "INPUT.TRANSFORMS": Option(
         (),
@@ -63,7 +65,7 @@ OPTIONS: dict[str, Option] = {
     "INPUT.PIXEL_STD": Option(
         [0.229, 0.224, 0.225], each(number(above=0, most=1), 1, 3), "of each channel, pixels in 0-1"
     ),
-    "INPUT.CROP_PADDING": Option(4, count(0, 4096), "pixels around random_crop's pictures"),
+    "INPUT.CROP_PADDING": Option(4, count(0, 4096), "pixels around random_crop's images"),
     "INPUT.RRCROP_SCALE": Option(
         (0.08, 1.0),
         each(number(above=0, most=1), 2),
@@ -83,7 +85,7 @@ OPTIONS: dict[str, Option] = {
     "INPUT.GB_P": Option(0.5, _SHARE, "probability of gaussian_blur"),
     "INPUT.GB_K": Option(21, _ODD, "its kernel's size in pixels"),
     "INPUT.ON_BAD_IMAGE": Option(
-        "error", one_of("error", "skip"), "of a picture that cannot be read; skip counts; ours"
+        "error", one_of("error", "skip"), "if an image cannot be read; skip counts them; ours"
     ),
     "DATASET.ROOT": Option("", PATH, "folder of all datasets"),
     "DATASET.NAME": Option("", names_of("dassl.data.datasets:DATASET_REGISTRY"), "of the dataset"),
@@ -93,6 +95,7 @@ OPTIONS: dict[str, Option] = {
         -1, count(1, also=(-1,)), "semi-supervised learning: labelled images in total"
     ),
     "DATASET.NUM_SHOTS": Option(-1, count(1, also=(-1,)), "images per class; -1 takes all"),
+    # From here to ALL_AS_UNLABELED: read by Dassl's datasets, which users may add, not by ours.
     "DATASET.VAL_PERCENT": Option(0.1, number(0, below=1), "share of training images for val"),
     "DATASET.STL10_FOLD": Option(-1, count(-1, 9), "of STL-10; -1 takes all images"),
     "DATASET.CIFAR_C_TYPE": Option("", TEXT, "corruption of CIFAR-C"),
@@ -140,6 +143,7 @@ OPTIONS: dict[str, Option] = {
     "DATALOADER.TEST.SAMPLER": Option("SequentialSampler", _SAMPLER, "order of test images"),
     "DATALOADER.TEST.BATCH_SIZE": Option(32, count(1), "test images at a time"),
     "MODEL.INIT_WEIGHTS": Option("", PATH, "checkpoint to start from"),
+    # A PATH, so that ~ is replaced in a checkpoint's path; no model's name begins with it.
     "MODEL.BACKBONE.NAME": Option("", replace(PATH, words=_MODEL), "pre-trained model"),
     "MODEL.BACKBONE.PRETRAINED": Option(True, None, "Dassl's; CLIP always is"),
     "MODEL.HEAD.NAME": Option("", TEXT, "of a head, for trainers that know it"),
@@ -191,7 +195,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "TRAIN.PRINT_FREQ": Option(10, count(0), "batches between log lines; 0 prints none"),
     "TRAIN.COUNT_ITER": Option(
-        "train_x", one_of("train_x", "train_u", "smaller_one"), "only train_x has a meaning here"
+        "train_x",
+        one_of("train_x", "train_u", "smaller_one"),
+        "loader that an epoch follows, in TrainerXU",
     ),
     "TRAIN.RESUME_FREQ": Option(
         1, count(0), "epochs between rolling resume files; 0 writes none; ours"
@@ -244,6 +250,7 @@ def _split_ratio(cfg: CN) -> str:
 
 def _warm_up(cfg: CN) -> str:
     optim = cfg.OPTIM
+    # cosine_step counts its warm-up in steps, WARMUP_STEP.
     if optim.LR_SCHEDULER == "cosine_step" or optim.WARMUP_EPOCH <= max(1, optim.MAX_EPOCH):
         return ""
     return (
@@ -267,6 +274,7 @@ def _milestones(cfg: CN) -> str:
 
 def _nesterov(cfg: CN) -> str:
     optim = cfg.OPTIM
+    # PyTorch's SGD has the same rule, but its error does not name our keys.
     fits = optim.MOMENTUM > 0 and optim.SGD_DAMPNING == 0
     if optim.NAME != "sgd" or not optim.SGD_NESTEROV or fits:
         return ""

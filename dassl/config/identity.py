@@ -1,8 +1,7 @@
-"""What a run depends on, and what cannot matter to it.
+"""What a run depends on, and what cannot change its result.
 
-One place decides this for everybody: for resuming, for the job driver's "done", for reports that
-compare seeds, and for the check of a checkpoint before it is evaluated. No PyTorch: a dry run and a
-report should not cost its import.
+Resuming, the job driver's "done", reports that compare seeds, and the check of a checkpoint before
+it is evaluated all ask here. Nothing imports PyTorch, so that a dry run or a report starts at once.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ __all__ = [
     "texts",
 ]
 
-# Where things lie and are computed, how much is logged, how often is saved. What lies there is
-# compared by content instead, see `files_named` and `dassl.config.inputs`. Devices differ in the
-# last bits only; the precision that a run falls back to on one is part of its identity.
+# Where files lie, where it is computed, how much is logged, how often is saved. Files are compared
+# by content instead, see `files_named` and `dassl.config.inputs`. Devices differ in the last bits
+# only; the precision that a run falls back to on a device is part of its identity.
 CANNOT_MATTER = frozenset(
     {
         "OUTPUT_DIR",
@@ -68,12 +67,7 @@ _SHOWN = 3  # differences that a message names
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into one dict by full key.
-
-    Args:
-        config: Plain sections, or a value.
-        prefix: Full key of ``config``.
-    """
+    """Turn nested sections into one dict by full key; ``prefix`` is the full key of ``config``."""
     if not isinstance(config, Mapping):
         return {prefix: config}
     flat: dict[str, Any] = {}
@@ -83,55 +77,33 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can change a result, by full key.
-
-    Args:
-        config: Plain sections.
-    """
+    """Return the values of a plain config that can change a result, by full key."""
     return {key: value for key, value in flatten(config).items() if key not in CANNOT_MATTER}
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of plain data, in hexadecimal.
-
-    Args:
-        content: What JSON can hold; the order of keys does not count.
-    """
+    """Return the SHA-256 of what JSON can hold, in hexadecimal; the order of keys is ignored."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a checksum to what is written as JSON, in place of one that is there.
-
-    Args:
-        content: What JSON can hold.
-    """
+    """Add a checksum to what is written as JSON, replacing an older one."""
     plain = json.loads(json.dumps(content))  # as it will be read back
     plain.pop(_SEAL, None)
     return {**plain, _SEAL: digest_of(plain)}
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:
-    """Whether something read back is what was written; True where no checksum says otherwise.
-
-    Args:
-        content: From a JSON file.
-    """
+    """Tell whether content read back from JSON fits its checksum; True if it has none."""
     rest = {key: value for key, value in content.items() if key != _SEAL}
     return _SEAL not in content or content[_SEAL] == digest_of(rest)
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content; it is read once per process as long as it stays as it is.
-
-    Args:
-        path: Of an existing file.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return the SHA-256 of a file; a process reads an unchanged file only once."""
     status = os.stat(path)
+    # All four, since a file may be replaced by one of the same size and time.
     state = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
     return _hash(os.fspath(path), state)
 
@@ -152,7 +124,7 @@ def files_named(
 
     Args:
         config: Plain sections, or one dict by full key; lists are looked into.
-        places: Folders that relative paths are looked for in, in this order.
+        places: Folders in which relative paths are looked up, in this order.
 
     Returns:
         Absolute paths by full key (``KEY.0`` for the first of a list).
@@ -164,33 +136,22 @@ def files_named(
 def folders_named(
     config: Mapping[str, Any], places: Sequence[str | os.PathLike[str]]
 ) -> dict[str, str]:
-    """Find the folders that a config's values name by more than one word.
+    """Find the folders that a config's values name, by full key; see `files_named`.
 
-    Args:
-        config: As for `files_named`.
-        places: Likewise.
-
-    Returns:
-        Absolute paths by full key.
+    Only values with a ``/`` or ``~`` count: a plain word such as a dataset's name is no path, even
+    if the current folder happens to hold a folder of that name.
     """
     found = {}
     for key, value in texts(config):
         if (os.sep in value or value[0] == "~") and key not in CANNOT_MATTER:
+            # A backbone's folder may be named as `align:<folder>`.
             path = _find(value.removeprefix("align:"), places, os.path.isdir)
             found.update({key: path} if path else {})
     return found
 
 
 def find_file(value: str, places: Sequence[str | os.PathLike[str]]) -> str | None:
-    """Find the file that a config's value names.
-
-    Args:
-        value: Any text.
-        places: Folders that a relative path is looked for in, in this order.
-
-    Returns:
-        Its absolute path, or None.
-    """
+    """Return the absolute path of the file that a text names, looked up in ``places``; or None."""
     return _find(value, places, os.path.isfile)
 
 
@@ -204,13 +165,9 @@ def _find(
 
 
 def texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text that may be a path, with its full key.
-
-    Args:
-        value: Plain sections and lists, or a value.
-        prefix: Full key of ``value``.
-    """
+    """Yield every text that may be a path with its full key; ``prefix`` is the key of ``value``."""
     if isinstance(value, str):
+        # Longer texts and these characters make the system's calls fail instead of saying no.
         if value and len(value) < 1024 and not set("\0\n") & set(value):
             yield prefix, value
         return
@@ -224,14 +181,9 @@ def texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say in which keys two configs differ; a file that a key names counts by its content.
+    """Say in which keys two configs (from `relevant`) differ, as "KEY was 1, is 2".
 
-    Args:
-        old: By full key, as `relevant` returns it.
-        new: The same of now.
-
-    Returns:
-        "KEY was 1, is 2", by key.
+    A file that a key names counts by its content.
     """
     lines = []
     for key in sorted({*old, *new}):
@@ -251,13 +203,9 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def split_record(dataset: Any, root: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe which images with which labels and names a run uses, in their order.
 
-    Args:
-        dataset: Has lists of images, each with ``impath``, ``label`` and ``classname``.
-        root: DATASET.ROOT; paths are taken relative to it.
-
     Returns:
-        For each part that is there number, hash of the paths and hash of the labels, and
-        ``classes``, the names in the order of the labels.
+        For each part of the split its size, a hash of the paths (relative to ``root``) and a hash
+            of the labels; and ``classes``, the names in the order of the labels.
     """
     base = os.path.abspath(os.path.expanduser(os.fspath(root)))
     found: dict[str, Any] = {"classes": [str(name) for name in dataset.classnames]}
@@ -280,12 +228,7 @@ def _below(path: str, base: str) -> str:
 
 
 def split_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Say in one line in what two splits differ; empty if they do not.
-
-    Args:
-        old: From `split_record`.
-        new: The same of now.
-    """
+    """Say in one line how two splits (from `split_record`) differ; empty if they do not."""
     found = []
     before, now = old.get("classes", []), new.get("classes", [])
     if len(before) != len(now):
@@ -307,11 +250,9 @@ def split_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say in what two identities differ, apart from the files that were read.
+    """Say how two identities differ, apart from the files that were read.
 
-    Args:
-        old: With ``config`` from `relevant`, ``split`` from `split_record`, and ``precision``.
-        new: The same of now.
+    Each has ``config`` from `relevant`, ``split`` from `split_record`, and ``precision``.
     """
     lines = config_changes(old.get("config", {}), new.get("config", {}))
     if old.get("precision") != new.get("precision"):
@@ -321,10 +262,6 @@ def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 
 def shown(lines: Sequence[str]) -> str:
-    """Join the first differences to one line, and count the rest.
-
-    Args:
-        lines: Differences.
-    """
+    """Join the first differences into one line, and count the rest."""
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "; ".join(lines[:_SHOWN]) + more

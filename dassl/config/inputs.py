@@ -1,12 +1,12 @@
-"""The files that a run was made from: noted while they are read, looked at again later.
+"""The files that a run was made from: recorded while they are read, compared again later.
 
-`recording` notes what is opened and which folders are listed while data and model are built, by
-whichever reader: datasets of the user's own and methods need not know. From hashes of what was
-found, anybody can tell later, without PyTorch, whether the run would read the same again.
+While dataset and model are built, `recording` notes which files are opened and which folders are
+listed. It hears of them from Python itself, so users' own datasets and methods need no extra code.
+The hashes that are kept let anybody find out later, without PyTorch, whether the run would read the
+same.
 
-Folders move: a path is kept relative to the place it was found in, as
-``DATASET.ROOT/pets/split.json`` or ``repository/prompts/Shapes.json``, and looked for wherever that
-place is now.
+Folders move, so a path is kept relative to a named place, as ``DATASET.ROOT/pets/split.json`` or
+``repository/prompts/Shapes.json``, and looked up wherever that place is now.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _hooked: list[bool] = []
 
 @dataclass
 class Recording:
-    """What was read inside a block.
+    """What was read inside a block, as absolute paths.
 
     Attributes:
-        files: Absolute paths of files that were opened for reading.
-        folders: Absolute paths of folders that were listed.
+        files: Files that were opened for reading.
+        folders: Folders that were listed.
     """
 
     files: set[str] = field(default_factory=set)
@@ -64,13 +64,13 @@ class Recording:
 
 @contextmanager
 def recording(into: Recording | None) -> Iterator[None]:
-    """Note every file that Python opens for reading inside a block, and every listed folder.
+    """Record every file that Python opens for reading inside a block, and every folder it lists.
 
-    Args:
-        into: Gets the paths; None leaves the block out of recordings around it.
+    With None, the block is left out of the recordings around it.
     """
     if not _hooked:
-        sys.addaudithook(_hear)  # there is no way to take it away again; it is silent outside
+        # Added once: an audit hook cannot be removed. Outside of recordings it does nothing.
+        sys.addaudithook(_hear)
         _hooked.append(True)
     outer = list(_active)
     _active[:] = [*outer, into] if into is not None else []
@@ -93,6 +93,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         for one in _active:
             one.folders.add(place)
         return
+    # `open` gives a mode such as "rb", `os.open` only flags.
     _, mode, flags = arguments
     reads = "r" in mode if isinstance(mode, str) else flags & os.O_ACCMODE == os.O_RDONLY
     if reads:
@@ -101,11 +102,10 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def places_of(named: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
-    """Return the places that files are kept relative to, by name.
+    """Return the folders that paths are kept relative to, by name.
 
-    Args:
-        named: Folders by the config key or flag that names them, such as DATASET.ROOT; the
-            repository and the user's home are added.
+    ``named`` has folders by the config key or flag that names them, such as DATASET.ROOT; the
+    repository and the user's home are added.
     """
     places = {**named, "repository": REPOSITORY, "~": Path.home()}
     return {name: _absolute(place) for name, place in places.items() if os.fspath(place)}
@@ -116,13 +116,9 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def place_of(path: str | os.PathLike[str], places: Mapping[str, str]) -> str:
-    """Return a path relative to the innermost place that holds it, else the path.
-
-    Args:
-        path: Absolute.
-        places: From `places_of`.
-    """
+    """Return an absolute path relative to the innermost place that holds it, else the path."""
     text = os.fspath(path)
+    # Places lie inside each other, such as the dataset in the repository: the longest one wins.
     holding = [(p, n) for n, p in places.items() if text == p or text.startswith(f"{p}{os.sep}")]
     if not holding:
         return text
@@ -132,7 +128,7 @@ def place_of(path: str | os.PathLike[str], places: Mapping[str, str]) -> str:
 
 
 def _found(at: str, places: Mapping[str, str]) -> str | None:
-    """Where a kept path is now; None where its place is not on this machine."""
+    """Return where a kept path is now; None if its place is not on this machine."""
     if os.path.isabs(at):
         return at
     name, _, rest = at.partition("/")
@@ -141,16 +137,12 @@ def _found(at: str, places: Mapping[str, str]) -> str | None:
 
 
 def record_inputs(read: Recording, places: Mapping[str, str]) -> dict[str, Any]:
-    """Hash what was read: files by content, listed folders of the data by their entries' names.
+    """Hash what was read: files by content, listed folders of the data by the names in them.
 
-    Images do not count here, `image_record` is for them; nor do code and Python's own files.
-
-    Args:
-        read: What was read.
-        places: From `places_of`.
+    Images are left to `image_record`; code and Python's own files are ignored.
 
     Returns:
-        ``{"files": {path: hash}, "folders": {path: hash}}``.
+        ``{"files": {path: hash}, "folders": {path: hash}}``, paths relative to ``places``.
     """
     data = f"{places[DATA]}{os.sep}"
     own = (data, f"{REPOSITORY}{os.sep}")
@@ -171,13 +163,14 @@ def record_inputs(read: Recording, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_system(path: str) -> bool:
+    # A prefix of "/", as in some containers, would take in every file.
     own = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     system = {folder for folder in (*_SYSTEM, *own) if folder != os.sep}
     return path.startswith(tuple(f"{folder}{os.sep}" for folder in system))
 
 
 def _listing_hash(folder: str) -> str:
-    """Hash the names of a folder's images and folders; no file is asked for anything."""
+    """Hash the names of a folder's images and subfolders, without looking at any file."""
     with os.scandir(folder) as entries:
         names = sorted(
             (entry.name, entry.is_dir())
@@ -191,19 +184,14 @@ def _listing_hash(folder: str) -> str:
 def image_record(
     paths: Iterable[str], places: Mapping[str, str], contents: bool = False
 ) -> dict[str, Any]:
-    """Describe images by their sizes, or their contents, folder by folder.
+    """Describe images, folder by folder: by their contents if they are soon read, else by sizes.
 
-    Where images were copied does not matter, so times and inode numbers are left out. A set that
-    is read in a moment is always told by its contents.
-
-    Args:
-        paths: Of images; one that is not there counts as such.
-        places: From `places_of`.
-        contents: Read every image, however many there are.
+    Times and inode numbers are left out, so that a copied dataset is still the same. A missing
+    image is recorded as missing. With ``contents``, every image is read, however many there are.
 
     Returns:
-        ``images``: ``{folder: [names, hash]}``, where names are None if they are many and all
-        images that the folder has; ``contents``: whether contents were read.
+        ``images``: ``{folder: [names, hash]}``, where names are None for a folder with many images
+            that are all used; ``contents``: whether contents were read.
     """
     by_folder: dict[str, set[str]] = {}
     for path in paths:
@@ -221,19 +209,17 @@ def image_record(
 
 
 def listed_images(read: Recording) -> list[str]:
-    """Return the images in the folders that a dataset of a moderate size has listed.
+    """Return all images in the folders that a dataset of moderate size has listed.
 
-    A draw leaves some of them out, this time. Of a large set only those count that are used.
-
-    Args:
-        read: What was read while the dataset was built.
+    They include those that this run's draw leaves out, which another draw may use. Of a large
+    dataset only the images that are used count, so nothing is returned.
     """
     found = [os.path.join(f, name) for f in sorted(read.folders) for name in _images_in(f) or ()]
     return found if len(found) <= _FEW else []
 
 
 def _sizes(folder: str, names: Iterable[str]) -> list[tuple[str, int]]:
-    """Names and sizes of images; -1 for one that is not there."""
+    """Return names and sizes of images; the size of a missing one is -1."""
     rows = []
     for name in names:
         try:
@@ -244,7 +230,7 @@ def _sizes(folder: str, names: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _images_in(folder: str) -> list[str] | None:
-    """Names of a folder's images, sorted; None if there is no such folder."""
+    """Return the sorted names of a folder's images; None if there is no such folder."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -260,25 +246,21 @@ def _images_hash(folder: str, rows: list[tuple[str, int]], contents: bool) -> st
 
 
 class InputCheck:
-    """Compares what runs have recorded with what is there; each folder is looked at once.
+    """Compares what runs have recorded with what is on disk, reading each folder only once.
 
-    A driver has many runs of one tree of a million images: it makes one of these.
+    The job driver has many runs on one tree of a million images; it shares one object among them.
     """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without knowing any folder."""
         self._images: dict[tuple[str, tuple[str, ...] | None, bool], str] = {}
         self._folders: dict[str, str] = {}
 
     def changes(self, recorded: Mapping[str, Any], places: Mapping[str, str]) -> list[str]:
-        """Say what a run would read differently today.
+        """Say what a run with these recorded ``inputs`` would read differently today.
 
-        What lies in a place that is not on this machine at all is passed over, and so are files
-        that are gone from outside of the data and the repository, such as a cache of weights.
-
-        Args:
-            recorded: The run's ``inputs``.
-            places: From `places_of`.
+        Ignored are places that are not on this machine, and files that are gone from outside of the
+        data and the repository, such as a cache of weights.
         """
         now = {**recorded.get("places", {}), **places}
         lines = []

@@ -1,8 +1,8 @@
-"""Reading YAML config files, with the files they build on.
+"""YAML config files and the files that they build on.
 
-``_BASE_: base2novel.yaml`` at the top of a file names another one that it builds on, relative to
-its own folder, as detectron2's users know it. A base may have a base itself. Which keys exist is
-not known here; the job driver reads config files through this too, and it needs no PyTorch.
+``_BASE_: base2novel.yaml`` at the top of a file names another file to build on, relative to its own
+folder, as in detectron2. A base may have a base itself. This module does not know which keys exist;
+the job driver also reads config files here, without importing PyTorch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ BASE, PER_DATASET, PER_SHOTS = "_BASE_", "PER_DATASET", "PER_SHOTS"
 
 @dataclass(frozen=True)
 class Layer:
-    """What one config file holds itself, without what it builds on.
+    """The content of one config file, without the files that it builds on.
 
     Attributes:
         source: Its path, for messages.
-        content: Its keys, without the two below; ``PER_SHOTS``, sections by
-            ``DATASET.NUM_SHOTS``, may be among them.
-        base: Path of the file it builds on, empty if there is none.
-        per_dataset: ``PER_DATASET``: sections by ``DATASET.NAME``, maybe with a ``PER_SHOTS``.
+        content: Its keys, without the two below; may have ``PER_SHOTS``, sections by
+            ``DATASET.NUM_SHOTS``.
+        base: Path of the file it builds on; empty if there is none.
+        per_dataset: ``PER_DATASET``: sections by ``DATASET.NAME``, which may have a ``PER_SHOTS``.
     """
 
     source: str
@@ -41,9 +41,6 @@ class Layer:
 
 def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
     """Read a config file and everything it builds on.
-
-    Args:
-        path: YAML file.
 
     Returns:
         One layer per file in the order of merging: the lowest base first, the file itself last.
@@ -56,6 +53,7 @@ def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
     if not os.path.isfile(source):
         raise FileNotFoundError(f'No config file at "{source}"')
     layers = [_read_layer(source)]
+    # Resolved: a link or a "../" would hide that a file builds on itself.
     seen = [Path(source).resolve()]
     while base := layers[-1].base:
         if not os.path.isfile(base):
@@ -69,15 +67,7 @@ def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
 
 
 def overlay(below: Any, above: Any) -> Any:
-    """Lay nested dicts over each other; where both have a value, the upper one's counts.
-
-    Args:
-        below: Content of a file, or a value in it; it is not changed.
-        above: What is merged after it.
-
-    Returns:
-        What both together say.
-    """
+    """Merge nested dicts into a new one; where both have a value, that of ``above`` counts."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
     merged = dict(below)
@@ -88,6 +78,7 @@ def overlay(below: Any, above: Any) -> Any:
 
 def _read_layer(source: str) -> Layer:
     content = read_yaml(source)
+    # An empty file, or one with comments only, is a config without keys.
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{source} must hold KEY: value pairs, got {type(content).__name__}")

@@ -26,21 +26,19 @@ __all__ = [
     "to_plain",
 ]
 
-# What YAML 1.1 and people write for them.
+# YAML 1.1 has all of these, so people write them; our reader knows only true and false.
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _DIGITS = re.compile(r"[-+]?[0-9]{1,300}$")
-_LARGEST = 1e300
+_LARGEST = 1e300  # a larger int may not fit into a float
 
 Place = tuple[str, ...]  # ("OPTIM", "LR")
 Values = dict[Place, Any]
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
-    """Drop the sections of other trainers, in place, for shorter printing.
+    """Drop the sections of all other trainers, in place, for shorter printing.
 
-    Args:
-        cfg: Configuration.
-        trainer: Its section may be spelt in capitals, as in CoOp's repository (``COOP``).
+    A trainer's section may be spelt in capitals (``COOP``), as in CoOp's repository.
     """
     for key in list(cfg.TRAINER.keys()):
         if key != "NAME" and key.upper() != trainer.upper():
@@ -70,21 +68,20 @@ def merge_file(
 ) -> set[str]:
     """Merge a YAML file and the files it builds on into a configuration, in place.
 
-    ``_BASE_: other.yaml`` names a file, relative to this one, that is merged before it. A section
-    ``PER_DATASET: {<DATASET.NAME>: {...}}`` is taken out; its entry for the current dataset is
-    merged after the rest of the file that it stands in. In a file or in such an entry, a section
-    ``PER_SHOTS: {<DATASET.NUM_SHOTS>: {...}}`` is merged after the keys beside it. So the more
-    specific file wins over its base in everything: base, the base's entry for the dataset, file,
-    the file's own entry. All entries are checked, so that a typing error shows at once and not on
-    the day the dataset is used.
+    ``_BASE_: other.yaml`` names a file, relative to this one, that is merged before it.
+    ``PER_DATASET: {<DATASET.NAME>: {...}}`` holds entries for datasets; that of the current dataset
+    is merged after the rest of its file. In a file or in such an entry, ``PER_SHOTS:
+    {<DATASET.NUM_SHOTS>: {...}}`` is merged after the keys beside it. A file thus wins over its
+    base in everything; the order is base, the base's entry for the dataset, file, the file's own
+    entry.
 
     Args:
         cfg: Configuration, not frozen.
         path: YAML file.
-        dataset: Name that selects the entries, by default ``DATASET.NAME`` of the files or else
-            of ``cfg``.
+        dataset: Name that selects the entries, by default ``DATASET.NAME`` of the files or else of
+            ``cfg``.
         shots: Likewise for ``PER_SHOTS``, by default ``DATASET.NUM_SHOTS``.
-        known_datasets: Names that an entry of ``PER_DATASET`` may have; None allows every name.
+        known_datasets: Names that ``PER_DATASET`` may use; None allows every name.
 
     Returns:
         Full keys that were set.
@@ -92,12 +89,12 @@ def merge_file(
     Raises:
         FileNotFoundError: The file or a base does not exist.
         ValueError: Not a YAML mapping, an unknown key, a value of the wrong type, an entry for an
-            unknown dataset or for no number of shots, or a file that builds on itself; the
+            unknown dataset or an invalid number of shots, or a file that builds on itself; the
             message names the file.
     """
     names = None if known_datasets is None else list(known_datasets)
-    # Into a copy first: an error leaves the caller's configuration as it was, and which entries
-    # count is known only when all files have been read.
+    # First into a copy: an error leaves the caller's configuration unchanged, and only when all
+    # files are read is it known which dataset's entries count.
     merged = cfg.clone()
     read = [_read_layer(merged, layer, names, shots) for layer in read_layers(path)]
     chosen = dataset if dataset is not None else merged.DATASET.NAME
@@ -115,8 +112,8 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> set[str]:
 
     Args:
         cfg: Configuration, not frozen.
-        options: Full keys such as ``OPTIM.LR``, each followed by its value; strings are read as
-            Python literals where they are some.
+        options: Full keys such as ``OPTIM.LR``, each followed by its value; a string that is a
+            Python literal is read as one.
 
     Returns:
         Full keys that were set.
@@ -140,7 +137,7 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Section:
-    """A section of a file, converted: what it sets, and what its entries for shots set."""
+    """A section of a file with converted values: its own, and those of its entries for shots."""
 
     values: Values
     per_shots: dict[int, Values]
@@ -155,7 +152,8 @@ def _read_layer(
 ) -> tuple[_Section, dict[str, _Section]]:
     """Convert a file and its entries for datasets; merge what does not depend on the dataset.
 
-    Entries of all datasets are converted, whichever is used: a typing error shows at once.
+    All entries are converted, whichever is used: a typing error shows at once, not on the day when
+    its dataset is used.
     """
     own = _read_section(merged, layer.content, layer.source)
     own.merge_into(merged, shots)
@@ -202,7 +200,7 @@ def full_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _converted(cfg: CfgNode, content: Any, source: str) -> Values:
-    """Convert what nested dicts set to the types of a configuration; errors name the source."""
+    """Convert what nested dicts set to a configuration's types; errors name the source."""
     if cfg.is_frozen():
         raise ValueError("the configuration is frozen; merge before cfg.freeze()")
     return dict(_walk(cfg, (), content, source))
@@ -219,6 +217,7 @@ def _walk(root: CfgNode, place: Place, content: Any, source: str) -> Iterator[tu
             yield from _walk(root, here, value, source)
         elif key in node:
             yield here, _convert(".".join(here), value, node[key], source)
+        # A trainer written for Dassl may open a section of its own for any key.
         elif node.is_new_allowed():
             yield here, value if isinstance(value, dict) else _decode(value)
         else:
@@ -236,7 +235,7 @@ def _assign(cfg: CfgNode, values: Values) -> set[str]:
 
 
 def _decode(value: Any) -> Any:
-    """Read a string as a Python literal if it is one (the command line knows nothing else)."""
+    """Read a string as a Python literal if it is one (the command line has only strings)."""
     try:
         return CfgNode._decode_cfg_value(value)
     except (MemoryError, RecursionError):  # thousands of brackets
@@ -268,7 +267,7 @@ def _convert(key: str, value: Any, current: Any, source: str) -> Any:
 
 
 def shortened(value: Any) -> str:
-    """Return a value as an error message shows it, however long it is."""
+    """Return a value as an error message shows it, cut if it is long."""
     try:
         text = repr(value)
     except ValueError:  # thousands of digits

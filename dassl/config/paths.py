@@ -1,4 +1,4 @@
-"""The paths that a user gives, and where they are looked for."""
+"""Paths that a user gives, and where they are looked up."""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def user_path(text: str | os.PathLike[str]) -> str:
     """Read a path as a shell would: ``~`` and ``~name`` at its start are home directories.
 
-    Nothing else is replaced, no variables either, so that a path without ``~`` stays what it is.
-
-    Args:
-        text: Path of a flag, an option or a config file.
-
-    Returns:
-        The path.
+    Nothing else is replaced, not even variables, so that a path without ``~`` stays as it is.
 
     Raises:
-        ValueError: It starts with ``~``, but there is no user of that name.
+        ValueError: The path starts with ``~`` and the name of no user.
     """
     path = os.path.expanduser(os.fspath(text))
     if path.startswith("~"):
@@ -38,26 +32,14 @@ def user_path(text: str | os.PathLike[str]) -> str:
 def resolve(path: str) -> Path:
     """Find a file that a config names: as given, else relative to the repository.
 
-    Args:
-        path: Value of a key. Configs name files of the repository so, ``prompts/DTD.json``,
-            whatever folder a run is started in.
+    So a config can name ``prompts/DTD.json`` whatever folder the run is started in.
     """
     given = Path(user_path(path))
     return given if given.exists() or given.is_absolute() else REPOSITORY / given
 
 
 def path_flag(text: str) -> str:
-    """Read the path of a command-line flag, as argparse's ``type``.
-
-    Args:
-        text: What was given.
-
-    Returns:
-        The path, see :func:`user_path`.
-
-    Raises:
-        argparse.ArgumentTypeError: There is no such user.
-    """
+    """Read the path of a command-line flag, as argparse's ``type``; see :func:`user_path`."""
     try:
         return user_path(text)
     except ValueError as error:
@@ -65,5 +47,5 @@ def path_flag(text: str) -> str:
 
 
 def file_flag(text: str) -> Path:
-    """The same as :func:`path_flag`, as a ``Path``."""
+    """Read the path of a command-line flag as a ``Path``; see :func:`path_flag`."""
     return Path(path_flag(text))

@@ -28,14 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be.
+    """Which values a key may have.
 
     Attributes:
-        words: The same in words, behind "must be".
-        holds: Tells whether a value is that.
-        names: The names that are allowed, if it is one of some.
+        words: The rule in words, to follow "must be".
+        holds: Tells whether a value follows the rule.
+        names: The allowed names, if the value is one of a list of names.
         registered: Whether other people's code may add such names.
-        path: Whether it is a path, whose ``~`` is replaced.
+        path: Whether the value is a path, in which ``~`` is replaced.
     """
 
     words: str
@@ -50,9 +50,9 @@ class Option:
     """A key of the configuration.
 
     Attributes:
-        default: Its value unless a file, a flag or an option sets it; it says the type.
-        allowed: What it may be; by default anything finite of that type.
-        meaning: In a few words.
+        default: Value unless a file, a flag or an option sets it; it also fixes the type.
+        allowed: Rule for the value; by default anything finite of that type.
+        meaning: A few words for the reader of an error or of a list of keys.
     """
 
     default: Any
@@ -61,7 +61,7 @@ class Option:
 
     @property
     def rule(self) -> Rule:
-        """What the value has to be."""
+        """The rule for the value: the given one, or the one that the default's type implies."""
         return self.allowed or _rule_of_type(self.default)
 
 
@@ -74,7 +74,7 @@ def number(
     also: Sequence[float] = (),
     whole: bool = False,
 ) -> Rule:
-    """A finite number within bounds, or one of those that mean something else."""
+    """A finite number within bounds, or one of the special values in ``also``."""
     if least is not None and most is not None:
         words = [f"{least} to {most}"]
     else:
@@ -85,6 +85,7 @@ def number(
     text = " ".join(["a whole number" if whole else "a finite number", ", ".join(words)]).strip()
 
     def holds(value: Any) -> bool:
+        # True and False are ints in Python, but in a config they are a mistake for a number.
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             return False
         return value in also or (
@@ -99,7 +100,7 @@ def number(
 
 
 def count(least: int, most: int | None = None, also: Sequence[int] = ()) -> Rule:
-    """A whole number within bounds, or one of those that mean something else."""
+    """A whole number within bounds, or one of the special values in ``also``."""
     return number(least, most, also=also, whole=True)
 
 
@@ -109,10 +110,9 @@ def one_of(*names: Any) -> Rule:
 
 
 def names_of(place: str | Callable[[], Iterable[Any]]) -> Rule:
-    """One of the names that are registered when it is checked.
+    """One of the names that are registered when the value is checked.
 
-    Args:
-        place: ``module:attribute``, whose items are the names, or a function that returns them.
+    ``place`` is ``module:attribute``, whose items are the names, or a function that returns them.
     """
     if callable(place):
         names = place
@@ -120,26 +120,23 @@ def names_of(place: str | Callable[[], Iterable[Any]]) -> Rule:
         module, _, attribute = place.partition(":")
 
         def names() -> Iterable[Any]:
-            return getattr(import_module(module), attribute)  # it may bring PyTorch
+            # Imported only when a name is checked or listed, since it may bring PyTorch.
+            return getattr(import_module(module), attribute)
 
     def holds(value: Any) -> bool:
+        # The types are compared too: otherwise True would pass as 1, and 1.0 as 1.
         return any(type(value) is type(name) and value == name for name in names())
 
     return Rule("one of", holds, names, registered=not callable(place))
 
 
 def matching(pattern: str, words: str) -> Rule:
-    """A text of some form."""
+    """A text that matches a pattern as a whole."""
     return Rule(words, lambda value: re.fullmatch(pattern, str(value)) is not None)
 
 
 def each(rule: Rule, *counts: int) -> Rule:
-    """A list of values that all follow a rule.
-
-    Args:
-        rule: Of each of them.
-        counts: How many there may be; by default any number.
-    """
+    """A list of values that all follow a rule; ``counts`` are the allowed lengths, or any."""
 
     def holds(value: Any) -> bool:
         # Dassl reads a bare value as a list of one.
@@ -157,6 +154,7 @@ PATH = Rule("a path; ~ is your home directory", lambda value: isinstance(value, 
 
 
 def _rule_of_type(default: Any) -> Rule:
+    # Before the numbers, since a bool is an int.
     if isinstance(default, bool):
         return FLAG
     if isinstance(default, int | float):
@@ -167,20 +165,20 @@ def _rule_of_type(default: Any) -> Rule:
 
 
 def allowed_words(rule: Rule) -> str:
-    """What a rule allows, with the names that are registered now."""
+    """Return a rule in words, with the names that are registered now."""
     if rule.names is None:
         return rule.words
     return f"{rule.words} {', '.join(str(name) or repr(name) for name in rule.names())}"
 
 
 def with_defaults(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """The same options with some other defaults."""
+    """Return the same options with some other defaults."""
     changed = {key: replace(options[key], default=value) for key, value in defaults.items()}
     return {**options, **changed}
 
 
 def values_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of options, some of which may be plain values already."""
+    """Return the defaults of options, some of which may be plain values already."""
     return {
         key: deepcopy(option.default if isinstance(option, Option) else option)
         for key, option in options.items()
@@ -200,14 +198,10 @@ def add_options(cfg: CfgNode, options: Mapping[str, Option]) -> None:
 
 
 def trainer_options(name: str, trainer: Any) -> dict[str, Option]:
-    """The options that a trainer declares beside its defaults.
+    """Return the options that a trainer declares, by full key such as ``TRAINER.CoOp.N_CTX``.
 
-    Args:
-        name: It is registered under.
-        trainer: Its class. Other people's need not have ``defaults``.
-
-    Returns:
-        By full key, such as ``TRAINER.CoOp.N_CTX``; without those that are plain values.
+    Plain values among its ``defaults`` have no rule and are left out; a trainer may have no
+    ``defaults``.
     """
     section = getattr(trainer, "config_section", None) or name
     declared = getattr(trainer, "defaults", None)
@@ -219,13 +213,10 @@ def trainer_options(name: str, trainer: Any) -> dict[str, Option]:
 
 
 def expand_paths(cfg: CfgNode, options: Mapping[str, Option]) -> CfgNode:
-    """Replace ``~`` in every path of a configuration.
-
-    Returns:
-        A copy, or the same one if there is nothing to replace.
+    """Return a configuration with ``~`` replaced in every path: a copy, if that changes anything.
 
     Raises:
-        ValueError: One starts with ``~``, but there is no such user; the message names the key.
+        ValueError: A path starts with ``~`` and the name of no user; the message names the key.
     """
     changed: dict[str, Any] = {}
     for key, option in options.items():
@@ -258,22 +249,23 @@ def check_config(
     """Refuse a configuration with values that make no sense.
 
     Args:
-        cfg: Configuration. Keys that it does not have are not missed.
+        cfg: Configuration. Options whose key it does not have are skipped.
         options: By full key.
-        together: Rules about several keys: what is wrong, or nothing.
-        registered: Check registered names too, or leave that to those who look them up.
+        together: Rules about several keys: each returns what is wrong, or an empty string.
+        registered: Also check names that other people's code may register.
 
     Raises:
-        ValueError: One line for each such value.
+        ValueError: One line for each wrong value.
     """
     found = problems(cfg, options, registered=registered)
+    # Rules about several keys may take for granted that each value is valid by itself.
     found = found or [text for text in (rule(cfg) for rule in together) if text]
     if found:
         raise ValueError("\n".join(found))
 
 
 def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = True) -> list[str]:
-    """What is wrong with single values, a line each; see :func:`check_config`."""
+    """Return one line for each single value that is wrong; see :func:`check_config`."""
     found = []
     for key, option in options.items():
         node, last = _find(cfg, key)
@@ -281,6 +273,7 @@ def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = 
         if node is None or (rule.registered and not registered):
             continue
         value = node[last]
+        # A default may lie outside of its rule, as "" for a name that must be set.
         if value == option.default or rule.holds(value):
             continue
         meaning = f" ({option.meaning})" if option.meaning else ""
@@ -290,7 +283,7 @@ def problems(cfg: CfgNode, options: Mapping[str, Option], *, registered: bool = 
 
 
 def _find(cfg: CfgNode, key: str) -> tuple[CfgNode | None, str]:
-    """Return the section that a key stands in, None if it does not, and its last part."""
+    """Return the section that holds a key, None if there is none, and the key's last part."""
     *sections, last = key.split(".")
     node: Any = cfg
     for section in sections:

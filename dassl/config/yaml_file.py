@@ -1,4 +1,4 @@
-"""Reading YAML so that a file means what it looks like, whatever YAML 1.1 would make of it."""
+"""Reading YAML so that a file means what it looks like, without the surprises of YAML 1.1."""
 
 from __future__ import annotations
 
@@ -17,21 +17,15 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Read a YAML file by the rules of YAML 1.2.
+    """Read a YAML file by the rules of YAML 1.2; an empty file gives None.
 
     ``010`` is ten, ``1:30``, ``2024-01-01`` and ``yes`` are text, ``1e-3`` is a number. Merge keys
     (``<<``) and anchors work as long as the file stays small; tags that make other objects do not.
 
-    Args:
-        path: File in UTF-8 with one document.
-
-    Returns:
-        Nested dicts, lists, text, numbers, booleans and None; None if the file is empty.
-
     Raises:
         FileNotFoundError: The file cannot be read.
-        ValueError: It is no YAML or not UTF-8, a key stands twice in a section, it refers to
-            itself, or it is nested too deeply or too large. The message is one line.
+        ValueError: It is not YAML or not UTF-8, has a key twice in a section, refers to itself, or
+            is nested too deeply or too large. The message is one line.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8")
@@ -51,8 +45,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's core types alone, and limits."""
+    """PyYAML's safe loader with only the core types of YAML 1.2, and limits."""
 
+    # Empty: PyYAML's own would be shared and read 010 as eight, yes as true, 1:30 as ninety.
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - so in PyYAML's types
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
@@ -62,7 +57,7 @@ class _Loader(yaml.SafeLoader):
         self._counts: dict[yaml.Node, int] = {}  # values below a node, aliases followed
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node; refuse depth, what refers to itself, and what aliases blow up."""
+        """Compose a node; refuse too much depth, a node in itself, and blow-up by aliases."""
         event = self.peek_event()
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -70,6 +65,7 @@ class _Loader(yaml.SafeLoader):
         node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and node not in self._counts:
+            # An alias whose anchor is still being composed has no count yet.
             raise _error(f"*{event.anchor} contains itself", event.start_mark)
         self._counts[node] = 1 + sum(self._counts[child] for child in _children(node))
         if self._counts[node] > MAX_VALUES:
@@ -77,7 +73,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a section; refuse a key that stands in it twice."""
+        """Compose a section; refuse a key that it has twice."""
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
         for name, _ in node.value:
@@ -156,4 +152,5 @@ for _name, _make in (
     ("map", yaml.SafeLoader.construct_yaml_map),
 ):
     _Loader.add_constructor(_TAG + _name, _make)
+# For every tag without a constructor, such as !!python/object.
 _Loader.add_constructor(None, _unknown)

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.samplers import build_sampler
-from dassl.data.samplers.epochs import EpochSampler, mix_seed
+from dassl.data.samplers.epochs import mix_seed
 from dassl.data.samplers.sharded import ShardedSampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform, crop_border_first
 from dassl.data.wrapper import DatasetWrapper, ImageLoader, collate_good, read_image
@@ -45,17 +45,14 @@ def build_data_loader(
 
     Args:
         cfg: Configuration.
-        sampler_type: See `build_sampler`.
+        sampler_type: See `build_sampler`, also for ``n_domain`` and ``n_ins``.
         data_source: Images.
         batch_size: Images per batch.
-        n_domain: See `build_sampler`.
-        n_ins: See `build_sampler`.
+        n_domain: Domains per batch.
+        n_ins: Images per class in a batch.
         tfm: Transform.
         is_train: Drop the last short batch, if there is a full one.
         dataset_wrapper: Class to use instead of `DatasetWrapper`.
-
-    Returns:
-        The loader.
 
     Raises:
         ValueError: No images, no full batch can be drawn, or workers may not open enough files.
@@ -64,18 +61,22 @@ def build_data_loader(
         raise ValueError("build_data_loader needs at least one image, data_source is empty")
     workers = _workers(cfg, batch_size)
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
-    # A generator of its own: otherwise starting workers would draw from the global one.
+    # With its own generator: otherwise starting workers would draw from the global one.
     generator = torch.Generator()
     generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
-    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    sampler: Any = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    processes, share = world_size(), sampler
+    if processes > 1:
+        share = ShardedSampler(sampler, batch_size, rank(), processes, divide=is_train)
     wrapper = dataset_wrapper or DatasetWrapper
     loader = ImageLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=_share(batch_size) if is_train else batch_size,
-        sampler=_shard(sampler, batch_size, is_train),
+        # Rounded down: `check_world` of the engine refuses a remainder before training.
+        batch_size=max(1, batch_size // processes) if is_train else batch_size,
+        sampler=share,
         num_workers=workers,
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
-        # With fewer images than a batch has, the short batch is the only one: it must train.
+        # With fewer images than a batch has, the only batch is a short one: keep it.
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA and cfg.DEVICE != "cpu",
         persistent_workers=workers > 0,  # starting them again costs seconds in every epoch
@@ -89,38 +90,25 @@ def build_data_loader(
 
 
 def _workers(cfg: CfgNode, batch_size: int) -> int:
-    """Return the number of worker processes, which may open the files they need."""
+    """Return the number of worker processes, and allow them the open files that they need."""
     workers = cfg.DATALOADER.NUM_WORKERS
     if batch_size < 1 or workers < 0:
         raise ValueError(
             f"DATALOADER: BATCH_SIZE must be at least 1 (got {batch_size}) "
             f"and NUM_WORKERS at least 0 (got {workers})"
         )
-    # More processes than cores only wait for each other; what they load does not depend on it.
+    # More processes than cores would only wait for each other; the batches are the same.
     workers = min(workers, max(1, _cores() // local_size()))
     if workers > 0:
         _allow_open_files(workers)
     return workers
 
 
-def _share(batch_size: int) -> int:
-    """Return the number of images of a training batch that one process loads."""
-    # Rounded down: `dassl.engine.distributed.check_world` refuses a remainder before training.
-    return max(1, batch_size // world_size())
-
-
-def _shard(sampler: EpochSampler, batch_size: int, is_train: bool) -> Any:
-    """Return this process's share of a sampler."""
-    if world_size() == 1:
-        return sampler
-    return ShardedSampler(sampler, batch_size, rank(), world_size(), divide=is_train)
-
-
 def _allow_open_files(workers: int) -> None:
     """Raise this process's limit on open files to what the workers need, if that is allowed.
 
     Every tensor that a worker hands over is an open file. A worker that reaches the limit loses its
-    batch, and the run would wait for that batch for ever.
+    batch, and the run would wait forever for it.
     """
     try:
         import resource
@@ -150,8 +138,8 @@ class DataManager:
 
     Attributes:
         dataset: The dataset.
-        train_loader_x: Loader of labelled training images, or None if there are none (a dataset
-            that is only tested on).
+        train_loader_x: Loader of labelled training images; None for a dataset that is only tested
+            on.
         train_loader_u: Loader of unlabelled training images, or None.
         val_loader: Loader of validation images, or None.
         test_loader: Loader of test images.
@@ -189,7 +177,7 @@ class DataManager:
         # ObjectNet's images have a red frame, which a model must not see.
         border = getattr(self.dataset, "border", 0)
         if border:
-            print(f"* {border} pixels are cut off each side of every picture first")
+            print(f"* {border} pixels are cut off each side of every image first")
         self.tfm_train, self.tfm_test = (
             crop_border_first(tfm, border) for tfm in (self.tfm_train, self.tfm_test)
         )
@@ -204,7 +192,7 @@ class DataManager:
     def _build_loaders(self, cfg: CfgNode) -> None:
         section_x = cfg.DATALOADER.TRAIN_X
         section_u = section_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
-        # An empty split gives None in place of a loader, which trainers of Dassl's kind test for.
+        # For an empty split the loader is None, as trainers written for Dassl expect.
         data = self.dataset
         self.train_loader_x = self._loader(cfg, data.train_x, section_x, self.tfm_train, True)
         self.train_loader_u = self._loader(cfg, data.train_u, section_u, self.tfm_train, True)
@@ -249,18 +237,14 @@ class DataManager:
         return self._lab2cname
 
     def bad_images(self) -> dict[str, str]:
-        """Return the reason by path of every image skipped so far."""
+        """Return all images skipped so far: the reason by path."""
         found: dict[str, str] = {}
         for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
             found.update(getattr(getattr(self, name), "bad_images", {}))
         return found
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Print the sizes of the dataset.
-
-        Args:
-            cfg: Configuration.
-        """
+        """Print the sizes of the dataset."""
         rows = [("Dataset", cfg.DATASET.NAME)]
         for title, domains in (
             ("Source", cfg.DATASET.SOURCE_DOMAINS),

@@ -1,7 +1,7 @@
-"""Bring any decoded image to upright RGB of eight bits per channel.
+"""Convert any decoded image to upright RGB of eight bits per channel.
 
-Pillow's ``convert("RGB")`` alone leaves photos as the camera was held, and clips deep greys at 255:
-16-bit images turn white, floats in [0, 1] black.
+Pillow's ``convert("RGB")`` alone leaves photos rotated as the camera was held, and clips deep greys
+at 255: 16-bit images turn white, floats in [0, 1] black.
 """
 
 from __future__ import annotations
@@ -25,26 +25,20 @@ _TURNS = {
 # TIFF tags.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281
 _WHITE_IS_ZERO = 0
-# These files tell their depth, and Pillow scales what is deeper than eight bits to sixteen.
+# These formats tell their depth, and Pillow scales anything above eight bits to sixteen.
 _FULL_RANGE_FORMATS = ("PPM", "JPEG2000")
 _TWELVE_BITS = 4095
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image and turn it into upright RGB of eight bits per channel.
+    """Decode an opened image and convert it to upright RGB of eight bits per channel.
 
-    An RGB image that is upright already is returned unchanged. Colours are converted as Pillow
-    does, without colour profiles; an alpha channel is dropped, as everywhere in the field; of
-    several frames the first is taken.
-
-    Args:
-        image: As ``Image.open`` returns it; its EXIF orientation is applied.
-
-    Returns:
-        The RGB image.
+    An upright RGB image is returned unchanged. Colours are converted as Pillow does, without colour
+    profiles; an alpha channel is dropped, as everywhere in the field; of several frames the first
+    is taken.
 
     Raises:
-        ValueError: It does not tell which value stands for white, so its brightness is unknown.
+        ValueError: Which value stands for white, and so the brightness, cannot be told.
     """
     image.load()
     turn = _TURNS.get(_orientation(image))
@@ -105,10 +99,11 @@ def _top(image: Image.Image, values: NDArray[np.generic]) -> float:
 
 
 def _told_top(image: Image.Image) -> int:
-    """Return the largest value of the bit depth in a TIFF's tags, 0 where they do not tell.
+    """Return the largest value of the bit depth by a TIFF's tags; 0 if they do not tell.
 
-    MaxSampleValue tells the depth if it is a depth's largest value (2**n - 1). Otherwise it is just
-    this image's own maximum, and scaling by it would stretch each image's contrast differently.
+    MaxSampleValue tells the depth if it is the largest value of one (2**n - 1). Otherwise it is
+    only this image's own maximum, and scaling by it would stretch each image's contrast
+    differently.
     """
     top, bits = _tag(image, _MAX_SAMPLE_VALUE, 0), _tag(image, _BITS_PER_SAMPLE, 8)
     if top >= 255 and top & (top + 1) == 0:
@@ -117,7 +112,7 @@ def _told_top(image: Image.Image) -> int:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse colours that use fewer bits than their container, of which Pillow keeps the top 8."""
+    """Refuse colours with fewer bits than their container: Pillow keeps the container's top 8."""
     bits, told = _tag(image, _BITS_PER_SAMPLE, 8), _told_top(image)
     if bits > 8 and 0 < told < 2**bits - 1:
         raise ValueError(
@@ -127,7 +122,7 @@ def _check_depth(image: Image.Image) -> None:
 
 
 def _tag(image: Image.Image, number: int, default: int) -> int:
-    """Return the first value of a TIFF tag, ``default`` where there is none."""
+    """Return the first value of a TIFF tag; ``default`` if there is none."""
     value = getattr(image, "tag_v2", {}).get(number)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int) else default

@@ -34,7 +34,7 @@ _BAD = "_bad_images"
 
 
 class BadImageError(OSError):
-    """An image file that is there but cannot be decoded."""
+    """An image file that exists but cannot be decoded."""
 
 
 class _BadItem:
@@ -48,12 +48,9 @@ class _BadItem:
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image as RGB, upright and with 8 bits per channel, see ``pixels.to_rgb``.
 
-    Returns:
-        The decoded image.
-
     Raises:
         FileNotFoundError: No such file.
-        BadImageError: Cut off, damaged, no image, or values whose range cannot be judged.
+        BadImageError: Cut off, damaged, not an image, or with values whose range cannot be judged.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'No image at "{path}" (is --root, DATASET.ROOT, right?)')
@@ -138,10 +135,7 @@ class DatasetWrapper(Dataset[Any]):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> Any:
-        """Read and transform one image.
-
-        Args:
-            idx: Index; a `SeededIndex` fixes the outcome of random transforms.
+        """Read and transform one image; a `SeededIndex` fixes the outcome of random transforms.
 
         Raises:
             FileNotFoundError: The file is missing.
@@ -153,7 +147,7 @@ class DatasetWrapper(Dataset[Any]):
             return self._item(idx)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Read and transform a batch, which keeps and restores the generators once."""
+        """Read and transform a batch, saving and restoring the generators only once."""
         # A subclass that overrides `__getitem__` alone must be asked for every item.
         overridden = type(self).__getitem__ is not DatasetWrapper.__getitem__
         if overridden or not all(hasattr(idx, "seed") for idx in indices):
@@ -165,7 +159,7 @@ class DatasetWrapper(Dataset[Any]):
         item = self.data_source[idx]
         try:
             image = read_image(item.impath)
-        except OSError as error:
+        except OSError as error:  # FileNotFoundError or BadImageError
             if not self.skip_bad:
                 raise
             return _BadItem(item.impath, str(error))
@@ -183,14 +177,10 @@ class DatasetWrapper(Dataset[Any]):
 
     def _images(self, image: Image.Image) -> dict[str, Any]:
         output: dict[str, Any] = {}
-        if self.transform is None:
-            output["img"] = image
-        elif isinstance(self.transform, list | tuple):
-            for number, transform in enumerate(self.transform, start=1):
-                key = "img" if number == 1 else f"img{number}"
-                output[key] = self._transform_image(transform, image)
-        else:
-            output["img"] = self._transform_image(self.transform, image)
+        several = isinstance(self.transform, list | tuple)
+        for number, transform in enumerate(self.transform if several else [self.transform], 1):
+            key = "img" if number == 1 else f"img{number}"
+            output[key] = image if transform is None else self._transform_image(transform, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
@@ -201,11 +191,10 @@ class DatasetWrapper(Dataset[Any]):
 
 
 def collate_good(items: Sequence[Any]) -> dict[str, Any]:
-    """Collate the items whose image could be read, and name the others.
+    """Collate the items whose image could be read.
 
-    Returns:
-        The batch; paths and reasons of bad images are under a private key, which `ImageLoader`
-        removes. Without any good image the batch has only that key.
+    Paths and reasons of the others are under a private key of the batch, which `ImageLoader`
+    removes; it is the only key if no image could be read.
     """
     good = [item for item in items if not isinstance(item, _BadItem)]
     batch = default_collate(good) if good else {}

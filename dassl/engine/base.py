@@ -53,7 +53,7 @@ class TrainerBase:
 
     def __init__(self) -> None:
         """Start without models and without a TensorBoard writer."""
-        # Dassl's names; trainers written for it look into these dicts.
+        # These dicts have Dassl's names: trainers written for it look into them.
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
@@ -73,6 +73,7 @@ class TrainerBase:
             AttributeError: ``super().__init__()`` was not called.
             ValueError: The name is taken.
         """
+        # Not self._models, which would only complain about a missing attribute.
         if self.__dict__.get("_models") is None:
             raise AttributeError("call super().__init__() before register_model")
         if name in self._models:
@@ -113,6 +114,7 @@ class TrainerBase:
     def get_current_lr(self, names: Names = None) -> float:
         """Return the learning rate of the first model's first group; 0 without an optimiser."""
         wanted = self.get_model_names(names)
+        # All groups follow one schedule; Dassl logs the first one's rate.
         optim = self._optims[wanted[0]] if wanted else None
         return float(optim.param_groups[0]["lr"]) if optim is not None else 0.0
 
@@ -164,19 +166,17 @@ class TrainerBase:
     # ------------------------------------------------------------------ checkpoints
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        """Return what a checkpoint says about its run; subclasses fill it."""
+        """Return what a checkpoint says about its run; nothing, unless a subclass does."""
         return {}
 
     def check_origin(self, path: Path, meta: Mapping[str, Any]) -> None:
-        """Refuse weights that were made otherwise than the config says; subclasses know how.
+        """Refuse weights of other options than the config's, if a subclass knows how.
 
-        Args:
-            path: Of the checkpoint.
-            meta: What it says about its run; empty if nothing.
+        ``meta`` is what the checkpoint at ``path`` says about its run; empty if nothing.
         """
 
     def checkpoint_folder(self, directory: str | os.PathLike[str], name: str) -> str:
-        """Return the folder, in a run directory maybe of a foreign layout, of a model's files."""
+        """Return a model's folder in a run directory, which may have another method's layout."""
         return name
 
     def convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +189,9 @@ class TrainerBase:
         """Bring what a checkpoint holds per class into the order of the run's classes.
 
         Args:
-            path: Of the checkpoint, for messages.
+            path: The checkpoint, for messages.
             state_dict: From `convert_state_dict`.
-            classnames: Of the checkpoint's classes, in label order; None if it does not name them.
+            classnames: The checkpoint's classes in label order; None if it does not name them.
         """
         return state_dict
 
@@ -203,9 +203,9 @@ class TrainerBase:
         val_result: float | None = None,
         model_name: str = "",
     ) -> None:
-        """Save what trains of every registered model, see `Checkpoints.save`.
+        """Save the trainable part of every registered model, see `Checkpoints.save`.
 
-        ``epoch`` counts from 0, the number in the file's name is that of the epochs done.
+        ``epoch`` counts from 0; the file's name has the number of epochs done.
         """
         self.checkpoints.save(
             directory,
@@ -222,11 +222,11 @@ class TrainerBase:
         """Load the weights of every registered model that trains from a run directory.
 
         Args:
-            directory: Run directory; empty or None does nothing.
+            directory: Run directory; with an empty one or None, nothing is loaded.
             epoch: Number of epochs; None takes the best on the validation images.
 
         Raises:
-            FileNotFoundError: A file is not there.
+            FileNotFoundError: A file is missing.
             ValueError: A file is damaged, of another method, backbone or config, or does not fit.
         """
         if not directory:
@@ -246,7 +246,7 @@ class TrainerBase:
             state = self.match_classes(path, state, saved_classes(checkpoint))
             state = fitting_state(path, model, state, checkpoint.get("meta"), meta)
             loads.append((name, path, state, checkpoint.get("epoch")))
-        # Only now, when all files are known to fit, is anything changed.
+        # Change nothing until all files are known to fit.
         for name, path, state, trained_epochs in loads:
             self.checkpoints.put(name, state)
             print(f'Loading weights to {name} from "{path}" (epoch = {trained_epochs})')
@@ -283,11 +283,9 @@ class TrainerBase:
     # ------------------------------------------------------------------ the loop
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
-        """Loop over epochs.
+        """Loop over epochs from ``start_epoch``, counted from 0, up to ``max_epoch``.
 
-        Args:
-            start_epoch: First epoch, from 0; `before_train` may change ``self.start_epoch``.
-            max_epoch: Number of epochs.
+        `before_train` may change ``self.start_epoch`` to resume.
         """
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
@@ -295,6 +293,8 @@ class TrainerBase:
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
+            # begin_epoch and end_epoch are the engine's: methods override the other two hooks and
+            # often do not call ours.
             self.begin_epoch()
             self.before_epoch()
             self.run_epoch()
@@ -318,7 +318,7 @@ class TrainerBase:
         """Prepare the engine for an epoch; runs even if `before_epoch` is overridden."""
 
     def end_epoch(self) -> None:
-        """Secure an epoch's outcome; runs even if `after_epoch` is overridden."""
+        """Save the epoch's outcome; runs even if `after_epoch` is overridden."""
 
     def run_epoch(self) -> None:
         """Train for one epoch."""

@@ -1,4 +1,4 @@
-"""Building a trainer by its name, and what belongs to the module that its method returns."""
+"""Building a trainer by its name, and the optimiser and schedule of a method's module."""
 
 from __future__ import annotations
 
@@ -28,18 +28,12 @@ TRAINER_REGISTRY = Registry("TRAINER")
 def build_trainer(cfg: CfgNode) -> Any:
     """Build the trainer that ``cfg.TRAINER.NAME`` names.
 
-    Args:
-        cfg: Configuration.
-
-    Returns:
-        The trainer.
-
     Raises:
         ValueError: Not registered, or a value of the configuration makes no sense.
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    # Names of other people's code are left to the code that looks them up.
+    # Names that other code registers are checked by the code that looks them up.
     check_config(cfg, OPTIONS, TOGETHER, registered=False)
     own = trainer_options(cfg.TRAINER.NAME, trainer)
     check_config(cfg, own)
@@ -50,13 +44,12 @@ def build_trainer(cfg: CfgNode) -> Any:
 
 
 def adopt(trainer: SimpleTrainer, module: nn.Module) -> None:
-    """Move a method's module to the device, build its optimiser, schedule and scaler, register it.
+    """Give a trainer the module that its ``build_model`` returned, and everything that it needs.
 
-    Args:
-        trainer: Gets them.
-        module: What its ``build_model`` has returned.
+    The module is moved to the device and registered with a new optimiser, schedule and scaler.
     """
     cfg, device = trainer.cfg, trainer.device
+    # Moved before the optimiser is built: that keeps references to the parameters.
     trainer.model = model = synchronize_statistics(module, device).to(device)
     if cfg.TRAIN.GRAD_CHECKPOINTING:
         keep_no_activations(model)
@@ -67,7 +60,7 @@ def adopt(trainer: SimpleTrainer, module: nn.Module) -> None:
     if any(p.requires_grad for p in model.parameters()):
         groups = trainer.param_groups(model)
         optim = build_optimizer(model, cfg.OPTIM, groups, trainable_only=True)
-        # A set for tests only has no steps; what was trained elsewhere can still be loaded.
+        # A dataset for tests only has no steps; weights trained elsewhere can still be loaded.
         steps = len(trainer.train_loader_x) if trainer.train_loader_x is not None else 0
         sched = build_lr_scheduler(optim, cfg.OPTIM, steps)
     if trainer.precision == "amp":

@@ -1,4 +1,4 @@
-"""What checkpoints hold, and the checks before one is loaded."""
+"""The content of checkpoints, and the checks before one is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from dassl.names import nearest
-from dassl.utils.torchtools import BEST_NAME, EPOCH_NAME, load_checkpoint, not_finite
+from dassl.utils.torchtools import (
+    BEST_NAME,
+    EPOCH_NAME,
+    load_checkpoint,
+    named_checkpoint,
+    not_finite,
+)
 
 __all__ = [
     "check_finite_state",
@@ -34,18 +40,16 @@ __all__ = [
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside a DataParallel wrapper, or the module itself.
 
-    Trainers in CoOp's style wrap their model so where they see several GPUs.
+    Trainers in CoOp's style wrap their model like that if they see several GPUs.
     """
     return model.module if isinstance(model, nn.DataParallel) else model
 
 
 def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """Return the part of a state dict that training changes.
+    """Return the part of a state dict that training changes; tensors share the model's memory.
 
-    Returns:
-        Parameters that require a gradient, and the persistent buffers of modules that directly own
-        such a parameter (running statistics of a trained batch norm). Tensors share the model's
-        memory.
+    It has the parameters that require a gradient, and the persistent buffers of modules that own
+    such a parameter directly (running statistics of a trained batch norm).
     """
     model = unwrap(model)
     wanted: set[str] = set()
@@ -60,7 +64,7 @@ def trainable_state(model: nn.Module) -> OrderedDict[str, Tensor]:
 
 
 def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights that are not finite, in the words of ``what`` cannot be done with them.
+    """Refuse weights that are not finite; ``what`` begins the message.
 
     Raises:
         FloatingPointError: A weight is infinite or NaN.
@@ -71,17 +75,15 @@ def check_finite_state(state: Mapping[str, Tensor], what: str) -> None:
 
 
 def plain_state(value: Any) -> Any:
-    """Reduce a state dict to what ``torch.load(weights_only=True)`` accepts.
+    """Reduce an optimiser's, schedule's or scaler's state to what is safe to read back.
 
-    Args:
-        value: State of an optimiser, a scheduler or a scaler.
-
-    Returns:
-        The same with NumPy scalars as numbers and live objects left out.
+    NumPy scalars become numbers, live objects are left out; ``torch.load(weights_only=True)``
+    accepts the rest.
     """
     if isinstance(value, Mapping):
         return {key: plain_state(item) for key, item in value.items() if _is_plain(item)}
     if isinstance(value, list | tuple):
+        # None in place of a live object keeps the positions of the others.
         items = [plain_state(item) if _is_plain(item) else None for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, np.generic):
@@ -104,19 +106,18 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
 
     Args:
         directory: Run directory.
-        name: Of the model's folder.
+        name: Folder of the model.
         epoch: Number of epochs; None for the best on the validation images if the run chose one,
-            else the last.
+            otherwise the last.
 
     Raises:
-        FileNotFoundError: It is not there; the message says what is.
+        FileNotFoundError: It is missing; the message says what is there.
     """
     root = Path(directory)
     path = root / name / (BEST_NAME if epoch is None else EPOCH_NAME.format(epoch))
-    pointer = path.parent / "checkpoint"
-    if epoch is None and pointer.is_file():
-        last = path.parent / pointer.read_text(encoding="utf-8").strip()
-        # Another run may have left its best one beside this run's last.
+    last = named_checkpoint(path.parent) if epoch is None else None
+    if last is not None:
+        # The best one beside this run's last one may be another run's.
         if not path.is_file() or (last.is_file() and _of_other_runs(path, last)):
             path = last
     if path.is_file():
@@ -133,16 +134,13 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the file that a model's folder names as its last checkpoint, if it is there."""
-    pointer = folder / "checkpoint"
-    if not pointer.is_file():
-        return None
-    path = folder / pointer.read_text(encoding="utf-8").strip()
-    return path if path.is_file() else None
+    """Return the file that a model's folder names as its last checkpoint, if it exists."""
+    path = named_checkpoint(folder)
+    return path if path is not None and path.is_file() else None
 
 
 def _of_other_runs(best: Path, last: Path) -> bool:
-    """Whether two checkpoints say that different configs made them; the log tells."""
+    """Tell whether two checkpoints say that different configs made them; if so, print it."""
     try:
         hashes = [checkpoint_meta(load_checkpoint(p)).get("config_hash") for p in (best, last)]
     except ValueError:
@@ -160,23 +158,24 @@ def _listing(names: Iterable[str], limit: int = 12) -> str:
 
 
 def checkpoint_meta(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says about its run; empty if nothing, as Dassl's do."""
+    """Return what a checkpoint says about its run; Dassl's say nothing, which gives {}."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     return meta if isinstance(meta, dict) else {}
 
 
 def same_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
-    """Whether two metas name one backbone, perhaps by a file that has moved meanwhile."""
+    """Tell whether two metas name the same backbone, perhaps by a file that has moved since."""
     names = [str(one.get("backbone")) for one in (saved, meta)]
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
+    # Same content and same name: the file has only moved to another folder.
     moved = all(hashes) and hashes[0] == hashes[1] and len({Path(n).name for n in names}) == 1
     return names[0] == names[1] or moved
 
 
 def replaced_backbone(saved: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    """Say so if a backbone's file is another one than when weights were trained; else "".
+    """Say so if the backbone's file has changed since the weights were trained; otherwise "".
 
-    What one of the two metas does not say cannot differ.
+    A hash that is missing in one of the metas counts as no change.
     """
     hashes = [one.get("backbone_sha256") for one in (saved, meta)]
     if not all(hashes) or hashes[0] == hashes[1]:
@@ -195,6 +194,7 @@ def read_checkpoint(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f'"{path}" has no entry state_dict; it is no checkpoint of a training run')
     saved = checkpoint["meta"] = checkpoint_meta(checkpoint)
     for key, flag in (("method", "--trainer"), ("backbone", "--backbone")):
+        # Dassl's checkpoints name neither; then nothing can be refused.
         same = same_backbone(saved, meta) if key == "backbone" else saved.get(key) == meta.get(key)
         if key in saved and key in meta and not same:
             raise ValueError(
@@ -219,13 +219,13 @@ def fitting_state(
 ) -> dict[str, Tensor]:
     """Check that a state dict fits a model: every trainable key, no foreign key, equal shapes.
 
-    Keys that do not train but are in the model with the same shape are fine: checkpoints written
-    by Dassl hold the whole model.
+    Frozen keys of the model may be in it too, with the same shape: Dassl's checkpoints hold the
+    whole model.
 
     Args:
-        path: Where it came from, for the messages.
+        path: Source of the state dict, for the messages.
         model: Gets the weights.
-        state_dict: Returned as it is.
+        state_dict: Returned unchanged.
         saved_meta: ``meta`` entry of the checkpoint, if any.
         meta: The current run's.
 
@@ -263,5 +263,5 @@ def _class_hint(saved_meta: Any, meta: Mapping[str, Any]) -> str:
         return ""
     return (
         f"; it was trained on {len(saved)} classes ({_listing(saved, 3)}), "
-        f"the current data set has {len(current)} ({_listing(current, 3)})"
+        f"the current dataset has {len(current)} ({_listing(current, 3)})"
     )

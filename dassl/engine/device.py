@@ -1,4 +1,4 @@
-"""Where a run computes, and in what precision: the one rule by which each is chosen."""
+"""Where a run computes and in what precision: one rule for each."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ PRECISIONS = ["fp32", "fp16", "bf16", "amp"]
 def resolve_device(cfg: CfgNode) -> torch.device:
     """Choose the device that ``cfg.DEVICE`` and ``cfg.USE_CUDA`` ask for.
 
-    ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, else MPS, else the CPU. Of
-    several processes on a machine, as torchrun starts them, each gets the GPU with its local rank's
-    number.
+    ``DEVICE: auto`` takes CUDA if there is any and USE_CUDA allows it, otherwise MPS, otherwise the
+    CPU. If torchrun started several processes on a machine, each gets the GPU with the number of
+    its local rank.
 
     Raises:
-        ValueError: Not a device name, not there, or CUDA although USE_CUDA forbids it.
+        ValueError: Not a device name, not present, or CUDA although USE_CUDA forbids it.
     """
     name = str(cfg.DEVICE)
     if launched_size() > 1:
         return _of_local_rank(name, cfg.USE_CUDA)
     if name == "auto":
         if cfg.USE_CUDA and torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda")  # without a number: PyTorch's current GPU
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name == "cpu":
         return torch.device("cpu")
@@ -59,17 +59,14 @@ def resolve_device(cfg: CfgNode) -> torch.device:
 
 
 def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
-    """Choose the device of one of several processes.
-
-    Raises:
-        ValueError: A single device for all, or more processes than GPUs.
-    """
+    """Choose the device of one of several processes; refuse one device for all, or too few GPUs."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"DEVICE is {name!r}, but each of {launched_size()} processes (torchrun) needs a "
             "device of its own; set auto, cuda or cpu"
         )
     count = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
+    # Several processes on CPUs are rarely faster than one, but need no GPU to be tried out.
     if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
     if not use_cuda:
@@ -83,15 +80,10 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
 
 
 def requested_precision(cfg: CfgNode, section: str | None) -> str:
-    """Read a trainer's precision from the configuration.
+    """Read a trainer's precision, one of `PRECISIONS`, from the configuration.
 
-    Args:
-        cfg: Configuration.
-        section: Name of the trainer's section under TRAINER, by default the trainer's, or the same
-            in capitals, as in CoOp's repository.
-
-    Returns:
-        One of `PRECISIONS`; fp32 if there is no such section or key.
+    ``section`` is its section under TRAINER, by default the trainer's name, or that in capitals, as
+    in CoOp's repository. Without such a section or without PREC it is fp32.
 
     Raises:
         ValueError: Another value.
@@ -99,19 +91,11 @@ def requested_precision(cfg: CfgNode, section: str | None) -> str:
     section = section or cfg.TRAINER.NAME
     node = cfg.TRAINER.get(section, cfg.TRAINER.get(section.upper()))
     precision = node.get("PREC", "fp32") if isinstance(node, CfgNode) else "fp32"
-    try:
-        check_availability(precision, PRECISIONS)
-    except ValueError as error:
-        raise ValueError(f"TRAINER.{section}.PREC: {error}") from None
-    return precision
+    return check_availability(precision, PRECISIONS, f"TRAINER.{section}.PREC")
 
 
 def stated_precision(cfg: CfgNode, section: str | None) -> str:
-    """Read what the configuration says of a trainer that sees to its precision itself.
-
-    Returns:
-        One of `PRECISIONS`, or "custom" for a trainer's own word for something.
-    """
+    """Return the config's precision for a trainer that sets its own; "custom" for its own word."""
     try:
         return requested_precision(cfg, section)
     except ValueError:
@@ -119,11 +103,11 @@ def stated_precision(cfg: CfgNode, section: str | None) -> str:
 
 
 def resolve_precision(cfg: CfgNode, section: str | None, device: torch.device, notes: Any) -> str:
-    """Return the precision that was asked for, if the device can do it, else fp32 with a note."""
+    """Return the requested precision if the device supports it, otherwise fp32 with a note."""
     requested = requested_precision(cfg, section)
     if (
         requested == "fp32"
-        # Pure half weights, and fp16 autocast with loss scaling: PyTorch does both on CUDA only.
+        # Half weights (fp16) and autocast with loss scaling (amp): PyTorch has both on CUDA only.
         or (requested in ("fp16", "amp") and device.type == "cuda")
         or (requested == "bf16" and _has_bf16(device))
     ):

@@ -1,4 +1,4 @@
-"""Several processes train one model: joining them, what they cannot train, features of all.
+"""Several processes train one model: how they meet, what they cannot train, all their features.
 
 ``torchrun --nproc_per_node N train.py ...`` gives the result of one process, up to the rounding of
 sums: BATCH_SIZE is the number of images per optimiser step, of which each process takes an Nth.
@@ -47,12 +47,10 @@ __all__ = [
     "synchronize_statistics",
 ]
 
-# What PyTorch's backends say, as plain RuntimeErrors too, when a peer is gone or late.
+# What PyTorch's backends say when a peer is gone or late, partly as plain RuntimeErrors.
 _LOST = re.compile(
     r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting|Socket"
 )
-
-
 _AGAIN = "The same command, with any number of processes, resumes after the last whole epoch."
 
 
@@ -66,14 +64,11 @@ class PeerLostError(RuntimeError):
 
 @contextmanager
 def process_group(cfg: CfgNode) -> Iterator[None]:
-    """Be one of the processes that ``torchrun`` started, inside a block.
+    """Join the processes that ``torchrun`` started, inside a block.
 
     Without ``torchrun``, or with one process, it does nothing. Standard output of all ranks but 0
-    goes nowhere.
-
-    Args:
-        cfg: Configuration; DEVICE decides between NCCL and Gloo, TRAIN.TIMEOUT is how long
-            processes wait for each other.
+    is dropped. DEVICE decides between NCCL and Gloo; TRAIN.TIMEOUT is how long processes wait for
+    each other.
 
     Raises:
         PeerLostError: Another process has ended, or does not answer.
@@ -100,7 +95,7 @@ def process_group(cfg: CfgNode) -> Iterator[None]:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         with _last_words():
             yield
-        barrier()  # rank 0 may be writing files still, and hosts what the group meets through
+        barrier()  # rank 0 may still be writing files, and hosts the store that the group needs
         dist.destroy_process_group()
     except Exception as error:  # a lost peer shows as one of many types
         if not _is_lost_peer(error):
@@ -118,10 +113,11 @@ def process_group(cfg: CfgNode) -> Iterator[None]:
 
 @contextmanager
 def _last_words() -> Iterator[None]:
-    """Say why, if this process is terminated inside a block, as torchrun does if another one ends.
+    """Print why this process ends, if it is terminated inside a block.
 
-    A thread says it, woken by the interpreter's own handler: the main thread may be waiting for the
-    lost process in a collective, where Python code would not run until the timeout.
+    torchrun terminates all processes when one has failed. A thread, woken by the interpreter's own
+    handler, prints it: the main thread may be waiting for the lost process in a collective, where
+    no Python code runs until the timeout.
     """
     woken, waking = socket.socketpair()
     waking.setblocking(False)
@@ -133,6 +129,7 @@ def _last_words() -> Iterator[None]:
                     f"error: process {os.environ['RANK']} of {launched_size()} was told to stop, "
                     f"most likely because another one has ended, see its message. {_AGAIN}\n"
                 )
+                # Not print: the main thread may hold the stream's lock.
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
                 os._exit(128 + signal.SIGTERM)
 
@@ -150,6 +147,7 @@ def _last_words() -> Iterator[None]:
 def _is_lost_peer(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
+    # Not subclasses, such as OutOfMemoryError: they have a cause of their own.
     return type(error) is RuntimeError and _LOST.search(str(error)) is not None
 
 
@@ -166,7 +164,7 @@ def check_world(
     model: nn.Module | None,
     device: torch.device,
 ) -> None:
-    """Refuse to train what several processes would not train as one does.
+    """Refuse to train if several processes would not give the result of one.
 
     Args:
         cfg: Configuration.
@@ -176,13 +174,13 @@ def check_world(
 
     Raises:
         WorldSizeError: The number of processes does not divide the batch, there are fewer images
-            than processes, the trainer has a training step of its own, or batch norms train on
-            CPUs.
+            than processes, the trainer has its own training step, or batch norms train on CPUs.
     """
     processes = world_size()
     if processes == 1:
         return
     for name, loader in loaders.items():
+        # With SAME_AS_X the batch size of TRAIN_U is not used.
         if loader is not None and not (name == "TRAIN_U" and cfg.DATALOADER.TRAIN_U.SAME_AS_X):
             batch = cfg.DATALOADER[name].BATCH_SIZE
             _check_share(f"DATALOADER.{name}.BATCH_SIZE", batch, len(loader.dataset), processes)
@@ -210,7 +208,7 @@ def check_starts(epoch: int, directory: str) -> None:
 
 
 def own_steps(cfg: CfgNode) -> WorldSizeError:
-    """Return the error for a trainer whose steps the engine knows nothing of."""
+    """Return the error for a trainer that does its training steps without the engine."""
     return WorldSizeError(
         f"{cfg.TRAINER.NAME} does its training steps itself, which {world_size()} processes could "
         "not share; start it without torchrun (evaluation, --eval-only, can be shared)"
@@ -218,7 +216,7 @@ def own_steps(cfg: CfgNode) -> WorldSizeError:
 
 
 def own_test(cfg: CfgNode) -> WorldSizeError:
-    """Return the error for a trainer whose test the engine knows nothing of."""
+    """Return the error for a trainer that tests without the engine."""
     return WorldSizeError(
         f"{cfg.TRAINER.NAME} has a test() of its own, in which each of {world_size()} processes "
         "has seen its part of the images only; start it without torchrun (--eval-only with "
@@ -252,7 +250,7 @@ def trained_norms(module: nn.Module) -> bool:
 
 
 def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module with the batch norms that train taking statistics over all processes."""
+    """Return the module; trained batch norms take their statistics over all processes."""
     if world_size() > 1 and device.type == "cuda" and trained_norms(module):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return module
@@ -261,20 +259,23 @@ def synchronize_statistics(module: nn.Module, device: torch.device) -> nn.Module
 def gather_features(tensor: Tensor) -> Tensor:
     """Return the rows of all processes, in the order of the batch, with gradients.
 
-    Each process may compute the loss of the whole batch from them, or of its own rows against all
-    of them: either way DDP's average of the gradients is the gradient of the whole batch's loss.
+    Each process may compute the loss of the whole batch from them, or that of its own rows against
+    all of them: either way DDP's average of the gradients is the gradient of the whole batch's
+    loss.
 
     Args:
         tensor: This process's rows, (n, ...); n may differ between processes.
 
     Returns:
-        (sum of n, ...). With one process, the tensor itself.
+        (sum of n, ...); with one process, the tensor itself.
     """
     if world_size() == 1:
         return tensor
     counts = gather_counts(len(tensor))
     missing = max(counts) - len(tensor)
-    # The collective needs equal shapes; (n, ...) -> (largest n, ...).
+    # The collective needs equal shapes: (n, ...) -> (largest n, ...).
     padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing)) if missing else tensor
+    # That of torch.distributed.nn: dist.all_gather would pass no gradients on.
     rows = all_gather(padded)
+    # (largest n, ...) per process -> (sum of n, ...)
     return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

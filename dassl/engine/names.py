@@ -1,4 +1,4 @@
-"""Everything that Dassl's ``dassl.engine.trainer`` holds, by the module that has it here."""
+"""All names in Dassl's ``dassl.engine.trainer``, with the modules that hold them here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["NAMES", "look_up"]
 
-# Looked up when they are asked for: some build on `dassl.engine.trainer`, some take time to import.
+# Imported only on demand: some build on `dassl.engine.trainer`, some take time to import.
 _HOLDERS = {
     "dassl.data": "DataManager",
     "dassl.engine.base": "TrainerBase",
@@ -27,10 +27,10 @@ NAMES = list(_HOLDER)
 
 
 def look_up(name: str) -> Any:
-    """Return one of the names; the ``__getattr__`` of `dassl.engine.trainer`.
+    """Return one of the names, as the ``__getattr__`` of `dassl.engine.trainer`.
 
     Raises:
-        AttributeError: It is none of them.
+        AttributeError: It is not one of them.
     """
     if name not in _HOLDER:
         raise AttributeError(f"module 'dassl.engine.trainer' has no attribute {name!r}")

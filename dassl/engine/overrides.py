@@ -1,8 +1,8 @@
-"""Methods that other people's trainers override without calling ours, and what is due after them.
+"""Methods that other people's trainers override without calling ours, and what must follow them.
 
 ``train``, ``test`` and ``load_model`` of every subclass are wrapped when the class is made, so that
-a run ends with its result whatever their bodies do, and whoever calls them. Where an override
-calls its parent's method, the outermost call counts.
+a run ends with its result whatever their bodies do, and whoever calls them. If an override calls
+its parent's method, only the outermost call counts.
 """
 
 from __future__ import annotations
@@ -21,18 +21,11 @@ __all__ = ["wrap_overrides"]
 
 _Class = TypeVar("_Class", bound=type)
 _Method = Callable[..., Any]
-_MARK = "_followed_up"
+_MARK = "_followed_up"  # on a wrapped method, which subclasses inherit and must not wrap again
 
 
 def wrap_overrides(cls: _Class) -> _Class:
-    """Wrap a class's ``train``, ``test`` and ``load_model``, its own or those of a mixin.
-
-    Args:
-        cls: Trainer class that has just been made.
-
-    Returns:
-        The class.
-    """
+    """Wrap a new class's ``train``, ``test`` and ``load_model``, its own or those of a mixin."""
     for name, wrap in (("train", _train), ("test", _test), ("load_model", _load_model)):
         method: Any = getattr(cls, name)
         if not hasattr(method, _MARK):
@@ -43,7 +36,7 @@ def wrap_overrides(cls: _Class) -> _Class:
 
 
 def _train(train: _Method) -> _Method:
-    """Write the run's result after training, if the trainer has not done it."""
+    """Write the run's result after training, unless the trainer has done so."""
 
     @functools.wraps(train)
     def train_and_finish(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +55,7 @@ def _train(train: _Method) -> _Method:
 
 
 def _test(test: _Method) -> _Method:
-    """Record what a test has found, by its evaluator or else by what it returned."""
+    """Record a test's outcome: what its evaluator found, otherwise what it returned."""
 
     @functools.wraps(test)
     def test_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +69,7 @@ def _test(test: _Method) -> _Method:
                 returned = test(self, *args, **kwargs)
         finally:
             record.testing = False
+        # A trainer's own test has only seen this process's share of the images.
         if world_size() > 1 and not self._gathered:
             raise own_test(self.cfg)
         self._gathered = False
@@ -92,12 +86,12 @@ def _test(test: _Method) -> _Method:
 
 
 def _load_model(load_model: _Method) -> _Method:
-    """Note what was loaded, if the trainer has not done it."""
+    """Note what was loaded, unless the trainer has done so."""
 
     @functools.wraps(load_model)
     def load_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
         identity = self.identity
-        before = identity.loaded_from  # a tuple of its own for every load, hence compared by `is`
+        before = identity.loaded_from  # every load makes a new tuple, hence compared by `is`
         returned = load_model(self, *args, **kwargs)
         directory = args[0] if args else kwargs.get("directory")
         epoch = args[1] if len(args) > 1 else kwargs.get("epoch")

@@ -1,14 +1,14 @@
 """One optimiser step, in parts and on several processes.
 
 Gradients are averaged by PyTorch's DistributedDataParallel around a module whose forward pass is
-the method's ``forward_loss`` (`TrainingStep`). Methods call parts of their model there, and DDP has
-to see the whole step: its forward pass finds out which parameters the step leaves unused. Reducing
-gradients by hand after the backward pass would need an agreement on unused parameters of its own,
-and would not overlap with the backward pass.
+the method's ``forward_loss`` (`TrainingStep`). Methods call parts of their model there, so DDP has
+to see the whole step: from its forward pass it learns which parameters the step does not use.
+Reducing gradients by hand after the backward pass would need its own agreement on unused
+parameters, and would not overlap with the backward pass.
 
-The rest follows from DDP. All but the last part of an accumulated batch run under ``no_sync``, and
-the last one's backward pass averages the sums, of parameters that it does not use itself too. Loss
-scaling sees averaged gradients, so that an overflow on one process makes all of them skip the step.
+The rest follows from DDP. All but the last part of an accumulated batch run under ``no_sync``; the
+last one's backward pass averages the sums, also of parameters that only earlier parts use. Loss
+scaling sees averaged gradients, so an overflow on one process makes all of them skip the step.
 """
 
 from __future__ import annotations
@@ -63,13 +63,8 @@ class TrainingStep(nn.Module):
 class ParallelStep:
     """A training step whose gradients are averaged over the processes.
 
-    Args:
-        model: On its device, with the weights to start from.
-        forward_loss: The method's.
-        device: Device of the run.
-
-    Attributes:
-        used: Whether there was a step.
+    The model is on ``device``, with the weights to start from. ``used`` tells whether there was a
+    step.
     """
 
     def __init__(
@@ -83,8 +78,8 @@ class ParallelStep:
         self._step = DistributedDataParallel(
             TrainingStep(model, forward_loss),
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # none changes, but for statistics that are shared anyway
-            find_unused_parameters=True,  # a step may leave an adapter out, see the module
+            broadcast_buffers=False,  # only batch statistics change, and those are shared already
+            find_unused_parameters=True,  # a step may not use an adapter, see the module
         )
 
     def __call__(self, image: Tensor, label: Tensor) -> StepOutput:
@@ -93,16 +88,16 @@ class ParallelStep:
         return StepOutput(*self._step(image, label))
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether the gradients that are averaged are those of all parameters that train."""
+        """Tell whether the averaged gradients are those of all parameters that train now."""
         return self._trained == trained_parameters(model)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        """Return a part's context: the last part's backward pass averages, the others' only add."""
+        """Return a part's context: only the last part's backward pass averages gradients."""
         return nullcontext() if last else self._step.no_sync()
 
 
 def parallel_step(trainer: TrainerX, current: ParallelStep | None) -> ParallelStep | None:
-    """Return what averages gradients over the processes; None for one process."""
+    """Return the step that averages gradients over the processes; None for one process."""
     if world_size() == 1:
         return None
     if current is not None and current.fits(trainer.model):
@@ -119,10 +114,10 @@ class Part(NamedTuple):
     """A part of this process's share of a batch.
 
     Attributes:
-        rows: Which of the share's images.
-        share: Their number over that of the whole batch's images, on all processes.
-        weight: Of their mean loss; DDP's average over the processes turns it into the share.
-        last: After it the step is due.
+        rows: Its images in the share.
+        share: Their number, divided by that of the whole batch's images on all processes.
+        weight: Factor of their mean loss; DDP's average over the processes turns it into the share.
+        last: The step is due after this part.
     """
 
     rows: slice
@@ -135,8 +130,8 @@ def split_batch(images: int, accumulate: int) -> list[Part]:
     """Divide this process's share of a batch; the weighted losses add up to the batch's mean.
 
     Args:
-        images: In this process's share. The shares differ if the only batch is a short one, or
-            images could not be read.
+        images: Number in this process's share. The shares differ if the only batch is a short one,
+            or if images could not be read.
         accumulate: OPTIM.ACCUMULATE.
 
     Returns:
@@ -171,7 +166,7 @@ def check_epoch() -> None:
         WorldSizeError: Some have batches left.
     """
     if world_size() > 1:
-        counts = gather_counts(0)  # meets the `split_batch` of a process that goes on
+        counts = gather_counts(0)  # the counterpart of a slower process's `split_batch`
         if any(counts):
             _check_counts(counts)
 
@@ -187,9 +182,5 @@ def _check_counts(counts: list[int]) -> None:
 
 
 def reduce_means(means: Mapping[str, float]) -> dict[str, float]:
-    """Add up a step's numbers over the processes.
-
-    Args:
-        means: Each process's part of the mean over the batch, by name; the same names everywhere.
-    """
+    """Add up, by name, every process's part of the means over a batch; equal names everywhere."""
     return dict(zip(means, sum_over_ranks(list(means.values())), strict=True))

@@ -1,4 +1,4 @@
-"""A run directory that was used before: the same run goes on, what another left goes aside."""
+"""A run directory that was used before: resume the same run, move another run's files away."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["PREVIOUS", "Resumption", "leftovers", "resume", "set_aside"]
 
 PREVIOUS = "previous-{}"
-# What runs leave besides folders of weights; other files may be the user's own.
+# What runs leave besides folders of weights; any other file may be the user's own.
 _FILES = (RESULT_NAME, f"{RESULT_NAME}.old", RESUME_NAME, "token_statistics.pt", "cmat.pt")
 _DRAW = "fewshot_*.json"
 _WEIGHTS = ("checkpoint", "model.pth.tar-*", BEST_NAME)
 
 
 def leftovers(directory: str | os.PathLike[str], keep: Iterable[str] = ()) -> list[Path]:
-    """Return what a run has left in its directory but for some names, its identity last."""
+    """Return what a run has left in its directory, except for some names; its identity last."""
     root = Path(directory)
     found = [root / name for name in _FILES if (root / name).is_file()]
     found += sorted(root.glob(_DRAW))
@@ -45,10 +45,10 @@ def leftovers(directory: str | os.PathLike[str], keep: Iterable[str] = ()) -> li
 
 
 def _recorded_hashes(root: Path) -> list[str]:
-    """The config hashes in what runs have left; "" where one does not say."""
+    """Return the config hashes in what runs have left; "" for a file that has none."""
     result = read_result(root)
     found = [str(result["config_hash"])] if result is not None else []
-    with suppress(ValueError):  # a damaged resume file is of no use to anybody
+    with suppress(ValueError):  # nobody can use a damaged resume file
         state = read_resume(root)
         found += [str(state["config_hash"])] if state is not None else []
     for folder in leftovers(root):
@@ -65,12 +65,13 @@ def _hash_of(checkpoint: Path) -> str:
 
 
 def set_aside(directory: str | os.PathLike[str], found: Iterable[Path]) -> Path:
-    """Move what a run has left into the next free ``previous-<n>`` below its directory."""
+    """Move files of a run into the next free ``previous-<n>`` below its directory."""
     root = Path(directory)
+    # More numbers than entries: one of them is free.
     numbers = range(1, len(os.listdir(root)) + 2)
     target = next(p for n in numbers if not (p := root / PREVIOUS.format(n)).exists())
     target.mkdir()
-    # `leftovers` names the identity last: a kill in between leaves the rest to the next run.
+    # The identity goes last: after a kill in between, the next run still sees another run here.
     for path in found:
         os.replace(path, target / path.name)
     return target
@@ -81,7 +82,7 @@ class Resumption:
 
     Args:
         identity: What the current run is made from.
-        checkpoints: The models that would go on.
+        checkpoints: The models that would continue.
         notes: Gets the reason why a resume file is not used.
 
     Attributes:
@@ -97,25 +98,21 @@ class Resumption:
         self.found = Path(self.directory) / RESUME_NAME
 
     def find(self, trains: bool) -> Mapping[str, Any] | None:
-        """Return the state to go on from, of OUTPUT_DIR or else of ``--resume``.
+        """Return the state to continue from, in OUTPUT_DIR or otherwise in ``--resume``.
 
-        What other runs have left in OUTPUT_DIR is moved away if there is none.
-
-        Args:
-            trains: Whether there are epochs to train.
-
-        Returns:
-            The state; None if training starts anew, or ``--resume`` has checkpoints only.
+        If OUTPUT_DIR has none, other runs' files in it are moved away. ``trains`` tells whether
+        there are epochs to train. None means that training starts anew, or that ``--resume`` has
+        checkpoints only.
 
         Raises:
-            FileNotFoundError: ``--resume`` is no directory.
-            ValueError: The resume file there is of another run or cannot be read.
+            FileNotFoundError: ``--resume`` is not a directory.
+            ValueError: The resume file there belongs to another run or cannot be read.
         """
         state = self._usable_state()
         if state is not None:
             return state
         named = self.cfg.RESUME
-        if named:  # a directory that this run is to go on from, maybe its own
+        if named:  # a directory to continue from, perhaps this run's own
             if os.path.realpath(named) != os.path.realpath(self.directory):
                 self._set_others_aside()
             return self._named_state(named)
@@ -124,7 +121,7 @@ class Resumption:
         return None
 
     def _usable_state(self) -> dict[str, Any] | None:
-        """The state in OUTPUT_DIR; if there is one that cannot be used, the log says why."""
+        """Return the state in OUTPUT_DIR; if there is an unusable one, log why."""
         try:
             state = read_resume(self.directory)
         except ValueError as error:
@@ -139,7 +136,7 @@ class Resumption:
         return None
 
     def _named_state(self, directory: str) -> dict[str, Any] | None:
-        """The state in the directory of ``--resume``, where an unusable one is an error."""
+        """Return the state in the directory of ``--resume``, where an unusable one is an error."""
         if not os.path.isdir(directory):
             raise FileNotFoundError(f'No directory "{directory}" (set by --resume)')
         self.found = Path(directory) / RESUME_NAME
@@ -165,13 +162,13 @@ class Resumption:
         return self.checkpoints.mismatch(state)
 
     def _set_others_aside(self) -> bool:
-        """Move away what a run of another identity has left; return whether there was one."""
+        """Move away the files of a run with another identity; return whether there was one."""
         why = self._other_run() if is_main() else ""
         if not why:
             return False
         shots = self.cfg.DATASET.NUM_SHOTS
         seed = getattr(self.identity.dm.dataset, "shot_seed", None)
-        found = leftovers(self.directory, keep=[f"fewshot_{shots}_seed{seed}.json"])  # just drawn
+        found = leftovers(self.directory, keep=[f"fewshot_{shots}_seed{seed}.json"])  # this run's
         if found:
             target = set_aside(self.directory, found)
             move_earlier_log(target)
@@ -179,16 +176,17 @@ class Resumption:
         return True
 
     def _other_run(self) -> str:
-        """Say in what the run that has used the directory differs from this one, if it does."""
+        """Say how the run that has used the directory differs from this one; "" if it does not."""
         old = read_identity(self.directory)
         if old is not None:
             return shown(self.identity.changes_since(old))
+        # Older versions left no identity: only the config's hash can be compared.
         own = config_hash(self.cfg)
         others = [found for found in _recorded_hashes(Path(self.directory)) if found != own]
         return f"configuration {others[0] or 'unknown'}, now {own}" if others else ""
 
     def _set_old_result_aside(self) -> None:
-        """Rename the result of an earlier run: until this one ends, none belongs here."""
+        """Rename the result of an earlier run: it does not belong to this one."""
         old = Path(self.directory) / RESULT_NAME
         if old.is_file():
             kept = old.with_name(f"{RESULT_NAME}.old")
@@ -202,16 +200,16 @@ def check_checkpoints(
     classes: list[str],
     check_origin: Callable[[Path, Mapping[str, Any]], None],
 ) -> None:
-    """Refuse to go on from checkpoints of another recipe or of other classes.
+    """Refuse to continue from ``--resume`` with checkpoints of another recipe or other classes.
 
     Args:
-        directory: Of ``--resume``.
-        names: Of the registered models.
-        classes: Names of the run's, in label order.
-        check_origin: Refuses another recipe, of a path and what the checkpoint there says.
+        directory: The directory of ``--resume``.
+        names: The registered models.
+        classes: Class names of the run, in label order.
+        check_origin: Refuses another recipe, given a path and the checkpoint's meta.
 
     Raises:
-        ValueError: They are.
+        ValueError: The checkpoints do not fit.
     """
     for name in names:
         path = last_checkpoint(Path(directory) / name)
@@ -225,11 +223,11 @@ def check_checkpoints(
 
 
 def resume(trainer: SimpleTrainer) -> None:
-    """Let a trainer go on from the state of an interrupted run, if there is one that fits.
+    """Let a trainer continue from the state of an interrupted run, if one fits.
 
     Raises:
-        FileNotFoundError: ``--resume`` is no directory.
-        ValueError: What is there is of another run.
+        FileNotFoundError: ``--resume`` is not a directory.
+        ValueError: The files there belong to another run.
     """
     cfg = trainer.cfg
     resumption = Resumption(trainer.identity, trainer.checkpoints, trainer.notes)

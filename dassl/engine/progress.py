@@ -15,9 +15,7 @@ class Scalars:
     """A TensorBoard writer that is opened when there is something to write.
 
     Importing TensorBoard takes longer than a short run, and a run without epochs needs none.
-
-    Args:
-        log_dir: Where to write; None for nowhere.
+    Without a directory nothing is written.
     """
 
     def __init__(self, log_dir: str | None = None) -> None:
@@ -28,6 +26,7 @@ class Scalars:
     def writer(self) -> Any:
         """The writer; None if there is no directory or TensorBoard does not work."""
         if self._opened is None and self._log_dir is not None:
+            # Cleared first: a failed import is reported once, not at every step.
             log_dir, self._log_dir = self._log_dir, None
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -51,11 +50,7 @@ class Scalars:
 
 
 class EpochProgress:
-    """Times the batches of an epoch and prints every PRINT_FREQ-th, as Dassl does.
-
-    Args:
-        trainer: Its epoch, batch, learning rate and configuration are read.
-    """
+    """Times the batches of a trainer's epoch and prints every PRINT_FREQ-th, as Dassl does."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer

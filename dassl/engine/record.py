@@ -1,4 +1,4 @@
-"""A run's notes and its result: what its tests found, and when ``result.json`` is due."""
+"""A run's notes and its result: what its tests found, and when ``result.json`` is written."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Notes(list[str]):
 
 
 class RunRecord:
-    """Keeps what the tests of a run found, and writes ``result.json`` when it is due.
+    """Keeps what the tests of a run found, and writes ``result.json`` at the right moment.
 
     Args:
         identity: What the run is made from.
-        notes: Remarks, those to come included.
+        notes: Remarks, including later ones.
         models: The trainer's, by name, for the number of parameters.
         extra: Gives the trainer's own entries when the result is written.
         has_val: Whether there are validation images.
         started: When the run began, in seconds since the epoch.
 
     Attributes:
-        training: Whether ``train`` is at work; a test meanwhile is not the run's result.
-        trained: Whether ``train`` has come to its end.
-        testing: Whether ``test`` is at work.
+        training: Whether ``train`` is running; a test meanwhile is not the run's result.
+        trained: Whether ``train`` has ended.
+        testing: Whether ``test`` is running.
         tests: The last test of every split, in the order of the tests.
         durations: Seconds by phase.
     """
@@ -73,16 +73,14 @@ class RunRecord:
         self.tests: dict[str, Evaluation] = {}
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
         self._written: Evaluation | None = None
-        git_revision()  # read and kept now: the checkout may have changed by the end of the run
+        git_revision()  # cached now: the checkout may have changed by the end of the run
 
     # ------------------------------------------------------------------ tests
 
     def split_tested(self, split: str | None = None) -> str:
-        """Return the split that a test is about.
+        """Return the split that ``test`` uses if called with this one; None stands for TEST.SPLIT.
 
-        Args:
-            split: As passed to ``test``; None for TEST.SPLIT. Where there are no validation
-                images, trainers' own tests take the test images, as Dassl's does.
+        Without validation images, trainers' own tests use the test images, as Dassl's does.
         """
         split = split or self.cfg.TEST.SPLIT
         return "test" if split == "val" and not self.has_val else split
@@ -98,16 +96,16 @@ class RunRecord:
         """Find out what a test has measured, whatever its body does.
 
         Args:
-            name: Of the method, for messages.
+            name: The method, for messages.
             split: test or val, or a word of the trainer's own.
-            returned: By the test.
-            evaluations: What evaluators gave meanwhile: the one whose main result was returned
-                counts, else the last.
-            seconds: How long it took.
+            returned: What the test returned.
+            evaluations: What evaluators found meanwhile: the one whose main result was returned
+                counts, otherwise the last.
+            seconds: How long the test took.
         """
         found, _ = numbers(returned)
         if not evaluations and not found:
-            self.tests.pop(split, None)
+            self.tests.pop(split, None)  # an earlier test's result would be taken for this one's
             self.notes.add(f"{name} has neither used an evaluator nor returned a number: no result")
             return
         if not evaluations:
@@ -115,8 +113,8 @@ class RunRecord:
             self.add_test(split, found, [], seconds)
             return
         value = next(iter(found.values()), None)
-        # A test that evaluates several times, such as with and without an ensemble, returns the one
-        # that counts.
+        # A test may evaluate several times, such as with and without an ensemble: the evaluation
+        # whose main number it returns is its result.
         same = [e for e in evaluations if next(iter(e.results.values())) == value]
         chosen = (same or evaluations)[-1]
         if len(evaluations) > 1:
@@ -135,11 +133,8 @@ class RunRecord:
     ) -> None:
         """Keep a test's results; outside of training they are the run's, and are written.
 
-        Args:
-            split: test or val.
-            results: Numbers by name, the main one first.
-            per_class: The same by class; empty if the evaluator does not tell.
-            seconds: How long it took.
+        ``results`` has the main number first; ``per_class`` is empty if the evaluator does not
+        tell.
         """
         self.durations["test"] = seconds
         self.tests.pop(split, None)  # so that the last test comes last
@@ -151,8 +146,9 @@ class RunRecord:
         """Return the number that a test on validation images has given.
 
         Args:
-            name: Of the method, for messages.
-            returned: By the test; not a number if a trainer's own test returns something else.
+            name: The method, for messages.
+            returned: What the test returned; a trainer's own test may return something without a
+                number.
 
         Raises:
             ValueError: It has given none.
@@ -168,7 +164,7 @@ class RunRecord:
         return next(iter(found.values()))
 
     def finish_train(self, name: str) -> None:
-        """Write the result of a training whose own end has not."""
+        """Write the result of a training, unless it was written at its end."""
         self.trained = True
         split = self.split_tested()
         others = [other for other in self.tests if other not in ("train", "val", "test")]
@@ -194,6 +190,7 @@ class RunRecord:
         if accuracy is not None and self.dm.num_classes > 1 and accuracy <= chance:
             self.notes.add(f"accuracy {accuracy:.2f}% is not above chance ({chance:.2f}%)")
         own = self.dm.bad_images() if hasattr(self.dm, "bad_images") else {}
+        # Before rank 0 goes on alone: every process has to take part in gathering.
         bad = {path for images in gather_objects(own) for path in images}
         if bad:
             self.notes.add(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
@@ -201,7 +198,7 @@ class RunRecord:
         if not is_main():
             return
         eval_only = not self.trained
-        if eval_only:  # training begins by making room; an evaluation may follow one
+        if eval_only:  # training has made room at its start; an evaluation may follow a training
             self._keep_other_result()
         dataset, (directory, epoch) = self.dm.dataset, self.identity.loaded_from
         images = (dataset.val if split == "val" else dataset.test) or ()
@@ -221,7 +218,7 @@ class RunRecord:
             "notes": [*getattr(dataset, "notes", []), *self.notes],
         }
         print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
-        if not eval_only:  # only now: until the result is there, a killed run has to go on from it
+        if not eval_only:  # only now: without a result, a killed run must be able to resume
             remove_resume(self.cfg.OUTPUT_DIR)
 
     def write_identity(self) -> str:
@@ -231,7 +228,7 @@ class RunRecord:
         return digest_of(content)
 
     def _metrics(self, results: Mapping[str, float]) -> dict[str, float]:
-        """Return the results with an accuracy among them, which whatever reads them looks at."""
+        """Return the results with an accuracy among them, since all readers look for it."""
         if "accuracy" in results:
             return dict(results)
         name, value = next(iter(results.items()))
@@ -239,9 +236,9 @@ class RunRecord:
         return {"accuracy": value, **results}
 
     def _run(self) -> dict[str, Any]:
-        """Return what the run is and what it was made with."""
+        """Return the entries that say what the run is and what it was made with."""
         cfg, dataset = self.cfg, self.dm.dataset
-        # By identity: a trainer may register a model and a part of it.
+        # Each parameter once, by identity: a trainer may register a model and also a part of it.
         params = {id(p): p for m in self.models.values() for p in m.parameters()}
         return {
             "trainer": cfg.TRAINER.NAME,
@@ -262,7 +259,7 @@ class RunRecord:
         }
 
     def _keep_other_result(self) -> None:
-        """Move the result of another run away, such as that of the training that is evaluated."""
+        """Move another run's result away, such as that of the training which is evaluated now."""
         directory = self.cfg.OUTPUT_DIR
         old = read_result(directory)
         if old is None or (old["config_hash"] == config_hash(self.cfg) and old.get("eval_only")):

@@ -1,4 +1,4 @@
-"""What a run puts into its result beside the metrics: the split it used and its peak memory."""
+"""Entries of a run's result beside the metrics: the split it used and its peak memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,10 @@ __all__ = ["peak_memory_mb", "split_hash"]
 def split_hash(
     root: str | os.PathLike[str], train: Sequence[Datum] | None, test: Sequence[Datum] | None
 ) -> str:
-    """Hash which images with which labels a run trained and tested on.
+    """Return the SHA-256 of which images with which labels a run trained and tested on.
 
-    Args:
-        root: DATASET.ROOT; paths are taken relative to it, so the hash does not depend on where
-            the data lies.
-        train: Training images.
-        test: Test images.
-
-    Returns:
-        SHA-256 in hexadecimal, independent of the images' order.
+    Paths are taken relative to ``root``, DATASET.ROOT, and sorted: neither the data's place nor the
+    order of the images matters.
     """
     base = os.path.abspath(user_path(root))
     digest = hashlib.sha256()
@@ -47,11 +41,7 @@ def split_hash(
 def peak_memory_mb(device: torch.device) -> float | None:
     """Return the peak memory of the run in MB: the GPU's, or the process's on the CPU.
 
-    Args:
-        device: Device of the run.
-
-    Returns:
-        Megabytes, or None where the system does not tell.
+    None if the system does not tell.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
@@ -59,5 +49,6 @@ def peak_memory_mb(device: torch.device) -> float | None:
         import resource
     except ImportError:  # Windows
         return None
+    # In bytes on macOS, in KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -1,4 +1,4 @@
-"""The rolling resume file: everything a killed run needs to end as if it had not been killed."""
+"""The rolling resume file: all that a killed run needs to end as if it had not been killed."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def random_states(
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     states: dict[str, Any] = {
         "python": random.getstate(),
+        # As a list: arrays are not among what the reader of these files rebuilds.
         "numpy": (name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
         "generators": {key: g.get_state() for key, g in generators.items()},
@@ -71,6 +72,7 @@ def restore_random_states(
     for key, state in states["generators"].items():
         if key in generators:
             generators[key].set_state(state)
+    # On a machine with other GPUs, their generators keep the seed's state.
     if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
@@ -78,7 +80,7 @@ def restore_random_states(
 
 
 def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
-    """Return everything that the rest of a run depends on.
+    """Return everything that the rest of a run depends on, after a number of epochs.
 
     Raises:
         FloatingPointError: A weight is not finite.
@@ -101,13 +103,13 @@ def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
 
 
 def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
-    """Put a trainer where another process was."""
+    """Put a trainer into the state in which another process stopped."""
     trainer.checkpoints.restore(state)
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.best_result = state["best_result"]
     trainer.start_epoch = trainer.epoch = state["epoch"]
-    # As if the run had begun earlier by the time that the killed process had spent on it.
+    # Count the killed process's time too, as if this process had begun earlier.
     trainer.time_start -= state["elapsed"]
     trainer.record.started -= state["elapsed"]
     trainer.notes += [note for note in state["notes"] if note not in trainer.notes]
@@ -115,22 +117,19 @@ def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
     if begun != now:
         trainer.notes.add(f"begun on {begun}, went on after epoch {state['epoch']} on {now}")
     trainer.load_extra_state(state["extra"])
-    # Last: what was done until here may have drawn random numbers.
+    # Last, since everything before may draw random numbers.
     restore_random_states(state["random"], trainer._generators)
 
 
 def write_resume(directory: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Replace the resume file, atomically; of several processes rank 0 does it."""
+    """Replace the resume file, atomically; only rank 0 of several processes does it."""
     if is_main():
         remove_leftovers([Path(directory)], alone=True)
         atomic_torch_save({"format": _FORMAT, **state}, Path(directory) / RESUME_NAME)
 
 
 def read_resume(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the resume file.
-
-    Returns:
-        The state, or None if there is no file.
+    """Read the resume file; None if there is none.
 
     Raises:
         ValueError: The file cannot be used: cut off, damaged, another format.
@@ -161,11 +160,8 @@ def remove_resume(directory: str | os.PathLike[str]) -> None:
 def resolve_seed(cfg: CfgNode) -> int:
     """Return the run's seed, drawing one if ``cfg.SEED`` is negative.
 
-    An interrupted run with a drawn seed is resumed with the same one: another seed would give
-    another few-shot draw under the same weights.
-
-    Returns:
-        The seed.
+    An interrupted run with a drawn seed resumes with the same one: another seed would give another
+    few-shot draw under the same weights.
     """
     if cfg.SEED >= 0:
         return cfg.SEED

@@ -1,4 +1,4 @@
-"""A run's folder: it can be written, no other run is at work in it, and what killed ones left goes.
+"""A run's folder: writable, used by one run at a time, cleared of killed runs' temporary files.
 
 Two runs in one folder would mix their logs, checkpoints and results.
 """
@@ -25,10 +25,7 @@ _PATH_LIMIT = 4096
 
 @contextmanager
 def run_folder(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Have a run's folder to itself, inside a block; of several processes rank 0 sees to it.
-
-    Args:
-        directory: OUTPUT_DIR, created if missing.
+    """Reserve OUTPUT_DIR, created if missing, for this run inside a block; rank 0 does it for all.
 
     Raises:
         OSError: It cannot be written.
@@ -44,12 +41,14 @@ def run_folder(directory: str | os.PathLike[str]) -> Iterator[None]:
         reason = f"{error.strerror} (OUTPUT_DIR, set by --output-dir)"
         raise OSError(error.errno, reason, str(folder)) from error
     with lock:
+        # A subfolder with a log or a lock belongs to another run, which may be at work.
         models = (path for path in folder.iterdir() if path.is_dir() and not _is_run(path))
         remove_leftovers([folder, *models], alone=lock.held)
         yield
 
 
 def _take(folder: Path) -> FileLock:
+    # Checked at once: the folder itself can be made, and saving would fail after an epoch.
     if len(os.fsencode(folder)) + _LONGEST > _PATH_LIMIT:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +68,9 @@ def _take(folder: Path) -> FileLock:
 
 
 def check_room(directory: str | os.PathLike[str], models: Mapping[str, nn.Module]) -> None:
-    """Check before training that what it will save has a place.
+    """Check before training that its files can be saved in OUTPUT_DIR.
 
-    Args:
-        directory: OUTPUT_DIR.
-        models: By the name of their folder in it.
+    ``models`` are by the name of their folder in it.
 
     Raises:
         OSError: A file has the name of a folder that is needed, or there is not enough space for a
@@ -85,6 +82,7 @@ def check_room(directory: str | os.PathLike[str], models: Mapping[str, nn.Module
         if (folder / name).exists() and not (folder / name).is_dir():
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder / name))
     states = [value for model in models.values() for value in trainable_state(model).values()]
+    # Twice: for a checkpoint and for the resume file.
     needed = 2 * sum(value.numel() * value.element_size() for value in states)
     if not hasattr(os, "statvfs"):  # Windows
         return

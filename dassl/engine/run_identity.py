@@ -50,14 +50,13 @@ class RunIdentity:
     Args:
         cfg: Configuration.
         dm: Data manager.
-        read: The files that are read while the run is built; more may come until `seal`.
+        read: Files that are read while the run is built; more may come until `seal`.
         seed: The run's seed.
         device: Device of the run.
 
     Attributes:
         precision: What the run computes in, once that is known.
-        loaded_from: Directory and epoch that ``load_model`` was last called with outside of
-            training.
+        loaded_from: Directory and epoch of the last ``load_model`` outside of training.
     """
 
     def __init__(
@@ -74,15 +73,16 @@ class RunIdentity:
         self._root = cfg.DATASET.ROOT or os.getcwd()
 
     def seal(self, precision: str) -> None:
-        """Hash what was read, as it is now: a file may be edited while the run goes on."""
+        """Hash now what was read: a file may be edited while the run is training."""
         self.precision = precision
         self.inputs  # noqa: B018 - computed and kept
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
-        """Note the checkpoints that are read inside a block: what the run starts from, or tests."""
+        """Note the checkpoints read inside a block: what the run starts from, or tests."""
         with recording(into := Recording()):
             yield
+        # Other files are opened meanwhile too, such as Python's own.
         self._weights.files |= {path for path in into.files if ".pth.tar" in Path(path).name}
 
     @property
@@ -106,7 +106,8 @@ class RunIdentity:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """What was read while the run was built, see `dassl.config.inputs.record_inputs`."""
-        self.named_files  # noqa: B018 - some are read later, or by other means than Python's
+        self.named_files  # noqa: B018 - adds files that are read later, or not by Python
+        # Compiled code may read a backbone's folder, which `recording` does not hear.
         backbone = self.places.get("MODEL.BACKBONE.NAME")
         if backbone:
             self._read.files.update(str(path) for path in Path(backbone).iterdir())
@@ -123,8 +124,9 @@ class RunIdentity:
 
     @cached_property
     def compared_config(self) -> dict[str, Any]:
-        """What can change a result, by key, with the hash of a file in place of its path."""
+        """What can change a result, by key; a file's path is replaced by its hash."""
         config = relevant(to_plain(self.cfg))
+        # Where a folder lies does not matter; the files read from it are among the inputs.
         folders = folders_named(config, (os.getcwd(), REPOSITORY))
         marks = {key: FILE_MARK + digest for key, digest in self.named_files.items()}
         return {key: marks.get(key, config[key]) for key in config if key not in folders}
@@ -135,7 +137,7 @@ class RunIdentity:
         return split_record(self.dm.dataset, self._root)
 
     def content(self) -> dict[str, Any]:
-        """Return it all as plain data; ``inputs`` are the files and images that were read."""
+        """Return everything as plain data; ``inputs`` are the files and images that were read."""
         places = self.places
         weights = record_inputs(self._weights, places)["files"]
         inputs = {**self.inputs, **self.images, "places": places}
@@ -149,7 +151,7 @@ class RunIdentity:
         }
 
     def changes_since(self, old: Mapping[str, Any]) -> list[str]:
-        """Say in what this run differs from an earlier run's `content`."""
+        """Say how this run differs from an earlier run with this `content`."""
         lines = identity_changes(old, self.content())
         return lines + InputCheck().changes(old.get("inputs", {}), self.places)
 
@@ -169,9 +171,9 @@ class RunIdentity:
 
 
 def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights depend on, of a run's config: how the model is made and trained.
+    """Return the part of a config that weights depend on: how the model is made and trained.
 
-    The data, the shots and the precision may be others when the weights are evaluated.
+    Data, shots and precision may differ when the weights are evaluated.
     """
     return {
         key: value
@@ -183,7 +185,7 @@ def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe_changes(trained: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Say in what two checkpoint metas' recipes differ; what one does not say cannot differ."""
+    """Say how two checkpoint metas' recipes differ; only keys that both have are compared."""
     saved, now = trained.get("recipe") or {}, own["recipe"]
     common = saved.keys() & now.keys()
     lines = config_changes({k: saved[k] for k in common}, {k: now[k] for k in common})
@@ -196,12 +198,12 @@ def check_recipe(
 ) -> None:
     """Refuse weights of another recipe than the config's, or of another backbone's content.
 
-    On another dataset than that of the training, a method file's PER_DATASET section may set the
-    method's options otherwise: they are named, and how it trains does not count. Neither does the
-    number of epochs anywhere.
+    On another dataset than that of the training, a method file's PER_DATASET section may change the
+    method's options: such changes are noted, and those of OPTIM are ignored. The number of epochs
+    never counts.
 
     Args:
-        path: Of the checkpoint.
+        path: The checkpoint.
         meta: What it says about its run; empty if nothing.
         own: The same of the current run.
         any_config: Note the difference instead of refusing.
@@ -210,7 +212,7 @@ def check_recipe(
     Raises:
         ValueError: They differ, and ``any_config`` is not set.
     """
-    harmless = ["OPTIM.MAX_EPOCH"]  # which epoch is loaded is in the log
+    harmless = ["OPTIM.MAX_EPOCH"]  # the log tells which epoch is loaded
     if meta.get("dataset") != own["dataset"]:
         harmless += ["TRAINER.", "OPTIM."]
     changes = _recipe_changes(meta, own)

@@ -1,4 +1,4 @@
-"""The registered models with their optimisers and schedules, to and from files."""
+"""Saving and loading the registered models with their optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -26,11 +26,8 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """Saves and restores what trains: one folder per model, and the models' part of a resume file.
 
-    Args:
-        models: Modules by name. The trainer registers into these three dicts, so what is
-            registered later is saved too.
-        optims: Their optimisers; None for a model that does not train.
-        scheds: Their schedules.
+    The three dicts, by a model's name, are the trainer's own: models that it registers later are
+    saved too. The optimiser of a model that does not train is None.
     """
 
     def __init__(
@@ -42,11 +39,11 @@ class Checkpoints:
         self.models, self.optims, self.scheds = models, optims, scheds
 
     def trained(self) -> list[str]:
-        """Names of the models with trainable parameters; the others have no checkpoint."""
+        """Return the names of models with trainable parameters; the others have no checkpoint."""
         return [name for name, model in self.models.items() if trainable_state(model)]
 
     def _weights(self, what: str) -> dict[str, Any]:
-        """What trains of every model; all of it is checked before any of it is written.
+        """Return what trains of every model; all of it is checked before any of it is written.
 
         Raises:
             FloatingPointError: A weight is not finite.
@@ -66,7 +63,7 @@ class Checkpoints:
         val_result: float | None = None,
         model_name: str = "",
     ) -> None:
-        """Save every model that trains, atomically; of several processes rank 0 does it.
+        """Save every model that trains, atomically; only rank 0 of several processes does it.
 
         Args:
             directory: Run directory; each model has a folder in it.
@@ -96,14 +93,14 @@ class Checkpoints:
 
     def put(self, name: str, state: Mapping[str, Any]) -> None:
         """Load checked weights into a model."""
+        # Not strict: a checkpoint holds only what trains.
         unwrap(self.models[name]).load_state_dict(state, strict=False)
         drop_caches(self.models[name])
 
     def continue_from(self, directory: str | os.PathLike[str]) -> int:
         """Load the last checkpoint of every model, its optimiser and schedule, as Dassl does.
 
-        Returns:
-            The epoch to start at; 0 if any model has no checkpoint.
+        Returns the epoch to start at; 0 if any model has no checkpoint.
         """
         names = self.trained()
         pointers = [Path(directory) / name / "checkpoint" for name in names]
@@ -113,6 +110,7 @@ class Checkpoints:
         print(f'Found checkpoint at "{directory}" (will resume training)')
         start_epoch = 0
         for name in names:
+            # Models are saved together, so each file gives the same epoch.
             start_epoch = resume_from_checkpoint(
                 Path(directory) / name,
                 unwrap(self.models[name]),
@@ -125,7 +123,7 @@ class Checkpoints:
     # ------------------------------------------------------------------ in the resume file
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimisers and schedules, for the resume file.
+        """Return weights, optimisers and schedules, for the resume file.
 
         Raises:
             FloatingPointError: A weight is not finite.
@@ -137,7 +135,7 @@ class Checkpoints:
         }
 
     def mismatch(self, state: Mapping[str, Any]) -> str | None:
-        """Say why `restore` could not take a state; None if it can."""
+        """Say why `restore` could not use a state; None if it can."""
         for name, model in self.models.items():
             saved, optim = state["optims"].get(name), self.optims[name]
             if _shapes(state["models"].get(name, {})) != _shapes(trainable_state(model)):

@@ -1,4 +1,4 @@
-"""A backbone, a head if asked for, and a linear classifier."""
+"""A backbone, an optional head, and a linear classifier."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class SimpleNet(nn.Module):
         Returns:
             Logits (B, K), or logits and features (B, D); features alone without a classifier.
         """
-        features = self.backbone(x)
+        features = self.backbone(x)  # (B, D)
         if self.head is not None:
             features = self.head(features)
         if self.classifier is None:
             return features
-        logits = self.classifier(features)
+        logits = self.classifier(features)  # (B, K)
         return (logits, features) if return_feature else logits

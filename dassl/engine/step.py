@@ -1,4 +1,4 @@
-"""A training step: what it returns, how optimisers step, and which caches that makes stale."""
+"""A training step: what it returns, how optimisers step, which caches become stale."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ def step_optimizers(optims: Iterable[Any], max_norm: float = 0.0, scaler: Any = 
     """Clip the gradients' norm and step.
 
     Args:
-        optims: Optimisers; None among them is left out.
-        max_norm: Of each optimiser's gradients; 0 for no limit.
-        scaler: Gradient scaler, or None. It leaves out steps whose gradients are not finite.
+        optims: Optimisers; None among them is skipped.
+        max_norm: Limit for each optimiser's gradients; 0 for no limit.
+        scaler: Gradient scaler, or None. It skips steps whose gradients are not finite.
     """
     for optim in optims:
         if optim is None:
             continue
         if max_norm > 0:
             if scaler:
+                # The limit is for true gradients, not for those multiplied by the loss scale.
                 scaler.unscale_(optim)
             params = [p for group in optim.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(params, max_norm)
@@ -88,17 +89,18 @@ def freeze_statistics(module: nn.Module) -> None:
     for submodule in module.modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm):
             params = list(submodule.parameters(recurse=False))
+            # A norm without parameters stays in training mode: nothing says that it is frozen.
             if params and not any(p.requires_grad for p in params):
                 submodule.eval()
 
 
 def keep_no_activations(module: nn.Module) -> None:
-    """Let open_clip's transformers compute activations again in the backward pass.
+    """Let open_clip's transformers recompute activations in the backward pass.
 
-    Less memory, about a third more time, the same gradients.
+    This takes less memory and about a third more time, with the same gradients.
 
     Raises:
-        ValueError: Nothing in it can do that.
+        ValueError: The model has no open_clip model in it.
     """
     models: list[Any] = [
         m for m in module.modules() if callable(getattr(m, "set_grad_checkpointing", None))
@@ -108,5 +110,5 @@ def keep_no_activations(module: nn.Module) -> None:
             "TRAIN.GRAD_CHECKPOINTING is True, but the model has no open_clip model in it, which "
             "alone could do that; set it to False"
         )
-    for model in models:  # of those inside another one too, which is the same again
+    for model in models:  # a model inside another one is set twice, which does no harm
         model.set_grad_checkpointing(True)

@@ -55,8 +55,8 @@ class SimpleTrainer(TrainerBase):
 
     A method overrides `build_model` to return one module; the engine then moves it to the device
     and builds its optimiser, schedule and scaler. Or, as in Dassl, ``build_model`` sets everything
-    up itself, calls `register_model` and returns nothing; the engine then leaves precision and
-    loss scaling to the trainer.
+    up itself, calls `register_model` and returns nothing; the engine then leaves precision and loss
+    scaling to the trainer.
 
     Attributes:
         cfg: Configuration.
@@ -72,7 +72,7 @@ class SimpleTrainer(TrainerBase):
         parallel: The step of several processes, or None.
         best_result: Best result on the validation images so far.
         any_config: Load weights although they were trained with other options.
-        model_name: Name the returned module is registered under, by default the class's name.
+        model_name: Name of the returned module, by default the class's name.
         config_section: Section under ``cfg.TRAINER`` with PREC, by default the trainer's name.
     """
 
@@ -83,10 +83,10 @@ class SimpleTrainer(TrainerBase):
     scaler: Any = None
     parallel: ParallelStep | None = None
     _owns_model = False  # whether `build_model` has returned it
-    _gathered = False  # whether the last test has put together what all processes have seen
+    _gathered = False  # whether the last test has merged what all processes have seen
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the run's result written whatever a trainer overrides."""
+        """Make sure that the run's result is written, whatever a trainer overrides."""
         super().__init_subclass__(**kwargs)
         wrap_overrides(cls)
 
@@ -105,6 +105,7 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -float("inf")
         self.notes = Notes()
         self._generators: dict[str, torch.Generator] = {}
+        # A drawn seed has to be the same on all processes.
         self.seed = broadcast_object(resolve_seed(cfg))
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
         # Files that are read from here on are what the result depends on.
@@ -151,7 +152,7 @@ class SimpleTrainer(TrainerBase):
         return None
 
     def _build_model(self) -> None:
-        """Build the model; if `build_model` returns one, all that belongs to it too."""
+        """Build the model; if `build_model` returns it, also its optimiser and so on."""
         if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation "
@@ -208,11 +209,11 @@ class SimpleTrainer(TrainerBase):
     # ------------------------------------------------------------------ a run
 
     def train(self) -> None:  # type: ignore[override]
-        """Train, or go on where a killed run stopped, then test."""
+        """Train, or resume where a killed run stopped, then test."""
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
-        """Check that there are images to train and test on; resume if there is a state to."""
+        """Check that there are images to train and test on; resume a killed run."""
         if self._owns_model and not trainable_state(self.model):
             print("No trainable parameter: going straight to the test")
             self.start_epoch = self.max_epoch
@@ -233,7 +234,7 @@ class SimpleTrainer(TrainerBase):
             check_world(self.cfg, loaders, self.model if self._owns_model else None, self.device)
 
     def begin_epoch(self) -> None:
-        """Make the order of images a function of the epoch, so that resuming repeats it."""
+        """Make the order of images depend only on the epoch, so that resuming repeats it."""
         for loader in (self.train_loader_x, self.train_loader_u):
             sampler: Any = getattr(loader, "sampler", None)
             if hasattr(sampler, "set_epoch"):
@@ -282,9 +283,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on TEST.SPLIT or another split and return the main result, the accuracy.
-
-        Outside of `train` it is the run's, and is written.
+        """Evaluate on a split; return the main result, which outside of `train` is the run's.
 
         Raises:
             ValueError: There are no images in the split, or the evaluator gave no number.

@@ -1,4 +1,4 @@
-"""Dassl's TrainerX and TrainerXU: what an epoch and a step are."""
+"""Dassl's TrainerX and TrainerXU: their epochs and steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["TrainerX", "TrainerXU"]
 class TrainerX(SimpleTrainer):
     """Trains on labelled images; a method defines `build_model` and `forward_loss`."""
 
-    # Modules with caches; looking through a large model takes longer than a small step.
+    # Modules with caches, kept: searching a large model takes longer than a small step.
     _caching: list[Any] | None = None
 
     def run_epoch(self) -> None:
@@ -39,18 +39,13 @@ class TrainerX(SimpleTrainer):
             progress.trained(losses)
         check_epoch()
         if self.batch_idx + 1 < self.num_batches:
-            # Whole batches of unreadable images were skipped at the end, so no step was the last.
+            # The last batches were skipped as unreadable, so no step has updated the schedule.
             if self.batch_idx < 0:
                 raise ValueError("no training image can be read; see the log for their paths")
             self.update_lr()
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """Return the loss of a batch.
-
-        Args:
-            image: Images, (B, 3, height, width), on the device.
-            label: Labels, (B,).
-        """
+        """Return the loss of a batch of images, (B, 3, height, width), with labels, (B,)."""
         raise NotImplementedError(
             f"{type(self).__name__} must define forward_loss (or its own forward_backward)"
         )
@@ -62,7 +57,7 @@ class TrainerX(SimpleTrainer):
             batch: This process's share of a batch, taken in OPTIM.ACCUMULATE parts.
 
         Returns:
-            ``loss``, ``acc`` (if there are logits) and the loss's parts, for the log.
+            ``loss``, ``acc`` (if there are logits) and the parts of the loss, for the log.
 
         Raises:
             FloatingPointError: The loss is not finite; nothing was updated.
@@ -91,7 +86,7 @@ class TrainerX(SimpleTrainer):
         return summary
 
     def _drop_caches(self) -> None:
-        """Drop what modules have computed of weights that are about to change."""
+        """Drop what modules have computed from weights that are about to change."""
         if self._caching is None:
             self._caching = caching_modules(self.model)
         for module in self._caching:
@@ -108,7 +103,7 @@ def endless(loader: Any) -> Iterator[Any]:
     """Yield a loader's batches, again and again.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It has no batch.
     """
     while True:
         number = -1

@@ -36,7 +36,7 @@ class EvaluatorBase:
         self.cfg = cfg
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Forget all batches."""
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
@@ -44,7 +44,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def gather(self) -> None:
-        """Merge what the processes of a run have processed; each of them then has everything.
+        """Merge what the processes of a run have processed; then each of them has everything.
 
         The engine calls it before `evaluate` if there are several processes.
 
@@ -65,25 +65,19 @@ class EvaluatorBase:
 class Classification(EvaluatorBase):
     """Accuracy over all images and macro-averaged F1 score.
 
-    The running counts have Dassl's names, as subclasses there change `process` or read them.
+    The running counts have Dassl's names, since subclasses change `process` or read them.
     """
 
     def __init__(
         self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **kwargs: object
     ) -> None:
-        """Start empty.
-
-        Args:
-            cfg: Configuration.
-            lab2cname: Class names by label, for the per-class results.
-            **kwargs: Ignored.
-        """
+        """Start empty; ``lab2cname`` has class names by label, for the per-class results."""
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Forget all batches."""
         self._correct = 0
         self._total = 0
         self._y_true: list[int] = []
@@ -93,14 +87,10 @@ class Classification(EvaluatorBase):
         )
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            mo: Logits, (B, K).
-            gt: Labels, (B,).
+        """Add a batch of logits ``mo``, (B, K), with labels ``gt``, (B,).
 
         Raises:
-            FloatingPointError: A logit is NaN; the largest of them would mean nothing.
+            FloatingPointError: A logit is NaN, so the largest of them would mean nothing.
         """
         if torch.isnan(mo).any():
             raise FloatingPointError(
@@ -121,6 +111,7 @@ class Classification(EvaluatorBase):
     def gather(self) -> None:
         """Merge the counts, labels and predictions of all processes."""
         own = self._correct, self._total, self._y_true, self._y_pred, self._per_class_res
+        # (process 1's counts, process 2's, ...) -> all processes' correct, all totals, ...
         corrects, totals, labels, predictions, per_class = zip(*gather_objects(own), strict=True)
         self._correct, self._total = sum(corrects), sum(totals)
         self._y_true = [label for part in labels for label in part]
@@ -145,7 +136,7 @@ class Classification(EvaluatorBase):
         from sklearn.metrics import f1_score  # takes a second, which --help need not wait for
 
         accuracy = 100.0 * self._correct / self._total
-        # Over the classes that have images, as in Dassl: any other would count as an F1 of 0.
+        # Only over classes that have images, as in Dassl: any other would count as an F1 of 0.
         macro_f1 = 100.0 * f1_score(
             self._y_true, self._y_pred, average="macro", labels=np.unique(self._y_true)
         )
@@ -206,14 +197,7 @@ class Classification(EvaluatorBase):
 
 
 def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
-    """Build the evaluator that ``cfg.TEST.EVALUATOR`` names.
-
-    Args:
-        cfg: Configuration.
-        **kwargs: Passed on, such as ``lab2cname``.
-
-    Returns:
-        The evaluator.
+    """Build the evaluator that ``cfg.TEST.EVALUATOR`` names, with arguments such as ``lab2cname``.
 
     Raises:
         ValueError: Not registered.
@@ -222,7 +206,7 @@ def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
     if cfg.VERBOSE:
         print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
     evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
-    # Subclasses of EvaluatorBase are wrapped when defined; others of a user's own are wrapped here.
+    # Subclasses of EvaluatorBase are wrapped when they are defined, other classes only here.
     kind: Any = type(evaluator)
     if not isinstance(evaluator, EvaluatorBase) and not hasattr(kind.evaluate, "__wrapped__"):
         kind.evaluate = recorded(kind.evaluate)

@@ -13,12 +13,12 @@ __all__ = ["Evaluation", "numbers", "recorded", "recorded_evaluations"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one call of an evaluator's ``evaluate`` gave.
+    """The outcome of one call of an evaluator's ``evaluate``.
 
     Attributes:
         results: Numbers by name, the main one first; never empty.
         per_class: The evaluator's results per class, if it has any.
-        left_out: Names of results that are no numbers.
+        left_out: Names of results that are not numbers.
     """
 
     results: dict[str, float]
@@ -27,16 +27,12 @@ class Evaluation:
 
 
 _open: list[list[Evaluation]] = []  # one list per block, innermost last
-_depth = 0
+_depth = 0  # of nested calls of `evaluate`: a method that calls its parent's is recorded once
 
 
 @contextmanager
 def recorded_evaluations() -> Iterator[list[Evaluation]]:
-    """Collect what evaluators return inside a block.
-
-    Yields:
-        A list that grows with every evaluation.
-    """
+    """Give a list that grows with every evaluation inside a block."""
     found: list[Evaluation] = []
     _open.append(found)
     try:
@@ -46,10 +42,9 @@ def recorded_evaluations() -> Iterator[list[Evaluation]]:
 
 
 def recorded(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an evaluator's ``evaluate`` be seen by `recorded_evaluations`.
+    """Let `recorded_evaluations` see an evaluator's ``evaluate``.
 
-    Args:
-        evaluate: The method. Of one that calls its parent's, the outer one counts.
+    If the method calls its parent's, only the outer call counts.
     """
 
     @functools.wraps(evaluate)
@@ -75,10 +70,10 @@ def numbers(value: Any) -> tuple[dict[str, float], list[str]]:
 
     Args:
         value: A mapping; a number, which is then called accuracy; a sequence, whose first element
-            counts; or anything else, which has none.
+            counts; anything else has no numbers.
 
     Returns:
-        Numbers by name, and the names of entries that are none.
+        Numbers by name, and the names of the other entries.
     """
     if isinstance(value, list | tuple) and value:
         value = value[0]

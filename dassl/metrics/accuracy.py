@@ -25,7 +25,7 @@ def compute_accuracy(
     """
     logits = output if isinstance(output, Tensor) else output[0]
     best = logits.topk(max(topk), dim=1).indices  # (B, max k)
-    hits = best.eq(target.view(-1, 1))
+    hits = best.eq(target.view(-1, 1))  # (B, max k): a row has at most one True
     return [
         hits[:, :k].any(dim=1).to(torch.float32).mean(dim=0, keepdim=True).mul(100.0) for k in topk
     ]

@@ -12,15 +12,9 @@ __all__ = ["compute_distance_matrix", "cosine_distance", "euclidean_squared_dist
 
 
 def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "euclidean") -> Tensor:
-    """Compute the distance of every row to every row.
+    """Return the distance of every row of (M, D) to every row of (N, D), (M, N).
 
-    Args:
-        input1: (M, D).
-        input2: (N, D).
-        metric: euclidean, whose distance is the squared one, or cosine.
-
-    Returns:
-        (M, N).
+    ``metric`` is euclidean, whose distance is the squared one, or cosine.
 
     Raises:
         ValueError: Other shapes, or another metric.
@@ -36,10 +30,11 @@ def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "eucli
 
 def euclidean_squared_distance(input1: Tensor, input2: Tensor) -> Tensor:
     """Return ``|a|^2 + |b|^2 - 2 a b`` of all rows a of (M, D) and b of (N, D), (M, N)."""
-    squares = input1.square().sum(1)[:, None] + input2.square().sum(1)[None]
+    squares = input1.square().sum(1)[:, None] + input2.square().sum(1)[None]  # (M, N)
     return torch.addmm(squares, input1, input2.T, alpha=-2)
 
 
 def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:
     """Return 1 minus the cosine of all rows of (M, D) and (N, D), (M, N)."""
+    # (M, D) @ (D, N) -> (M, N)
     return 1 - F.normalize(input1, dim=1) @ F.normalize(input2, dim=1).T

@@ -45,20 +45,14 @@ Curve = Callable[[float, int], float]
 class ClosedFormLR(LRScheduler):
     """Sets each group's rate to ``curve(base rate, number of steps so far)``.
 
-    Attributes:
-        per_step: Stepped after every optimiser step instead of every epoch.
+    The base rates are the optimiser's rates at construction. With ``per_step``, ``step()`` is due
+    after every optimiser step instead of every epoch.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, curve: Curve, per_step: bool = False
     ) -> None:
-        """Set the first rates.
-
-        Args:
-            optimizer: Its groups' current rates are the base rates.
-            curve: Maps (base rate, index) to the rate.
-            per_step: The unit of the index.
-        """
+        """Set the first rates."""
         self.curve = curve
         self.per_step = per_step
         super().__init__(optimizer)
@@ -72,11 +66,7 @@ class ClosedFormLR(LRScheduler):
         return {"last_epoch": self.last_epoch, "base_lrs": [float(b) for b in self.base_lrs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a saved index and set the rates that belong there.
-
-        Args:
-            state_dict: From `state_dict`; other schedulers' entries beyond ``last_epoch`` and
-                ``base_lrs`` are not needed.
+        """Go to a saved index and set its rates; a state needs no more than ``last_epoch``.
 
         Raises:
             ValueError: Another number of parameter groups.
@@ -90,6 +80,7 @@ class ClosedFormLR(LRScheduler):
         self.last_epoch = int(state_dict["last_epoch"])
         self.base_lrs = bases
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            # Written into the groups, since PyTorch does so only in step().
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -115,6 +106,7 @@ def build_lr_scheduler(
     if optim_cfg.LR_SCHEDULER == "cosine_step":
         if steps_per_epoch is None:
             raise ValueError("OPTIM.LR_SCHEDULER cosine_step needs the number of steps per epoch")
+        # At least 1, since an evaluation has no epochs but still builds a schedule.
         total = max(1, optim_cfg.MAX_EPOCH * steps_per_epoch)
         return ClosedFormLR(optimizer, _cosine_step(total, optim_cfg.WARMUP_STEP), per_step=True)
     factor = _factor(optim_cfg)
@@ -134,6 +126,7 @@ def _factor(cfg: CfgNode) -> Callable[[int], float]:
         if not isinstance(stepsize, list | tuple):
             raise ValueError(f"OPTIM.STEPSIZE must be a list for multi_step, got {stepsize!r}")
         return lambda index: cfg.GAMMA ** sum(milestone <= index for milestone in stepsize)
+    # As in Dassl, single_step takes the last entry of a list.
     last = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
     if not isinstance(last, int):
         raise ValueError(f"OPTIM.STEPSIZE must hold integers, got {stepsize!r}")
@@ -152,9 +145,11 @@ def _with_warmup(factor: Callable[[int], float], cfg: CfgNode) -> Curve:
         if index < warm:
             if cfg.WARMUP_TYPE == "constant":
                 return constant
+            # Dassl's linear warm-up: its first epoch would otherwise train at rate 0.
             return least if index == 0 else base * index / warm
         if recount:
             return base * factor(index - warm)
+        # Divided by f(W), so that the schedule continues from the full rate; see the module.
         return base * factor(index) / at_end if at_end else 0.0
 
     return curve
@@ -165,6 +160,7 @@ def _cosine_step(total: int, warm: int) -> Curve:
 
     def curve(base: float, index: int) -> float:
         if index < warm:
+            # From index + 1: the first step trains too.
             return base * (index + 1) / warm
         progress = min(1.0, (index - warm) / max(1, total - warm))
         return 0.5 * base * (1 + math.cos(math.pi * progress))

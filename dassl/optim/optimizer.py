@@ -68,16 +68,13 @@ def build_optimizer(
 def _groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
     """Bring parameters or groups into group form."""
     listed = list(param_groups)
-    if not listed:
-        return []
-    groups = listed if isinstance(listed[0], dict) else [{"params": listed}]
-    result = []
-    for group in groups:
-        params = group["params"]
-        result.append(
-            {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
-        )
-    return result
+    groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+    # PyTorch takes a lone parameter or an iterator as a group's params; here both become a list.
+    return [
+        {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
+        for group in groups
+        for params in [group["params"]]
+    ]
 
 
 def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
@@ -97,9 +94,11 @@ def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
             f"{nearest(name, children)} Children: {', '.join(children)}"
         )
     new = [p for name in children if name in new_layers for p in children[name].parameters()]
+    # By identity, since == on parameters compares their numbers.
     taken = {id(p) for p in new}
     base = [p for p in inner.parameters() if id(p) not in taken]
     base_lr = optim_cfg.LR * optim_cfg.BASE_LR_MULT
+    # This order is Dassl's: get_current_lr reports the first group's rate.
     return [{"params": base, "lr": base_lr}, {"params": new}]
 
 

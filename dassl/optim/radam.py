@@ -1,4 +1,4 @@
-"""The optimisers that Dassl has in this module: over PyTorch's, with the behaviour of Dassl's."""
+"""Dassl's own optimisers: built on PyTorch's, with the behaviour of Dassl's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ __all__ = ["AdamW", "PlainRAdam", "RAdam"]
 class RAdam(torch.optim.RAdam):
     """Rectified Adam (arXiv:1908.03265) with decoupled weight decay, as in its authors' code.
 
-    Attributes:
-        degenerated_to_sgd: In the first steps, whose variance cannot be rectified, do momentum
-            SGD; otherwise only the moments are updated.
+    ``degenerated_to_sgd`` says what happens in the first steps, whose variance cannot be rectified:
+    momentum SGD, or an update of the moments only.
     """
 
     def __init__(
@@ -34,6 +33,7 @@ class RAdam(torch.optim.RAdam):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Do a step."""
+        # PyTorch's RAdam always falls back to SGD: at rate 0 such a step updates only the moments.
         rates = {} if self.degenerated_to_sgd else self._still_degenerate()
         with _rates(self, rates):
             return super().step(closure)
@@ -44,7 +44,7 @@ class RAdam(torch.optim.RAdam):
         for number, group in enumerate(self.param_groups):
             decay = group["betas"][1]
             step = 1 + _steps(self, group)
-            # The paper's rho_t and its limit: the variance can be rectified from rho_t > 5 on.
+            # The paper's rho_t and its limit rho_inf: the variance can be rectified once rho_t > 5.
             longest = 2 / (1 - decay) - 1
             if longest - 2 * step * decay**step / (1 - decay**step) <= 5:
                 rates[number] = 0.0
@@ -52,15 +52,11 @@ class RAdam(torch.optim.RAdam):
 
 
 class PlainRAdam(RAdam):
-    """`RAdam`; in its authors' code the same algorithm written plainly."""
+    """`RAdam` under the name that its authors gave a plainer version of the code."""
 
 
 class AdamW(torch.optim.AdamW):
-    """Adam with decoupled weight decay (arXiv:1711.05101) and a linear warm-up.
-
-    Attributes:
-        warmup: Steps until the learning rate is reached; 0 for none.
-    """
+    """Adam with decoupled weight decay (arXiv:1711.05101) and ``warmup`` linear steps at first."""
 
     def __init__(
         self,
@@ -81,6 +77,7 @@ class AdamW(torch.optim.AdamW):
         for number, group in enumerate(self.param_groups):
             step = 1 + _steps(self, group)
             if step < self.warmup:
+                # Dassl's formula, with its small offset.
                 rates[number] = 1e-8 + step * group["lr"] / self.warmup
         with _rates(self, rates):
             return super().step(closure)
@@ -94,7 +91,7 @@ def _steps(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> int:
 
 @contextmanager
 def _rates(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> Iterator[None]:
-    """Give some groups, by number, another rate inside a block."""
+    """Give some groups, by their numbers, another rate inside a block."""
     kept = [group["lr"] for group in optimizer.param_groups]
     for number, rate in rates.items():
         optimizer.param_groups[number]["lr"] = rate

@@ -14,14 +14,10 @@ __all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler"]
 
 
 class _BaseWarmupScheduler(LRScheduler):
-    """Sets its own rates for ``warmup_epoch`` steps, then lets another scheduler go on.
+    """Sets its own rates for ``warmup_epoch`` epochs, then lets ``successor`` continue.
 
-    Args:
-        optimizer: Optimiser.
-        successor: Scheduler of the same optimiser that goes on from its beginning.
-        warmup_epoch: Epochs of warm-up.
-        last_epoch: As in PyTorch.
-        verbose: Ignored, as PyTorch's schedulers print nothing any more.
+    The successor is a scheduler of the same optimiser, which starts from its beginning. ``verbose``
+    is ignored: PyTorch's schedulers no longer print.
     """
 
     def __init__(
@@ -47,13 +43,10 @@ class _BaseWarmupScheduler(LRScheduler):
         return [self.warm_rate(float(base)) for base in self.base_lrs]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next epoch.
-
-        Args:
-            epoch: As PyTorch's schedulers take it, by default the next.
-        """
+        """Go to the next epoch, or to the given one as PyTorch's schedulers do."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step(epoch)
+            # get_last_lr of this scheduler is what trainers log.
             self._last_lr = self.successor.get_last_lr()
         else:
             super().step(epoch)
@@ -72,6 +65,7 @@ class _BaseWarmupScheduler(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self.base_lrs = list(state_dict["base_lrs"])
         self.successor.load_state_dict(state_dict["successor"])
+        # Saved: PyTorch's schedulers change the last rate, they do not compute it anew.
         self._last_lr = list(state_dict["last_lr"])
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
@@ -93,7 +87,7 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warm_rate(self, base: float) -> float:
-        """Return the one rate."""
+        """Return ``cons_lr``."""
         return self.cons_lr
 
 
@@ -113,7 +107,7 @@ class LinearWarmupScheduler(_BaseWarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warm_rate(self, base: float) -> float:
-        """Return the share of the base rate that belongs to the epoch."""
+        """Return the epoch's share of the base rate; ``min_lr`` in the first epoch."""
         if self.last_epoch == 0:
             return self.min_lr
         return base * self.last_epoch / self.warmup_epoch

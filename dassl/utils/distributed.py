@@ -1,6 +1,7 @@
-"""The processes of one run, as ``torchrun`` starts them; a process by itself is rank 0 of 1.
+"""The processes of one run, as ``torchrun`` starts them; a single process is rank 0 of 1.
 
-Nothing here but PyTorch's own collectives: NCCL between GPUs, Gloo between CPUs.
+They exchange tensors and objects by PyTorch's own collectives: NCCL between GPUs, Gloo between
+CPUs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 def launched_size() -> int:
     """Return how many processes a launcher says it has started; 1 without a launcher."""
+    # Other programs set RANK or WORLD_SIZE too; only with all four can processes meet.
     if any(name not in os.environ for name in _ENVIRONMENT):
         return 1
     return int(os.environ["WORLD_SIZE"])
@@ -75,12 +77,12 @@ def barrier() -> None:
 
 
 def _device() -> torch.device:
-    """Return where the group's collectives take their tensors from."""
+    """Return the device on which the group's collectives need their tensors."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:
-    """Add up numbers over the processes, in double precision; as many on each of them."""
+    """Add up lists of numbers, equally long everywhere, over the processes in double precision."""
     if world_size() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=_device())
@@ -89,9 +91,10 @@ def sum_over_ranks(values: list[float]) -> list[float]:
 
 
 def gather_counts(count: int) -> list[int]:
-    """Return every process's count, by rank."""
+    """Return the counts of all processes, by rank."""
     if world_size() == 1:
         return [count]
+    # As tensors: objects would be pickled, and their sizes gathered first.
     own = torch.tensor([count], device=_device())
     counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
@@ -104,7 +107,7 @@ def first_row(count: int) -> int:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return every process's value, plain data, by rank."""
+    """Return the values (plain data) of all processes, by rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -113,7 +116,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """Return rank 0's value, plain data."""
+    """Return rank 0's value (plain data) on every process."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]
@@ -123,7 +126,8 @@ def broadcast_object(value: T) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let rank 0 run a block before the others do: it may download or write what they then find."""
+    """Let rank 0 run a block before the others: it may download or write what they then find."""
+    # The others wait before the block, rank 0 after it: they meet in one barrier.
     if not is_main():
         barrier()
     yield

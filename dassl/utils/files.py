@@ -30,11 +30,7 @@ def mkdir_if_missing(dirname: str | os.PathLike[str]) -> None:
 
 
 def check_isfile(fpath: str | os.PathLike[str]) -> bool:
-    """Tell whether a file exists, warning if not.
-
-    Returns:
-        True if it is a file.
-    """
+    """Tell whether a file exists; warn if not."""
     found = os.path.isfile(fpath)
     if not found:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
@@ -42,45 +38,36 @@ def check_isfile(fpath: str | os.PathLike[str]) -> bool:
 
 
 def listdir_nohidden(path: str | os.PathLike[str], sort: bool = False) -> list[str]:
-    """List a directory without dot files.
-
-    Args:
-        path: Directory.
-        sort: Sort by name; otherwise the file system's order.
-
-    Returns:
-        Names of the entries.
-    """
+    """List the names in a directory without dot files; unsorted, in the file system's order."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file that becomes ``path`` only when everything was written.
+    """Open a temporary file that replaces ``path`` only when everything was written.
 
-    Whoever reads ``path`` sees the old content or the new one, never a part, even after a kill
-    or a power cut: the temporary file lies in the same directory, is synced, then renamed.
+    A reader of ``path`` sees the old content or the new one, never a part, even after a kill or a
+    power cut: the temporary file lies in the same directory, is synced, then renamed.
 
     Args:
         path: Destination; missing parent directories are created.
         mode: ``"w"`` for UTF-8 text or ``"wb"``.
 
-    Yields:
-        The open temporary file.
-
     Raises:
-        OSError: Writing failed; it names ``path``.
+        OSError: Writing failed; the error names ``path``.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # With the process id, by which `dassl.locks.remove_leftovers` knows whose file it is.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        # A name that is not Unicode is written as \udce9, which in JSON is its escape.
+        # A file name with invalid bytes becomes \udce9, which JSON reads back as the same name.
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
         with open(temporary, mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
+            # Before the rename: after a power cut the new name could otherwise show an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
@@ -105,16 +92,13 @@ _MARKS = (
 
 
 def read_text(fpath: str | os.PathLike[str]) -> str:
-    r"""Read a text file that a person or another program wrote.
+    r"""Read a text file that a person or another program wrote; lines end with ``\n``.
 
-    UTF-8 with or without a byte order mark, and UTF-16 or UTF-32 with one. Others are named, not
-    guessed: every file is valid Latin-1, whatever it was meant to be.
-
-    Returns:
-        Its text, lines ended by ``\n``.
+    It may be UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one. Other encodings
+    are not guessed: every file is valid Latin-1, whatever it was meant to be.
 
     Raises:
-        ValueError: Another encoding, or no text; the message names file and line.
+        ValueError: Another encoding, or not a text; the message names file and line.
     """
     try:
         return _decode(Path(fpath).read_bytes())
@@ -145,21 +129,16 @@ def _decode(data: bytes) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is Unicode, unlike that of a file in another encoding than the system's.
+    """Tell whether a file name or a text from JSON is valid Unicode.
 
-    Python keeps the bytes of such a name as lone surrogates, which no file in UTF-8 can hold.
-
-    Args:
-        name: Of a file or directory, or a text of a JSON file.
+    Python keeps the bytes of a file name in another encoding as lone surrogates, which no file in
+    UTF-8 can hold.
     """
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def read_json(fpath: str | os.PathLike[str]) -> Any:
     """Read a JSON file, in an encoding that `read_text` reads.
-
-    Returns:
-        The parsed content.
 
     Raises:
         ValueError: Not valid JSON, or an object has a key twice; the message names the file.
@@ -172,7 +151,7 @@ def read_json(fpath: str | os.PathLike[str]) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; Python's own reader keeps the last of two silently."""
+    """Make a dict of an object's pairs; Python's own reader silently keeps the last of two."""
     content = dict(pairs)
     if len(content) < len(pairs):
         (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
@@ -181,12 +160,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(obj: Any, fpath: str | os.PathLike[str]) -> None:
-    """Write a JSON file atomically, creating its directory.
-
-    Args:
-        obj: Anything JSON can hold.
-        fpath: Path of the file.
-    """
+    """Write what JSON can hold to a file, atomically, creating its directory."""
     with atomic_write(fpath) as file:
         json.dump(obj, file, indent=4, separators=(",", ": "), ensure_ascii=False)
         file.write("\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 __all__ = ["Logger", "escape_unprintable", "move_earlier_log", "setup_logger"]
@@ -15,12 +14,7 @@ class Logger:
     """A text stream that writes to a console stream and, flushed line by line, to a file."""
 
     def __init__(self, fpath: str | os.PathLike[str], console: TextIO | None = None) -> None:
-        """Open the file for appending.
-
-        Args:
-            fpath: Log file; its directory is created.
-            console: Stream that gets the same text, by default the current ``sys.stdout``.
-        """
+        """Open the file for appending, making its folder; ``console`` is by default stdout."""
         closed = sys.stdout is None  # by the shell: >&-
         nowhere = open(os.devnull, "w", encoding="utf-8") if closed else sys.stdout  # noqa: SIM115
         self.console = console if console is not None else nowhere
@@ -29,7 +23,7 @@ class Logger:
         self.file = open(  # noqa: SIM115
             self.path, "a", encoding="utf-8", errors="backslashreplace"
         )
-        self._start = self.path.stat().st_size  # what is before it is of earlier processes
+        self._start = self.path.stat().st_size  # the end of earlier processes' lines
 
     def write(self, text: str) -> int:
         """Write text to both and flush the file, so that a killed run keeps its log."""
@@ -50,11 +44,7 @@ class Logger:
             self.file.flush()
 
     def move_earlier_to(self, directory: str | os.PathLike[str]) -> None:
-        """Move what earlier processes have logged to a file of this name in another folder.
-
-        Args:
-            directory: It exists.
-        """
+        """Move the log of earlier processes to a file of this name in an existing folder."""
         self.flush()
         content = self.path.read_bytes()
         (Path(directory) / self.path.name).write_bytes(content[: self._start])
@@ -68,7 +58,7 @@ class Logger:
         self.file.close()
 
     def __getattr__(self, name: str) -> object:
-        """Everything else (``isatty``, ``encoding``, ``fileno``) is the console's."""
+        """Look up everything else (``isatty``, ``encoding``, ``fileno``) on the console."""
         if name in ("console", "file"):  # not set yet: opening the file failed
             raise AttributeError(name)
         return getattr(self.console, name)
@@ -77,12 +67,7 @@ class Logger:
         """Return self; leaving the block closes the file."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 
@@ -90,7 +75,7 @@ class Logger:
 def escape_unprintable() -> None:
     r"""Write what standard output cannot encode as ``\xe9`` instead of ending the program.
 
-    These are class and file names on a terminal that is not UTF-8, and file names that are not.
+    Such texts are class and file names, if the terminal is not UTF-8 or they are not valid Unicode.
     """
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
@@ -104,8 +89,8 @@ def setup_logger(output: str | os.PathLike[str] | None = None) -> None:
     copied: progress bars go to standard error and stay out of the file.
 
     Args:
-        output: Directory (``log.txt`` is put there) or a path ending in ``.txt`` or ``.log``.
-            None does nothing.
+        output: Directory (for ``log.txt``) or a path ending in ``.txt`` or ``.log``; None does
+            nothing.
     """
     if output is None:
         return
@@ -122,10 +107,6 @@ def setup_logger(output: str | os.PathLike[str] | None = None) -> None:
 
 
 def move_earlier_log(directory: str | os.PathLike[str]) -> None:
-    """Move what runs before this one have put into its log file to another folder.
-
-    Args:
-        directory: Folder; nothing is moved if standard output is not copied into a file.
-    """
+    """Move the log of earlier runs, if output is copied to a file, to another folder."""
     if isinstance(sys.stdout, Logger):
         sys.stdout.move_earlier_to(directory)

@@ -23,11 +23,7 @@ class AverageMeter:
     """
 
     def __init__(self, ema: bool = False) -> None:
-        """Start empty.
-
-        Args:
-            ema: Average exponentially (0.9 old, 0.1 new) instead of uniformly.
-        """
+        """Start empty; ``ema`` averages exponentially (0.9 old, 0.1 new) instead of uniformly."""
         self.ema = ema
         self.reset()
 
@@ -43,13 +39,14 @@ class AverageMeter:
 
         Args:
             val: Number or one-element tensor.
-            n: How many observations it is the mean of.
+            n: Number of observations that it is the mean of.
         """
         value = val.item() if hasattr(val, "item") else float(val)
         first = self.count == 0
         self.val = value
         self.sum += value * n
         self.count += n
+        # The first value starts the average: from 0 it would need dozens of steps to recover.
         if self.ema and not first:
             self.avg = 0.9 * self.avg + 0.1 * value
         else:
@@ -60,19 +57,12 @@ class MetricMeter:
     """A dictionary of `AverageMeter`, printed as ``name val (avg)`` pairs."""
 
     def __init__(self, delimiter: str = " ") -> None:
-        """Start empty.
-
-        Args:
-            delimiter: What separates the quantities when printed.
-        """
+        """Start empty; ``delimiter`` separates the quantities when printed."""
         self.meters: defaultdict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict: Mapping[str, float | torch.Tensor] | None) -> None:
-        """Add one value per name.
-
-        Args:
-            input_dict: Values by name; None and empty are ignored.
+        """Add one value per name; None and an empty dict are ignored.
 
         Raises:
             TypeError: Not a mapping.

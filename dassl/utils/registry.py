@@ -22,11 +22,7 @@ class Registry:
     """
 
     def __init__(self, name: str) -> None:
-        """Create an empty registry.
-
-        Args:
-            name: What is registered here, used in error messages.
-        """
+        """Create an empty registry; ``name`` says in error messages what is registered here."""
         self._name = name
         self._objects: dict[str, Any] = {}
 
@@ -38,7 +34,7 @@ class Registry:
         Args:
             *either: Name or object or both, in this order, as in Dassl.
             name: Name to register under, by default the object's ``__name__``.
-            obj: Class or function; omitted when used as ``@REGISTRY.register()``.
+            obj: Class or function; omitted in ``@REGISTRY.register()``.
             force: Replace an existing entry instead of refusing.
 
         Returns:
@@ -47,6 +43,7 @@ class Registry:
         Raises:
             ValueError: The name is taken.
         """
+        # Told apart by their types: Dassl's users pass an object, a name, or both.
         for given in either:
             if isinstance(given, str):
                 name = given
@@ -67,12 +64,6 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """Return what is registered under a name.
-
-        Args:
-            name: Registered name.
-
-        Returns:
-            The registered object.
 
         Raises:
             ValueError: Nothing has this name; the message gives the nearest one.

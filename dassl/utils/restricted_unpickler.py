@@ -1,13 +1,13 @@
-"""Reading PyTorch files that strangers made: tensors and plain containers come out, nothing runs.
+"""Reading PyTorch files from strangers: returns tensors and plain containers, runs nothing.
 
 ``torch.load(weights_only=True)`` is not enough here. It refuses Dassl's checkpoints, which hold a
 live scheduler and through it an optimiser. It does not read TorchScript archives, the form of
-OpenAI's weights, and ``torch.jit.load`` runs what is in them. It compares no checksum, and before
-torch 2.10 it believes a file about the size of its tensors and reads past the end of the memory.
+OpenAI's weights, and ``torch.jit.load`` runs the code in them. It compares no checksum, and before
+torch 2.10 it trusts a file about the size of its tensors and reads past the end of the memory.
 
 This reader takes the zip container (PyTorch 1.6 and later) apart with Python's own modules: every
-member is read once and checked against its checksum, and the pickle in it can build tensors and
-plain containers only. Whatever other class or function it names becomes an inert stand-in; nothing
+member is read once and checked against its checksum, and the pickle in it can only build tensors
+and plain containers. Any other class or function that it names becomes an inert stand-in; nothing
 is imported because a file says so.
 """
 
@@ -51,10 +51,10 @@ _STORAGE_DTYPES = {
 
 
 class Inert:
-    """Stands in for an object of a class that is not rebuilt; accepts everything, does nothing.
+    """Stands in for an object of a foreign class; accepts everything, does nothing.
 
     Attributes:
-        state: What the file gives the object as its state, usually its attributes by name.
+        state: The state that the file gives the object, usually its attributes by name.
     """
 
     state: Any = None
@@ -67,7 +67,7 @@ class Inert:
         """Ignore the constructor's arguments."""
 
     def __call__(self, *args: object, **kwargs: object) -> Inert:
-        """Being called gives another stand-in."""
+        """Return another stand-in."""
         return Inert()
 
     def __setstate__(self, state: object) -> None:
@@ -106,7 +106,7 @@ class _Builder:
 
 
 class _StorageType:
-    """What a storage class in the file becomes: only its element type."""
+    """Replaces a storage class in the file; keeps only its element type."""
 
     __slots__ = ("dtype",)
 
@@ -121,6 +121,7 @@ def _tensor(
     stride: tuple[int, ...],
     *ignored: object,
 ) -> Tensor:
+    # A stride of 0 repeats one number: a file of some bytes could ask for terabytes.
     if math.prod(size) > max(storage.numel(), MOST_REPEATED):
         raise ValueError(f"a tensor of {math.prod(size):,} elements has {storage.numel():,} stored")
     return storage.as_strided(tuple(size), tuple(stride), offset)  # checks the storage's bounds
@@ -178,7 +179,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return dtype if isinstance(dtype, torch.dtype) else Inert
 
     def persistent_load(self, saved_id: Any) -> Any:
-        """The storage that the pickle names: ("storage", type, member, device, elements)."""
+        """Return the storage of an id ("storage", type, member, device, elements)."""
         kind, of, key = saved_id[:3]
         if kind != "storage" or not isinstance(of, _StorageType):
             raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
@@ -187,7 +188,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _unpickle(data: bytes, load_storage: Callable[[torch.dtype, str], Tensor]) -> Any:
     for opcode, argument, _ in pickletools.genops(data):
-        # The unpickler makes room for as many objects as the number says.
+        # The unpickler allocates memory for as many objects as the number says.
         number = int(argument or 0) if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else 0
         if number > len(data):
             raise pickle.UnpicklingError(f"it numbers an object {number:,}")
@@ -197,9 +198,10 @@ def _unpickle(data: bytes, load_storage: Callable[[torch.dtype, str], Tensor]) -
 def _members(
     archive: zipfile.ZipFile, size: int, left_out: Mapping[str, int]
 ) -> dict[str, bytearray]:
-    """The members of an archive of ``size`` bytes by name, each checked against its checksum."""
+    """Return an archive's members by name; ``size`` is that of the file in bytes."""
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
+    # A zip bomb: some kilobytes that unpack to gigabytes.
     if unpacked > MOST_EXPANSION * size + 2**20:
         raise ValueError(
             f"it has {size:,} bytes and would unpack to {unpacked:,}, more than "
@@ -207,6 +209,7 @@ def _members(
         )
     members: dict[str, bytearray] = {}
     for entry in entries:
+        # Of two members with one name, other programs may read the other one.
         if entry.filename in members:
             raise ValueError(f"it holds {entry.filename!r} twice")
         if entry.filename in left_out:
@@ -217,9 +220,9 @@ def _members(
 
 
 def _unpack(members: Mapping[str, bytearray], left_out: Mapping[str, int]) -> Any:
-    """What the members of a PyTorch file or TorchScript archive are together.
+    """Rebuild what was saved from the members of a PyTorch file or TorchScript archive.
 
-    Numbers that were left out, of which only the bytes are known, become tensors without content.
+    Tensors whose numbers were left out, of which only the size in bytes is known, have no content.
     """
     roots = [name.split("/")[0] for name in members if name.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
@@ -245,10 +248,10 @@ def _unpack(members: Mapping[str, bytearray], left_out: Mapping[str, int]) -> An
 
 
 def _torchscript_state(root: Any) -> dict[str, Tensor]:
-    """The tensors in a TorchScript module by the names that its ``state_dict`` has."""
+    """Return the tensors in a TorchScript module, by the names of its ``state_dict``."""
     state: dict[str, Tensor] = {}
     waiting = [("", root)]
-    for prefix, module in waiting:  # it grows on the way
+    for prefix, module in waiting:  # the list grows meanwhile
         if not isinstance(module.state, dict):
             raise ValueError("a module of the TorchScript archive restores itself by code, not run")
         for name, value in module.state.items():
@@ -265,15 +268,15 @@ def read_restricted(path: str | os.PathLike[str], *, shapes_only: bool = False) 
     """Read a PyTorch file or the weights in a TorchScript archive, tensors on the CPU.
 
     Args:
-        path: Path of the file.
+        path: The file.
         shapes_only: Read no numbers; tensors are on the meta device.
 
     Returns:
-        What was saved, with `Inert` stand-ins for every object that is no tensor or container. Of
-        a TorchScript archive, its parameters and buffers by name.
+        What was saved, with `Inert` stand-ins for every object that is no tensor or container; of a
+            TorchScript archive, its parameters and buffers by name.
 
     Raises:
-        ValueError: Not a PyTorch file, cut off, damaged, or of PyTorch before 1.6.
+        ValueError: Not a PyTorch file, cut off, damaged, or written by PyTorch before 1.6.
     """
     with open(path, "rb") as file:
         start, size = file.read(16), os.fstat(file.fileno()).st_size

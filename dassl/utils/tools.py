@@ -1,4 +1,4 @@
-"""Seeding, downloads, a description of the environment; and what Dassl has in this module."""
+"""Seeding, downloads, a description of the environment; and the rest of Dassl's module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_image(path: str | os.PathLike[str]) -> Any:
 
 
 def tolist_if_not(x: Any) -> list[Any]:
-    """Return a list as it is, and anything else as the only element of one."""
+    """Return a list unchanged, anything else as a list of one."""
     return x if isinstance(x, list) else [x]
 
 
@@ -62,12 +62,12 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
 
 
 def download_url(url: str, dst: str | os.PathLike[str], from_gdrive: bool = False) -> None:
-    """Download a file; it is there whole, or not at all.
+    """Download a file; a failed download leaves nothing under its name.
 
     Args:
-        url: Where it is.
-        dst: Where it goes; missing directories are made.
-        from_gdrive: The URL is one of Google Drive, fetched by gdown.
+        url: Source.
+        dst: Path of the file; missing directories are made.
+        from_gdrive: The URL is on Google Drive and fetched by gdown.
 
     Raises:
         ConnectionError: It cannot be fetched.
@@ -91,7 +91,7 @@ def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch (all devices). 0 is a seed like any other.
 
     Raises:
-        ValueError: Out of range.
+        ValueError: Not in [0, 2**32).
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"SEED must be in [0, 2**32), got {seed}")
@@ -104,7 +104,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions that can change a result, ``"absent"`` for what is not installed."""
+    """Return the versions that can change a result; ``"absent"`` if a package is not installed."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -134,11 +134,11 @@ def collect_env_info() -> str:
 def git_revision() -> dict[str, str | bool | None]:
     """Return the revision of the checkout this package lies in.
 
-    Read once per process: what was imported does not change when files change later.
+    Read once per process: files that change later do not change what was imported.
 
     Returns:
-        ``{"revision": hash or None, "dirty": tracked files differ or None}``; None means that the
-        package does not lie in the root of a git checkout.
+        ``{"revision": hash or None, "dirty": whether tracked files differ, or None}``; None if the
+            package is not in the root of a git checkout.
     """
     root = Path(__file__).resolve().parents[2]
 
@@ -149,6 +149,7 @@ def git_revision() -> dict[str, str | bool | None]:
         return done.stdout.strip()
 
     try:
+        # Installed into somebody else's repository, that one's revision would say nothing.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return {"revision": None, "dirty": None}
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -22,6 +22,7 @@ __all__ = [
     "init_network_weights",
     "load_checkpoint",
     "load_pretrained_weights",
+    "named_checkpoint",
     "not_finite",
     "open_all_layers",
     "open_specified_layers",
@@ -39,7 +40,7 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
     """Write a PyTorch file atomically.
 
     Args:
-        obj: What to save; tensors and plain containers only, or it cannot be read back safely.
+        obj: Tensors and plain containers only: other objects could not be read back safely.
         path: Destination.
 
     Raises:
@@ -49,7 +50,7 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
         try:
             torch.save(obj, file)
         except RuntimeError as error:
-            # PyTorch's archive complains of its own state once a write has failed.
+            # After a failed write PyTorch's archive raises an error about its own state instead.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -63,7 +64,8 @@ def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False)
 
     Args:
         fpath: Path of the file.
-        shapes_only: Read names and shapes alone, in no time; tensors are on the meta device.
+        shapes_only: Read only names and shapes, which takes no time; tensors are on the meta
+            device.
 
     Returns:
         What was saved, usually a dict with ``state_dict``, ``epoch``, ``optimizer`` and so on.
@@ -95,14 +97,10 @@ def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False)
 
 
 def weights_in(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors by name in what `load_checkpoint` has read.
-
-    Args:
-        content: A state dict, or a dict with one as ``state_dict``.
-        path: Where it came from, for the message.
+    """Return the tensors by name in the content of a checkpoint or of a bare state dict.
 
     Raises:
-        ValueError: It is something else, or holds no tensor.
+        ValueError: There are none; the message names ``path``.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     items = state.items() if isinstance(state, dict) else ()
@@ -116,12 +114,9 @@ def weights_in(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
-    """Return the name of the first tensor with infinite or NaN values, or None.
-
-    Args:
-        state: State dict. Attention masks (``attn_mask``) are infinite on purpose.
-    """
+    """Return the name of the first tensor in a state dict with infinite or NaN values, or None."""
     for key, value in state.items():
+        # Attention masks are infinite on purpose.
         mask = str(key).endswith("attn_mask")
         if mask or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
@@ -151,7 +146,7 @@ def save_checkpoint(
         is_best: Also write ``model-best.pth.tar``.
         remove_module_from_keys: Drop DataParallel's ``module.`` from the keys.
         model_name: File name instead of the one with the epoch. ``model-best.pth.tar`` is not
-            recorded as the last checkpoint: resuming goes on from the last epoch, not the best.
+            recorded as the last checkpoint: resuming continues from the last epoch, not the best.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": _without_module_prefix(state["state_dict"])}
@@ -160,10 +155,17 @@ def save_checkpoint(
     atomic_torch_save(state, path)
     print(f'Checkpoint saved to "{path}"')
     if name != BEST_NAME:
+        # After the weights: a kill in between leaves a name whose file is whole.
         with atomic_write(path.with_name("checkpoint")) as file:
             file.write(f"{name}\n")
         if is_best:
             atomic_torch_save(state, path.with_name(BEST_NAME))
+
+
+def named_checkpoint(folder: Path) -> Path | None:
+    """Return the path that a folder's ``checkpoint`` file names as the last; None without one."""
+    pointer = folder / "checkpoint"
+    return folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
 
 def resume_from_checkpoint(
@@ -187,16 +189,16 @@ def resume_from_checkpoint(
         FileNotFoundError: No ``checkpoint`` file or the file it names is gone.
         ValueError: A key of the file is not in the model, or a shape differs.
     """
-    pointer = Path(fdir) / "checkpoint"
-    if not pointer.is_file():
+    path = named_checkpoint(Path(fdir))
+    if path is None:
         raise FileNotFoundError(f'No "checkpoint" file in "{fdir}" (set by --resume)')
-    path = Path(fdir) / pointer.read_text(encoding="utf-8").strip()
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f'"{path}" has no entry epoch; it is no checkpoint of a training run')
     state = weights_in(checkpoint, path)
     print(f'Loading checkpoint from "{path}"')
     try:
+        # Keys may be missing: Dassl saves the whole model, we only what trains.
         unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f'"{path}" does not fit the model: {error}') from error
@@ -204,17 +206,14 @@ def resume_from_checkpoint(
         raise ValueError(f'"{path}" has keys that the model lacks: {", ".join(unexpected)}')
     for name, target in (("optimizer", optimizer), ("scheduler", scheduler)):
         saved = checkpoint.get(name)
+        # Dassl saves the scheduler itself, which is read as a stand-in without a state.
         if target is not None and isinstance(saved, dict):
             target.load_state_dict(saved)
     return int(checkpoint["epoch"])
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike[str]) -> None:
-    """Load whatever fits by name and shape, and say what did not.
-
-    Args:
-        model: Gets the weights.
-        weight_path: Checkpoint, or bare state dict.
+    """Load from a checkpoint or bare state dict what fits by name and shape; report the rest.
 
     Raises:
         FileNotFoundError: No such file.
@@ -242,14 +241,11 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike[str
 def count_num_param(
     model: nn.Module | None = None, params: Iterable[nn.Parameter] | dict[str, Any] | None = None
 ) -> int:
-    """Count parameters.
+    """Return the number of elements of all parameters, trainable or not.
 
     Args:
         model: Module whose parameters are counted, or
         params: the parameters themselves, or a dict with them under ``params``.
-
-    Returns:
-        Number of elements, trainable or not.
 
     Raises:
         ValueError: Neither was given.
@@ -266,9 +262,9 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
     """Draw the weights of convolutions and linear layers; biases become 0, norms the identity.
 
     Args:
-        model: Module.
+        model: Changed in place.
         init_type: normal, xavier, kaiming or orthogonal.
-        gain: Deviation of normal, gain of xavier and orthogonal.
+        gain: Standard deviation of normal, gain of xavier and orthogonal.
 
     Raises:
         ValueError: Another type.

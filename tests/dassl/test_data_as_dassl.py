@@ -1,4 +1,4 @@
-"""Samplers, transforms and data sets that behave as Dassl's do."""
+"""Samplers, transforms and datasets that behave as Dassl's do."""
 
 import random
 import shutil

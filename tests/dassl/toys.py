@@ -1,4 +1,4 @@
-"""A tiny data set and two tiny trainers: one in the style of CoOp's repository, one in ours."""
+"""A tiny dataset and two tiny trainers: one in the style of CoOp's repository, one in ours."""
 
 import os
 

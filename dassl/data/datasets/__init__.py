@@ -1,4 +1,4 @@
-"""Data sets: base class, one image, registry."""
+"""Datasets: base class, one image, registry."""
 
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset

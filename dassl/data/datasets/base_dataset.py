@@ -1,4 +1,4 @@
-"""Images with labels, and what every data set can do with lists of them."""
+"""Images with labels, and what every dataset can do with lists of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
@@ -19,74 +20,32 @@ __all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]
 _NAMED = 10  # classes that a note lists
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class Datum:
-    """One image: path, label, domain, class name. All are read-only."""
+    """One image: path of its file, class index, domain index, class name. All are read-only."""
 
-    __slots__ = ("_classname", "_domain", "_impath", "_label")
+    impath: str = ""
+    label: int = 0
+    domain: int = 0
+    classname: str = ""
 
-    def __init__(
-        self,
-        impath: str | os.PathLike[str] = "",
-        label: int = 0,
-        domain: int = 0,
-        classname: str = "",
-    ) -> None:
-        """Describe an image.
-
-        Args:
-            impath: Path of the image file.
-            label: Class index.
-            domain: Domain index.
-            classname: Class name.
-
-        Raises:
-            TypeError: The path is no path.
-        """
-        if not isinstance(impath, str | os.PathLike):
-            raise TypeError(f"impath must be a path, got {type(impath).__name__}")
-        self._impath = os.fspath(impath)
-        self._label = label
-        self._domain = domain
-        self._classname = classname
-
-    @property
-    def impath(self) -> str:
-        """Path of the image file."""
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        """Class index."""
-        return self._label
-
-    @property
-    def domain(self) -> int:
-        """Domain index."""
-        return self._domain
-
-    @property
-    def classname(self) -> str:
-        """Class name."""
-        return self._classname
-
-    def __repr__(self) -> str:
-        """Show all fields."""
-        return (
-            f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, "
-            f"classname={self.classname!r})"
-        )
+    def __post_init__(self) -> None:
+        if not isinstance(self.impath, str | os.PathLike):
+            raise TypeError(f"impath must be a path, got {type(self.impath).__name__}")
+        # The way around "frozen": datasets may give a Path, readers get a text.
+        object.__setattr__(self, "impath", os.fspath(self.impath))
 
 
 class DatasetBase:
-    """A data set: lists of `Datum` for training, validation and test, and its class names.
+    """A dataset: lists of `Datum` for training, validation and test, and its class names.
 
     Subclasses build the lists and pass them to ``super().__init__``.
 
     Attributes:
         dataset_dir: Directory under ``cfg.DATASET.ROOT``.
-        domains: Names of all domains; empty for data sets without domains.
+        domains: Names of all domains; empty for datasets without domains.
         notes: What a reader of the results must know, such as classes with fewer images than shots.
-        border: Pixels that are cut off each side of every picture before anything else.
+        border: Pixels to cut off each side of every image before anything else.
     """
 
     dataset_dir: str = ""
@@ -107,8 +66,8 @@ class DatasetBase:
             train_x: Labelled training images.
             train_u: Unlabelled training images, optional.
             val: Validation images, optional.
-            test: Test images. For a data set that is only tested on, ``train_x`` may be missing;
-                classes are then read off these.
+            test: Test images. A dataset that is only tested on has no ``train_x``; then the classes
+                are read off these.
 
         Raises:
             ValueError: Neither training nor test images.
@@ -116,6 +75,7 @@ class DatasetBase:
         source = train_x or test
         if not source:
             raise ValueError(f"{type(self).__name__} has neither training nor test images")
+        # Not reset: a draw before this call may have left a note.
         self.__dict__.setdefault("notes", [])
         self._train_x = train_x
         self._train_u = train_u
@@ -161,23 +121,12 @@ class DatasetBase:
 
     @staticmethod
     def get_num_classes(data_source: Sequence[Datum]) -> int:
-        """Return the largest label plus one.
-
-        Args:
-            data_source: Images.
-        """
+        """Return the largest label plus one."""
         return max(item.label for item in data_source) + 1
 
     @staticmethod
     def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
-        """Return the class name of every label.
-
-        Args:
-            data_source: Images.
-
-        Returns:
-            Mapping from label to class name, and the names in the order of the labels.
-        """
+        """Return the class name by label, and the names in the order of the labels."""
         names = {item.label: item.classname for item in data_source}
         mapping = {label: names[label] for label in sorted(names)}
         return mapping, list(mapping.values())
@@ -185,11 +134,7 @@ class DatasetBase:
     def check_input_domains(
         self, source_domains: Sequence[str], target_domains: Sequence[str]
     ) -> None:
-        """Refuse domain names that the data set does not have.
-
-        Args:
-            source_domains: From the config.
-            target_domains: From the config.
+        """Refuse source or target domains that the dataset does not have.
 
         Raises:
             ValueError: An unknown domain.
@@ -198,10 +143,7 @@ class DatasetBase:
         self.is_input_domain_valid(target_domains)
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
-        """Refuse domain names that the data set does not have.
-
-        Args:
-            input_domains: Names.
+        """Refuse domain names that the dataset does not have.
 
         Raises:
             ValueError: An unknown domain.
@@ -217,12 +159,12 @@ class DatasetBase:
         """Download an archive and extract it beside itself.
 
         Args:
-            url: Where it is.
-            dst: Path of the archive; its ending tells its kind: .zip, .tar, .tar.gz, .tgz.
-            from_gdrive: The URL is one of Google Drive, fetched by gdown.
+            url: Source.
+            dst: Path of the archive; it must end in .zip, .tar, .tar.gz or .tgz.
+            from_gdrive: The URL is on Google Drive and fetched by gdown.
 
         Raises:
-            ValueError: Another ending, or no archive of that kind.
+            ValueError: Another ending, or the file is not an archive of that kind.
             ConnectionError: It cannot be fetched.
         """
         if not dst.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
@@ -236,6 +178,7 @@ class DatasetBase:
                     archive.extractall(directory)
             else:
                 with tarfile.open(dst) as archive:
+                    # Without the filter, members such as ../../file or links could write elsewhere.
                     archive.extractall(directory, filter="data")
         except (zipfile.BadZipFile, tarfile.TarError) as error:
             raise ValueError(f'"{dst}" cannot be extracted: {error}') from error
@@ -250,16 +193,16 @@ class DatasetBase:
     ) -> Any:
         """Draw a few images per class, as CoOp's published draws were made.
 
-        For each label in the order of its first image, ``random.sample`` of its images. With
-        Python's global generator freshly seeded (which the engine does before the data set is
-        built) this is CoOp's draw for that seed.
+        For each label in the order of its first image, ``random.sample`` of its images. If Python's
+        global generator was freshly seeded (the engine does so before the dataset is built), this
+        is CoOp's draw for that seed.
 
         Args:
             *data_sources: Lists of images, drawn from one after the other.
             num_shots: Images per class; less than 1 returns everything.
             repeat: Fill up classes that have fewer images by drawing with replacement.
-            rng: Generator to draw from instead of the global one;
-                ``random.Random(seed)`` gives the same draw as seeding the global one.
+            rng: Generator to draw from instead of the global one; ``random.Random(seed)`` gives the
+                same draw as seeding the global one.
 
         Returns:
             One list if one source was given, else a list of lists.
@@ -273,7 +216,7 @@ class DatasetBase:
     def _draw(
         self, source: list[Datum], num_shots: int, repeat: bool, rng: random.Random | None
     ) -> list[Datum]:
-        generator: Any = random if rng is None else rng
+        generator: Any = random if rng is None else rng  # the module is the global generator
         result: list[Datum] = []
         short = []
         for items in self.split_dataset_by_label(source).values():
@@ -287,27 +230,19 @@ class DatasetBase:
             more = f" and {len(short) - _NAMED} more classes" if len(short) > _NAMED else ""
             text = f"Classes with fewer than {num_shots} images, {how}: {', '.join(short[:_NAMED])}"
             print(text + more)
-            # Data sets draw before they call our constructor.
+            # Datasets draw before they call our constructor, which would make the list.
             self.__dict__.setdefault("notes", []).append(text + more)
         return result
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Group images by label, labels in the order of their first image.
-
-        Args:
-            data_source: Images.
-        """
+        """Group images by label, labels in the order of their first image."""
         groups: defaultdict[int, list[Datum]] = defaultdict(list)
         for item in data_source:
             groups[item.label].append(item)
         return groups
 
     def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Group images by domain, domains in the order of their first image.
-
-        Args:
-            data_source: Images.
-        """
+        """Group images by domain, domains in the order of their first image."""
         groups: defaultdict[int, list[Datum]] = defaultdict(list)
         for item in data_source:
             groups[item.domain].append(item)

@@ -1,4 +1,4 @@
-"""The registry of data sets."""
+"""The registry of datasets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def build_dataset(cfg: CfgNode) -> Any:
-    """Build the data set that ``cfg.DATASET.NAME`` names.
-
-    Args:
-        cfg: Configuration.
-
-    Returns:
-        The data set.
+    """Build the dataset that ``cfg.DATASET.NAME`` names.
 
     Raises:
         ValueError: Not registered.

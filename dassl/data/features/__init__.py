@@ -1,1 +1,1 @@
-"""Image features that are computed once: their key, their files, the cache."""
+"""Image features that are computed only once: their key, their files, the cache."""

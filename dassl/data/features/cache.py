@@ -1,9 +1,9 @@
 """Features on disk, found again by what they were made from.
 
 Each set of features is an entry (`dassl.data.features.entry`), named by a hash of its key. An entry
-is written under a temporary name, then renamed, so that one that can be seen is whole. Of
-concurrent jobs one makes an entry and the others wait for it; the next one removes what a killed
-job left.
+is written under a temporary name, then renamed, so that a visible entry is always whole. Of
+concurrent jobs one makes an entry and the others wait for it; the next job removes what a killed
+one left.
 """
 
 from __future__ import annotations
@@ -52,13 +52,10 @@ _LEFTOVER = re.compile(rf"\.({ENTRY_NAME})\.(?:[0-9a-f]{{32}}\.tmp|lock)")
 
 
 class FeatureCache:
-    """The entries of one directory."""
+    """The entries of one directory, FEATURE_CACHE.DIR."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Create the directory.
-
-        Args:
-            directory: FEATURE_CACHE.DIR.
 
         Raises:
             FeatureCacheError: It is a file or cannot be written.
@@ -66,21 +63,19 @@ class FeatureCache:
         self.directory = Path(user_path(directory))
         with explained(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
+            # Asked of the file system itself: permissions do not show a read-only or full disk.
             tempfile.TemporaryFile(dir=self.directory).close()
             _sweep(self.directory)
 
     def fetch(
         self, key: dict[str, Any], rows: int, make: Callable[[FeatureWriter], None]
     ) -> tuple[FeatureEntry, Tensor]:
-        """Return a key's entry; make it if it is not there.
+        """Return a key's entry and its features (N, D), mapped into memory; make a missing one.
 
         Args:
-            key: All that the features depend on, plain data; with ``dataset`` and ``split``.
+            key: Everything that the features depend on, plain data; with ``dataset`` and ``split``.
             rows: N.
             make: Gives the rows to a writer. Called by one of concurrent jobs; the others wait.
-
-        Returns:
-            The entry and its features (N, D), mapped into memory.
 
         Raises:
             FeatureCacheError: The directory cannot be written, or has not enough space.
@@ -105,7 +100,7 @@ class FeatureCache:
         rows: int,
         make: Callable[[FeatureWriter], None],
     ) -> tuple[FeatureEntry, Tensor]:
-        """Make an entry in place of a damaged one and of what killed jobs left of it."""
+        """Make an entry, replacing a damaged one and what killed jobs left of it."""
         temporary = _temporary(path)
         with explained(self.directory):
             if os.path.lexists(path):
@@ -117,7 +112,7 @@ class FeatureCache:
         print(f'Feature cache: making "{path}" ({rows:,} images)')
         try:
             writer = FeatureWriter(temporary, rows)
-            make(writer)  # errors of reading images are not the cache's
+            make(writer)  # outside of `explained`: an unreadable image is not the cache's fault
             writer.finish(key)
             with explained(self.directory):
                 _publish(temporary, path)
@@ -132,11 +127,7 @@ class FeatureCache:
 
 
 def list_cache(directory: str | os.PathLike[str]) -> list[FeatureEntry]:
-    """Return the entries of a directory, by name.
-
-    Args:
-        directory: FEATURE_CACHE.DIR.
-    """
+    """Return the entries of a directory, by name."""
     entries = []
     for path in sorted(Path(directory).iterdir()):
         with suppress(ValueError):
@@ -147,14 +138,10 @@ def list_cache(directory: str | os.PathLike[str]) -> list[FeatureEntry]:
 def clear_cache(
     directory: str | os.PathLike[str], dataset: str | None = None
 ) -> tuple[list[FeatureEntry], list[Path]]:
-    """Remove entries, and what killed jobs left; nothing else.
-
-    Args:
-        directory: FEATURE_CACHE.DIR.
-        dataset: Only this dataset's entries; None for all.
+    """Remove entries (of one dataset or all) and what killed jobs left; nothing else.
 
     Returns:
-        The removed entries, and the paths that are none and were left alone.
+        The removed entries, and the paths that were left alone because they are not entries.
     """
     removed = [e for e in list_cache(directory) if dataset in (None, e.key["dataset"])]
     for entry in removed:
@@ -168,7 +155,7 @@ def clear_cache(
 
 
 def _find(path: Path, key: dict[str, Any]) -> tuple[FeatureEntry, Tensor] | None:
-    """Return a whole entry with exactly this key, not only its hash."""
+    """Return an entry and its features, if it is whole and its key (not only the hash) fits."""
     try:
         entry = FeatureEntry.read(path)
         return (entry, entry.features()) if entry.key == key else None
@@ -185,11 +172,11 @@ def _publish(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
     except OSError:
         if not path.is_dir():
-            raise  # else, without locks, another job was first: its entry is the same
+            raise  # otherwise another job was faster, without locks: its entry is the same
 
 
 def _discard(path: Path) -> None:
-    """Remove an entry; renamed first, so that none is ever seen half removed."""
+    """Remove an entry; renamed first, so that nobody ever sees a half removed one."""
     check_contents(path)
     temporary = _temporary(path)
     os.rename(path, temporary)
@@ -203,7 +190,7 @@ def _remove_temporaries(path: Path) -> None:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what killed jobs left, of whichever entry, unless it is another user's."""
+    """Remove what killed jobs left of any entry, except for what belongs to another user."""
     for name in {m[1] for p in directory.iterdir() if (m := _LEFTOVER.fullmatch(p.name))}:
         with (
             suppress(OSError, FeatureCacheError),
@@ -215,14 +202,10 @@ def _sweep(directory: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Be the only job that makes or removes an entry.
+    """Be the only job that makes or removes an entry; gives whether this job has the lock.
 
-    Args:
-        path: The entry.
-        wait: For the job that has the lock; else go on without.
-
-    Yields:
-        Whether this job has the lock; never where the file system has none.
+    Without ``wait``, go on without the lock if another job has it. A file system without locks
+    never gives one.
     """
 
     def say() -> None:

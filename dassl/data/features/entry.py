@@ -1,4 +1,4 @@
-"""One entry of the feature cache: a folder with an array, and a description that proves it whole.
+"""One entry of the feature cache: a folder with an array, and a description to verify it by.
 
     <dataset>-<split>-<hash16>/
         features.npy    (N, D), as ``np.save`` writes it
@@ -9,7 +9,6 @@ Which entry is needed and which job makes it is up to the cache (`dassl.data.fea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dassl.config.identity import digest_of
 from dassl.utils.files import read_json
 
 __all__ = [
@@ -51,11 +51,7 @@ class FeatureCacheError(ValueError):
 
 @contextmanager
 def explained(directory: Path) -> Iterator[None]:
-    """Turn the system's errors in a block into a `FeatureCacheError`.
-
-    Args:
-        directory: FEATURE_CACHE.DIR.
-    """
+    """Turn the system's errors in a block into a `FeatureCacheError` about FEATURE_CACHE.DIR."""
     try:
         yield
     except OSError as error:
@@ -67,21 +63,16 @@ def explained(directory: Path) -> Iterator[None]:
 
 
 def entry_name(key: dict[str, Any]) -> str:
-    """Return the name of the folder for a key.
-
-    Args:
-        key: Plain data, with ``dataset`` and ``split``.
-    """
-    text = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    """Return the name of the folder for a key, plain data with ``dataset`` and ``split``."""
     dataset = re.sub(r"[^\w.-]", "_", str(key["dataset"]))
-    return f"{dataset}-{key['split']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{dataset}-{key['split']}-{digest_of(key)[:16]}"
 
 
 def check_contents(path: Path) -> None:
-    """Refuse a folder that is no entry, so that nothing else is ever removed as one.
+    """Refuse a folder that is not an entry, so that nothing else is ever removed as one.
 
     Raises:
-        OSError: It is no folder, has another name, or holds further files.
+        OSError: It is not a folder, has another name, or holds further files.
     """
     if path.is_symlink() or not re.fullmatch(ENTRY_NAME, path.name):
         raise OSError(f'"{path}" is no entry of a feature cache')
@@ -119,7 +110,7 @@ class FeatureEntry:
         """Read and check an entry's description.
 
         Raises:
-            ValueError: It is damaged, or no entry at all.
+            ValueError: It is damaged, or not an entry at all.
         """
         try:
             check_contents(path)
@@ -146,7 +137,7 @@ class FeatureEntry:
         """
         path = self.path / _FEATURES
         try:
-            # Copy on write: PyTorch wants writable memory, and the file must stay as it is.
+            # Copy on write: PyTorch wants writable memory, but the file must not change.
             array = np.load(path, mmap_mode="c", allow_pickle=False)
             status = path.stat()
         except (OSError, ValueError, EOFError) as error:
@@ -172,11 +163,7 @@ class FeatureEntry:
 
 
 def file_crc32(file: IO[bytes]) -> int:
-    """CRC-32 of everything in a file.
-
-    Args:
-        file: Open for reading; is read from its beginning to its end.
-    """
+    """Return the CRC-32 of an open file's whole content."""
     file.seek(0)
     found = 0
     while block := file.read(_BLOCK):
@@ -188,30 +175,21 @@ class FeatureWriter:
     """Collects the rows of an entry, in any order, and writes them when all are there.
 
     Until then they are in memory, 2.4 GiB for the training images of ImageNet in 512 dimensions:
-    a mapped file would kill the process, instead of raising, once the disk is full.
+    with a mapped file, a full disk would kill the process instead of raising an error.
 
     Attributes:
-        missing: Reason by row that will not come.
+        missing: Reason by row, for rows that will not come.
     """
 
     def __init__(self, directory: Path, rows: int) -> None:
-        """Write nothing yet.
-
-        Args:
-            directory: Of the entry, inside that of the cache.
-            rows: N.
-        """
+        """Prepare ``rows`` rows for an entry in ``directory``; nothing is written yet."""
         self.directory = directory
         self.missing: dict[int, str] = {}
         self._written = np.zeros(rows, dtype=bool)
         self._features: np.ndarray | None = None  # (N, D)
 
     def add(self, rows: Sequence[int], features: np.ndarray) -> None:
-        """Take some rows.
-
-        Args:
-            rows: Their n numbers.
-            features: (n, D).
+        """Take the n rows with these numbers, features (n, D).
 
         Raises:
             FeatureCacheError: The disk has not enough space for the entry.
@@ -220,7 +198,7 @@ class FeatureWriter:
         if len(rows) != len(features):
             raise ValueError(f"{len(features)} features for {len(rows)} rows")
         if self._features is None:
-            # The first features tell D. Better to learn of a full disk now than after hours.
+            # Only the first features tell D. Check for a full disk now rather than after hours.
             self._features = np.zeros((len(self._written), features.shape[1]), features.dtype)
             with explained(self.directory.parent):
                 needed, free = self._features.nbytes, shutil.disk_usage(self.directory).free
@@ -230,15 +208,15 @@ class FeatureWriter:
         self._written[list(rows)] = True
 
     def unwritten(self) -> list[int]:
-        """Return the rows that have not come."""
+        """Return the numbers of the rows that have not come."""
         return np.flatnonzero(~self._written).tolist()
 
     def finish(self, key: dict[str, Any]) -> None:
-        """Write array and description, and have both on disk.
+        """Write array and description, and make sure that both are on disk.
 
         Raises:
             FeatureCacheError: Writing fails.
-            ValueError: Nothing was added, or rows have neither come nor are named as missing.
+            ValueError: Nothing was added, or rows are neither written nor named as missing.
         """
         if self._features is None:
             raise ValueError("none of the images can be read; see the log for their paths")
@@ -257,7 +235,7 @@ class FeatureWriter:
             open(self.directory / _KEY, "w", encoding="utf-8") as description,
         ):
             np.save(array, self._features)
-            # Of what the file gives back, which is not always what was written.
+            # Computed from what the disk gives back, which is not always what was written.
             meta["crc32"] = file_crc32(array)
             json.dump({"key": key, "meta": meta}, description, indent=2)
             for file in (array, description):
@@ -266,5 +244,5 @@ class FeatureWriter:
 
 
 def mebibytes(size: float) -> str:
-    """Write a number of bytes for people."""
+    """Format a number of bytes for people."""
     return f"{size / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""Hashes that tell whether cached features are still those of the same weights and images."""
+"""Hashes that tell whether cached features still belong to the same weights and images."""
 
 from __future__ import annotations
 
@@ -18,31 +18,26 @@ __all__ = ["described", "hash_files", "hash_tensors"]
 
 
 def hash_tensors(tensors: dict[str, Tensor], structure: str = "") -> str:
-    """SHA-256 of names, types, shapes and bytes.
+    """Return the SHA-256 of names, types, shapes and bytes of tensors.
 
-    Args:
-        tensors: By name.
-        structure: Text that belongs to them, such as the modules that hold them.
+    ``structure`` is a text that belongs to them, such as the modules that hold them.
     """
     digest = hashlib.sha256(structure.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar has no bytes to view
         digest.update(flat.view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()
 
 
 def hash_files(paths: Sequence[str], root: str, contents: bool = False) -> str:
-    """SHA-256 of the files' places below a folder, and of what tells that one was replaced.
+    """Return the SHA-256 of the files' places below ``root``, and of what shows a replaced file.
 
-    These are its size, times and inode number: two images that change places may agree in size
-    and time of modification. A copied dataset is another one; its features are made once more.
+    That is its size, times and inode number: two images that change places may agree in size and
+    time of modification. A copied dataset is a different one; its features are computed again.
 
-    Args:
-        paths: In their order; a file that is not there counts as such.
-        root: DATASET.ROOT.
-        contents: Tell files apart by their contents instead, wherever they are copied to; all of
-            them are read.
+    With ``contents``, all files are read and told apart by their contents instead, wherever they
+    are copied to. A missing file is hashed as missing.
     """
     base = os.path.abspath(user_path(root))
     digest = hashlib.sha256()
@@ -62,5 +57,5 @@ def _state(status: os.stat_result) -> str:
 
 
 def described(thing: Any) -> str:
-    """Return the repr of a module or transform without the addresses that default ones contain."""
+    """Return the repr of a module or transform, without the memory addresses in default ones."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))

@@ -1,4 +1,4 @@
-"""Samplers under Dassl's names, one idea a file: whole epochs, groups, a process's share."""
+"""Samplers under Dassl's names, one idea per file: whole epochs, groups, a process's share."""
 
 from dassl.data.samplers.build import build_sampler
 from dassl.data.samplers.epochs import RandomSampler, SequentialSampler

@@ -28,16 +28,14 @@ def build_sampler(
             RandomClassSampler.
         cfg: Unused; part of Dassl's signature.
         data_source: Images.
-        batch_size: For the group samplers.
-        n_domain: For RandomDomainSampler.
-        n_ins: For RandomClassSampler.
-
-    Returns:
-        The sampler.
+        batch_size: Images per batch; for the samplers by domain or class.
+        n_domain: Domains per batch; for RandomDomainSampler.
+        n_ins: Images per class in a batch; for RandomClassSampler.
 
     Raises:
         ValueError: Unknown name or unusable numbers.
     """
+    # Functions: samplers that are not asked for would refuse these numbers.
     makers = {
         "RandomSampler": lambda: RandomSampler(data_source),
         "SequentialSampler": lambda: SequentialSampler(data_source),

@@ -23,16 +23,13 @@ __all__ = ["EpochSampler", "RandomSampler", "SeededIndex", "SequentialSampler", 
 
 def mix_seed(*parts: Hashable) -> int:
     """Hash numbers and strings into a seed in [0, 2**32)."""
+    # Not hash(): Python's hash of a text differs from process to process.
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 class SeededIndex(int):
-    """An index that carries the seed for its item's random transform.
-
-    Attributes:
-        seed: In [0, 2**32).
-    """
+    """An index that carries a ``seed``, in [0, 2**32), for its item's random transform."""
 
     seed: int
 
@@ -51,8 +48,8 @@ class EpochSampler(Sampler[int]):
     """Yields seeded indices; subclasses give the order of one pass.
 
     Each iteration is a new pass with a new order. The engine calls `set_epoch` before an epoch, so
-    that a resumed run sees the images that the interrupted one would have seen. The seed is by
-    default what PyTorch's global generator was last seeded with.
+    that a resumed run sees the images that the interrupted one would have seen. The default seed is
+    the one that PyTorch's global generator was last seeded with.
     """
 
     def __init__(self, data_source: Sequence[Datum], seed: int | None = None) -> None:
@@ -71,7 +68,7 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Start a pass."""
-        # The second pass of an epoch, as of a loader that is shorter than another, is a new draw.
+        # A second pass in the same epoch, as over the shorter of two loaders, is a new draw.
         pass_seed = mix_seed(self.seed, self._epoch, self._passes)
         self._passes += 1
         for position, index in enumerate(self.order(random.Random(pass_seed))):
@@ -99,6 +96,6 @@ class SequentialSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Start a pass."""
-        # An evaluation must not depend on how many there were before it.
+        # An evaluation must not depend on the number of evaluations before it.
         self.set_epoch(0)
         return super().__iter__()

@@ -15,8 +15,8 @@ __all__ = ["RandomClassSampler", "RandomDomainSampler", "SeqDomainSampler"]
 class _GroupSampler(EpochSampler):
     """Batches that take the same number of images from each of several groups.
 
-    Subclasses say where a pass ends, each as in Dassl, so that its length depends on the draw. But
-    a loader needs a fixed length: that of a pass drawn at construction, which no pass exceeds.
+    Subclasses decide where a pass ends, each as in Dassl, so its length depends on the draw. But a
+    loader needs a fixed length: it is that of a pass drawn at construction, and no pass exceeds it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class _GroupSampler(EpochSampler):
         self.groups: defaultdict[int, list[int]] = defaultdict(list)
         for index, item in enumerate(data_source):
             self.groups[getattr(item, attribute)].append(index)
-        # Of a draw with a fixed seed, so that all runs have the same number of steps per epoch.
+        # Drawn with a fixed seed, so that all runs have the same number of steps per epoch.
         self._length = len(self.batches(random.Random(0)))
 
     def shuffled(self, items: list[int], rng: random.Random) -> list[int]:
@@ -45,12 +45,7 @@ class _GroupSampler(EpochSampler):
         return rng.sample(names, self.n_groups)
 
     def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
-        """Tell whether no batch follows.
-
-        Args:
-            left: Images not taken yet, by group.
-            chosen: Groups of the last batch.
-        """
+        """Tell whether the pass ends, by the images left per group and the last batch's groups."""
         raise NotImplementedError
 
     def order(self, rng: random.Random) -> Sequence[int]:
@@ -62,17 +57,18 @@ class _GroupSampler(EpochSampler):
         left = {name: self.shuffled(items, rng) for name, items in self.groups.items()}
         result: list[int] = []
         while True:
+            # Groups that can no longer fill their share take no part.
             names = [name for name in left if len(left[name]) >= self.per_group]
             chosen = self.choose(names, rng)
             for name in chosen:
-                # Taken without replacement: what is left over is for later batches.
+                # Without replacement: the rest of the group is for later batches.
                 result += left[name][: self.per_group]
                 left[name] = left[name][self.per_group :]
             if self.ends(left, chosen):
                 return result
 
     def __len__(self) -> int:
-        """Return the number of indices in a pass; unlucky choices may leave a few out."""
+        """Return the number of indices in a pass; an unlucky draw may have a few less."""
         return self._length
 
 
@@ -114,7 +110,7 @@ class RandomDomainSampler(_GroupSampler):
         super().__init__(data_source, "domain", share, wanted, seed)
 
     def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
-        """After a batch that a domain in it could not repeat."""
+        """End after a batch with a domain that cannot fill its share again."""
         return any(len(left[name]) < self.per_group for name in chosen)
 
 
@@ -152,7 +148,7 @@ class RandomClassSampler(_GroupSampler):
 
         Args:
             data_source: Images.
-            batch_size: At least ``n_ins``. If that does not divide it, the number of classes is
+            batch_size: At least ``n_ins``. If it is not a multiple, the number of classes is
                 rounded down, as in Dassl: the loader's batches then mix two draws.
             n_ins: Images per class.
             seed: See `EpochSampler`.
@@ -183,5 +179,5 @@ class RandomClassSampler(_GroupSampler):
         return super().shuffled(items, rng)
 
     def ends(self, left: dict[int, list[int]], chosen: list[int]) -> bool:
-        """When too few classes can fill their share."""
+        """End when too few classes can fill their share."""
         return sum(len(items) >= self.per_group for items in left.values()) < self.n_groups

@@ -1,4 +1,4 @@
-"""What one of several processes gets of a sampler that all of them have."""
+"""The share that one of several processes gets of a sampler."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class ShardedSampler(Sampler[int]):
     """One process's share of a sampler that all processes have, seeds included.
 
     In training every batch is divided: its first Nth goes to the first process, and so on. For
-    evaluation whole batches go to the processes in turn, so that no image is evaluated twice, as
-    PyTorch's DistributedSampler does to make shares equal.
+    evaluation the processes take whole batches in turn: PyTorch's DistributedSampler would evaluate
+    some images twice to make the shares equal.
 
     Attributes:
-        whole: The sampler that all processes have, with the same order on each.
+        whole: The sampler, with the same order on all processes.
         batch_size: Images of a batch, on all processes together if batches are divided.
         rank: This process, from 0.
         world_size: Number of processes.
-        divide: Divide every full batch, or the only one; else take whole batches in turn.
+        divide: Divide every full batch, or the only one; otherwise take whole batches in turn.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ShardedSampler(Sampler[int]):
         return len(self.whole) // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass the first one of an epoch, from 0."""
+        """Make the next pass the first one of an epoch, counted from 0."""
         self.whole.set_epoch(epoch)
 
     def _span(self, batch: int) -> tuple[int, int]:
@@ -51,7 +51,7 @@ class ShardedSampler(Sampler[int]):
         if not self.divide:
             return (0, size) if batch % self.world_size == self.rank else (0, 0)
         if batch >= self.full > 0:
-            return 0, 0  # with one process, too, training drops the last, short batch
+            return 0, 0  # training drops the last, short batch, as with one process
         return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
 
     def __iter__(self) -> Iterator[int]:

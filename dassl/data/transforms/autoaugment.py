@@ -1,6 +1,6 @@
-"""AutoAugment's policies (arXiv:1805.09501) under Dassl's names, over torchvision's.
+"""AutoAugment's policies (arXiv:1805.09501) under Dassl's names, built on torchvision's.
 
-As in Dassl, what shearing, moving and turning uncover is grey.
+As in Dassl, areas uncovered by shearing, moving and turning are grey.
 """
 
 from __future__ import annotations

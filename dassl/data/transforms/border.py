@@ -27,11 +27,9 @@ class CropBorder:
 
 
 def crop_border_first(transform: Any, width: int) -> Any:
-    """Let a transform see images without their border.
+    """Let a transform see images without their border of ``width`` pixels; 0 changes nothing.
 
-    Args:
-        transform: As `DatasetWrapper` takes it: a callable, a list of such, or None.
-        width: Pixels of the border; 0 returns the transform as it is.
+    The transform is a callable, a list of such, or None, as for `DatasetWrapper`.
     """
     if width == 0:
         return transform

@@ -1,7 +1,7 @@
 """RandAugment in the three forms that Dassl's configs name.
 
-The operations and their ranges are those of Dassl since 2020, which published numbers were made
-with: ``posterize`` keeps 4 to 8 bits, ``solarize_add`` brightens before it solarizes.
+Operations and ranges are Dassl's since 2020, with which published numbers were made: ``posterize``
+keeps 4 to 8 bits, ``solarize_add`` brightens before it solarizes.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ _OPERATIONS2: _Table = (
 
 
 class _Drawn:
-    """Applies ``n`` operations, drawn with replacement; a subclass says which, and how strongly."""
+    """Applies ``n`` operations, drawn with replacement; subclasses say which, and how strongly."""
 
     table: _Table
 

@@ -69,6 +69,7 @@ class Cutout:
         image = image.clone()
         for _ in range(self.n):
             y, x = random.randrange(height), random.randrange(width)
+            # As in Dassl, a square may reach over the border and is then smaller.
             half = self.length // 2
             image[..., max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
         return image
@@ -94,6 +95,7 @@ class InstanceNormalization:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Normalise an image (3, height, width)."""
+        # (3, height, width) -> (3, 1, 1)
         mean = image.mean(dim=(-2, -1), keepdim=True)
         return (image - mean) / (image.std(dim=(-2, -1), keepdim=True) + 1e-8)
 
@@ -126,7 +128,7 @@ _ON_TENSOR: dict[str, _Factory] = {
     "normalize": lambda cfg, size, mode: T.Normalize(
         cfg.PIXEL_MEAN,
         cfg.PIXEL_STD,
-        inplace=True,  # of a tensor made for it: nobody else has it
+        inplace=True,  # ToTensor has just made the tensor: nobody else uses it
     ),
     "gaussian_noise": lambda cfg, size, mode: GaussianNoise(cfg.GN_MEAN, cfg.GN_STD),
     "instance_norm": lambda cfg, size, mode: InstanceNormalization(),

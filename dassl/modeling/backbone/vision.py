@@ -1,4 +1,4 @@
-"""torchvision's classifiers without their classifier, under Dassl's names."""
+"""torchvision's classifiers without their last layer, under Dassl's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dassl.modeling.backbone.build import BACKBONE_REGISTRY
 
 __all__ = ["VisionBackbone"]
 
-# where each one's classifier sits
+# Name of the model, path of its classifier.
 _CLASSIFIERS = {
     "resnet18": "fc",
     "resnet34": "fc",
@@ -31,15 +31,10 @@ class VisionBackbone(Backbone):
     """A model of torchvision up to the input of its last linear layer."""
 
     def __init__(self, name: str, classifier: str, pretrained: bool) -> None:
-        """Build the model.
-
-        Args:
-            name: torchvision's.
-            classifier: Path of the submodule that is left out.
-            pretrained: Load the first published ImageNet weights (downloaded on first use).
-        """
+        """Build torchvision's model ``name`` without the submodule at the path ``classifier``."""
         super().__init__()
         self.model = get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
+        # The classifier may hold several layers; the last one with weights is the linear one.
         last = [m for m in self.model.get_submodule(classifier).modules() if hasattr(m, "weight")]
         self._out_features = last[-1].in_features
         parent, _, child = classifier.rpartition(".")

@@ -15,11 +15,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
 class MLP(nn.Sequential):
-    """Linear layers, each with batch norm, activation and dropout if asked for.
-
-    Attributes:
-        out_features: Width of the last layer.
-    """
+    """Linear layers, each with batch norm, activation and dropout if asked for."""
 
     def __init__(
         self,
@@ -29,7 +25,7 @@ class MLP(nn.Sequential):
         bn: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        """Build the layers.
+        """Build the layers; ``out_features`` is the width of the last.
 
         Args:
             in_features: Width of the input.

@@ -24,8 +24,9 @@ def mixup(
     Returns:
         Mixed images and labels.
     """
+    # One share per image: (B, 1, 1, 1)
     share = torch.distributions.Beta(beta, beta).sample([len(x1), 1, 1, 1]).to(x1.device)
     if preserve_order:
         share = torch.max(share, 1 - share)
-    of_labels = share[:, :, 0, 0]
+    of_labels = share[:, :, 0, 0]  # (B, 1, 1, 1) -> (B, 1)
     return x1 * share + x2 * (1 - share), y1 * of_labels + y2 * (1 - of_labels)

@@ -14,6 +14,7 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
+        # A view: autograd would not record a tensor that is returned as it came.
         return input.view_as(input)
 
     @staticmethod
@@ -25,14 +26,10 @@ class ReverseGrad(nn.Module):
     """Identity whose gradient is multiplied by ``-scale`` (DANN, arXiv:1505.07818)."""
 
     def forward(self, input: Tensor, grad_scaling: float = 1.0) -> Tensor:
-        """Return the input; see the class.
-
-        Args:
-            input: Any tensor.
-            grad_scaling: The scale, not negative.
+        """Return the input; its gradient will be scaled by ``-grad_scaling``.
 
         Raises:
-            ValueError: It is negative.
+            ValueError: ``grad_scaling`` is negative.
         """
         if grad_scaling < 0:
             raise ValueError(f"grad_scaling must not be negative, got {grad_scaling}")

@@ -21,9 +21,7 @@ __all__ = [
 def sharpen_prob(p: Tensor, temperature: float = 2) -> Tensor:
     """Sharpen probabilities (B, K) by a power, and normalise them.
 
-    Args:
-        p: Probabilities.
-        temperature: The power, as Dassl has it, not its inverse: more is sharper.
+    As in Dassl, ``temperature`` is the power, not its inverse: more is sharper.
     """
     powers = p.pow(temperature)
     return powers / powers.sum(1, keepdim=True)
@@ -61,5 +59,6 @@ def linear_rampup(current: float, rampup_length: float) -> float:
 @torch.no_grad()
 def ema_model_update(model: nn.Module, ema_model: nn.Module, alpha: float) -> None:
     """Move the parameters of an averaged model: ``alpha * averaged + (1 - alpha) * current``."""
+    # Only parameters, as in Dassl: buffers such as batch statistics are not averaged.
     for average, current in zip(ema_model.parameters(), model.parameters(), strict=True):
         average.mul_(alpha).add_(current, alpha=1 - alpha)
