@@ -67,23 +67,15 @@ def coop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> Co
     return ContextCLIP(backbone, classnames)
 
 
-class ContextTrainer(CLIPTrainer):
-    """Base of the methods that learn a context; their loss is the cross entropy, if not another."""
-
-    model_name = "prompt_learner"  # the released checkpoints' folder
-    frozen_image_encoder = True
-    released_in_half = True
-    released_layout = released.coop
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        logits = self.model.similarity(*self.model.raw_features(image))  # (B, K)
-        ce = F.cross_entropy(logits, label)
-        return StepOutput(ce, logits, {"ce": ce})
+def context_loss(model: ContextCLIP, image: Tensor, label: Tensor) -> StepOutput:
+    """Cross entropy of images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+    logits = model.similarity(*model.raw_features(image))  # (B, K)
+    ce = F.cross_entropy(logits, label)
+    return StepOutput(ce, logits, {"ce": ce})
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(ContextTrainer):
+class CoOp(CLIPTrainer):
     """CoOp: cross entropy on CLIP's logits s f h^T, h_k of the text ``[context] name_k.``, learned.
 
     Config, ``TRAINER.CoOp``: the words of CTX_INIT set M by their number and leave their surplus
@@ -93,6 +85,10 @@ class CoOp(ContextTrainer):
     flip, a random translation and a crop of the centre.
     """
 
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
+    released_layout = released.coop
     defaults = {
         "N_CTX": text_prompts(16),
         "CTX_INIT": context_words(""),
@@ -104,3 +100,7 @@ class CoOp(ContextTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the class names behind it."""
         return coop_clip(self.load_backbone(), self.dm.dataset.classnames, self.options)
+
+    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
+        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+        return context_loss(self.model, image, label)
