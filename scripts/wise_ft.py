@@ -39,7 +39,7 @@ from scripts.drawing.trained_run import config_of, read_run
 from scripts.jobs import protocols
 from scripts.jobs.protocols import REPO, dataset_rank, split_words
 from scripts.training.config import default_config
-from trainers.finetuning.ft import FineTuner
+from trainers.finetuning.recipe import FineTuning
 from trainers.finetuning.wise_ft import interpolate
 
 ALPHAS = [number / 10 for number in range(11)]
@@ -145,9 +145,9 @@ def both_ends(
                 f"--start: {start} was trained on other classes than {end}, or on the same in "
                 "another order, and there is nothing between rows of different classes"
             )
-    elif "classifier" in first and isinstance(trainer, FineTuner):
+    elif "classifier" in first and isinstance(trainer.recipe, FineTuning):
         # Made now, since those of a target's classes may be fewer than the run's.
-        first["classifier"] = trainer.ensemble_weights(trainer.model.backbone)
+        first["classifier"] = trainer.recipe.ensemble_weights(trainer.model.backbone)
     return first, copied(trainer)
 
 

@@ -56,7 +56,7 @@ from scripts.benchmarks.tools import (
     run_config,
 )
 from trainers.heads import cosine_logits
-from trainers.test_time.episodes import EpisodicTrainer
+from trainers.test_time.episodes import Episodes
 from trainers.test_time.views import finish
 
 COMMAND = "baselines"
@@ -81,7 +81,7 @@ COLUMNS: Columns = {
 def test_time_methods() -> list[str]:
     """Names of the registered methods that adapt to each test picture."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return [name for name, trainer in found.items() if issubclass(trainer, EpisodicTrainer)]
+    return [name for name, trainer in found.items() if issubclass(trainer.recipe_type, Episodes)]
 
 
 def baselines() -> list[str]:
@@ -110,7 +110,7 @@ def _trainer_class(name: str) -> Any:
 
 def _inputs(name: str) -> tuple[str, ...]:
     trainer = _trainer_class(name)
-    if issubclass(trainer, EpisodicTrainer):
+    if issubclass(trainer.recipe_type, Episodes):
         return (VIEWS,)
     return ("pictures", "features") if trainer.frozen_image_encoder else ("pictures",)
 
@@ -159,8 +159,8 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
         with trainer.autocast():
             return trainer.model_inference(views)
 
-    clean = {"img": finish(views[:, 0], trainer.normalize)}
-    return Work(trainer, step, clean, trainer.adapted_parameters())
+    clean = {"img": finish(views[:, 0], trainer.recipe.normalize)}
+    return Work(trainer, step, clean, trainer.recipe.adapted_parameters())
 
 
 def untrained_start(method: str, root: Path, *where: Any) -> Path | None:

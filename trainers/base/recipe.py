@@ -26,6 +26,11 @@ class Recipe:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
+    @property
+    def method(self) -> str:
+        """Name of the trainer, for messages and as its section of the config."""
+        return type(self.trainer).__name__
+
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the family cannot work with; called before anything is built."""
 
