@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from clip import Backbone, attach_context, freeze_except
 from clip.text import unit_norm
-from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, released
 from trainers.base.options import context_words, precision, text_prompts
 from trainers.coop import ContextCLIP, context_loss, first_words
@@ -63,6 +63,7 @@ class CoCoOp(CLIPTrainer):
     frozen_image_encoder = True
     released_in_half = True
     released_layout = released.coop
+    forward_loss = context_loss
     defaults = {
         "N_CTX": text_prompts(4),
         "CTX_INIT": context_words("a photo of a"),
@@ -77,7 +78,3 @@ class CoCoOp(CLIPTrainer):
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
         batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return [f"batch size {batch}; the recipe's is 1, to save memory"]
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return context_loss(self.model, image, label)

@@ -67,8 +67,12 @@ def coop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> Co
     return ContextCLIP(backbone, classnames)
 
 
-def context_loss(model: ContextCLIP, image: Tensor, label: Tensor) -> StepOutput:
-    """Cross entropy of images (B, 3, S, S) or cached features (B, D), labels (B,)."""
+def context_loss(trainer: Any, image: Tensor, label: Tensor) -> StepOutput:
+    """The ``forward_loss`` of plain cross entropy: images (B, 3, S, S), labels (B,).
+
+    Cached features (B, D) may take the images' place.
+    """
+    model = trainer.model
     logits = model.similarity(*model.raw_features(image))  # (B, K)
     ce = F.cross_entropy(logits, label)
     return StepOutput(ce, logits, {"ce": ce})
@@ -89,6 +93,7 @@ class CoOp(CLIPTrainer):
     frozen_image_encoder = True
     released_in_half = True
     released_layout = released.coop
+    forward_loss = context_loss
     defaults = {
         "N_CTX": text_prompts(16),
         "CTX_INIT": context_words(""),
@@ -100,7 +105,3 @@ class CoOp(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the class names behind it."""
         return coop_clip(self.load_backbone(), self.dm.dataset.classnames, self.options)
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return context_loss(self.model, image, label)

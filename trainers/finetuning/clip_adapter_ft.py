@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip import FeatureAdapter
-from dassl.engine import TRAINER_REGISTRY, StepOutput
+from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
 from trainers.clip_adapter import CLIPAdapter
 from trainers.finetuning import recipe
+from trainers.finetuning.linear_clip import LinearCLIP
 from trainers.finetuning.recipe import FineTuning, classifier_loss
 from trainers.finetuning.stages import read_first_stage
 
 DEFAULTS = {**recipe.DEFAULTS, **CLIPAdapter.defaults}
 
 
-def adapted_clip(trainer: CLIPTrainer, parts: Sequence[str]) -> nn.Module:
-    """The model of both stages: a bottleneck on the image feature, the encoder and W."""
+def adapted_clip(trainer: Any) -> LinearCLIP:
+    """The ``build_model`` of both stages: the encoder, a bottleneck on its feature, and W."""
     options = trainer.options
     bottleneck = partial(FeatureAdapter, reduction=options.REDUCTION, ratio=options.RATIO)
-    return trainer.recipe.linear_clip(parts, adapter=bottleneck)
+    return trainer.recipe.linear_clip(trainer.trains, adapter=bottleneck)
 
 
 @TRAINER_REGISTRY.register()
@@ -37,14 +38,8 @@ class CLIPAdapterFFT(CLIPTrainer):
     defaults = DEFAULTS
     trains = ("adapter",)
     frozen_image_encoder = True
-
-    def build_model(self) -> nn.Module:
-        """The encoder, the bottleneck and W."""
-        return adapted_clip(self, self.trains)
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)
+    build_model = adapted_clip
+    forward_loss = classifier_loss
 
 
 @TRAINER_REGISTRY.register()
@@ -55,15 +50,9 @@ class CLIPAdapterFT(CLIPTrainer):
     recipe_type = FineTuning
     defaults = DEFAULTS
     trains = ("encoder", "classifier", "adapter")
-
-    def build_model(self) -> nn.Module:
-        """The encoder, the bottleneck and W."""
-        return adapted_clip(self, self.trains)
+    build_model = adapted_clip
+    forward_loss = classifier_loss
 
     def first_stage(self) -> dict[str, Tensor]:
         """The bottleneck of stage 1."""
         return read_first_stage(self, ("CLIPAdapterFFT",))
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer
 from trainers.base.options import weight
-from trainers.finetuning.recipe import DEFAULTS, FineTuning, classifier_loss
+from trainers.finetuning.recipe import (
+    DEFAULTS,
+    FineTuning,
+    classifier_loss,
+    encoder_and_classifier,
+)
 from trainers.finetuning.stages import read_first_stage
 
 
@@ -20,14 +25,8 @@ class LP(CLIPTrainer):
     defaults = DEFAULTS
     trains = ("classifier",)
     frozen_image_encoder = True
-
-    def build_model(self) -> nn.Module:
-        """The pre-trained encoder and W."""
-        return self.recipe.linear_clip(self.trains)
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)
+    build_model = encoder_and_classifier
+    forward_loss = classifier_loss
 
 
 @TRAINER_REGISTRY.register()
@@ -38,14 +37,8 @@ class FT(CLIPTrainer):
     recipe_type = FineTuning
     defaults = DEFAULTS
     trains = ("encoder", "classifier")
-
-    def build_model(self) -> nn.Module:
-        """The pre-trained encoder and W."""
-        return self.recipe.linear_clip(self.trains)
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)
+    build_model = encoder_and_classifier
+    forward_loss = classifier_loss
 
 
 @TRAINER_REGISTRY.register()
@@ -56,18 +49,12 @@ class LPFT(CLIPTrainer):
     recipe_type = FineTuning
     defaults = DEFAULTS
     trains = ("encoder", "classifier")
-
-    def build_model(self) -> nn.Module:
-        """The pre-trained encoder and W."""
-        return self.recipe.linear_clip(self.trains)
+    build_model = encoder_and_classifier
+    forward_loss = classifier_loss
 
     def first_stage(self) -> dict[str, Tensor]:
         """W of the linear probe."""
         return read_first_stage(self, ("LP",))
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)
 
 
 @TRAINER_REGISTRY.register()
@@ -81,15 +68,12 @@ class L2SP(CLIPTrainer):
     protocols = ("fft",)
     recipe_type = FineTuning
     trains = ("encoder", "classifier")
+    build_model = encoder_and_classifier
     defaults = {
         **DEFAULTS,
         "BETA": weight(0.01, "half the squared distance to the start"),
     }
     _start: list[Tensor] | None = None
-
-    def build_model(self) -> nn.Module:
-        """The pre-trained encoder and W."""
-        return self.recipe.linear_clip(self.trains)
 
     def start(self) -> list[Tensor]:
         """theta_0, what the parameters were when this was first called."""
@@ -106,7 +90,7 @@ class L2SP(CLIPTrainer):
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S), labels (B,)."""
         start = self.start()
-        out = classifier_loss(self.model, image, label)
+        out = classifier_loss(self, image, label)
         now = [p for p in self.model.parameters() if p.requires_grad]
         moved = [(p - p0).square().sum() for p, p0 in zip(now, start, strict=True)]
         penalty = 0.5 * self.options.BETA * sum(moved, out.loss.new_zeros(()))

@@ -64,6 +64,7 @@ class RAdaFT(CLIPTrainer):
     recipe_type = FineTuning
     defaults = DEFAULTS
     trains = ("encoder", "classifier", "head")
+    forward_loss = classifier_loss
 
     def build_model(self) -> nn.Module:
         """The encoder, W and the mask, all of which train."""
@@ -88,10 +89,6 @@ class RAdaFT(CLIPTrainer):
                     f"{key} {there[key]}, this run has {here[key]}; set both to the same"
                 )
         return state
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        return classifier_loss(self.model, image, label)
 
 
 def list_of(value: Any) -> Any:

@@ -29,8 +29,8 @@ DEFAULTS: dict[str, Any] = {"TEMPLATES": templates(80)}
 class FineTuning(Recipe):
     """Of the methods with a classifier W, :class:`LinearCLIP`, on an image encoder that may train.
 
-    A method names the parts that train, ``trains``, and defines ``build_model``, mostly by
-    :meth:`linear_clip`, and ``forward_loss``, mostly :func:`classifier_loss`. One that starts from
+    A method names the parts that train, ``trains``; it takes its ``build_model`` and its
+    ``forward_loss`` from the functions here, or defines its own. One that starts from
     a run of another trainer, whose directory is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last
     epoch), defines ``first_stage``, which returns weights of its model.
 
@@ -166,7 +166,15 @@ def refuse_half_weights(cfg: CfgNode, method: str, trains_encoder: bool) -> None
         )
 
 
-def classifier_loss(model: LinearCLIP, image: Tensor, label: Tensor) -> StepOutput:
-    """Cross entropy of images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-    logits = model.output(image).logits  # (B, K)
+def encoder_and_classifier(trainer: Any) -> LinearCLIP:
+    """The ``build_model`` of methods without a head or an adapter of their own."""
+    return trainer.recipe.linear_clip(trainer.trains)
+
+
+def classifier_loss(trainer: Any, image: Tensor, label: Tensor) -> StepOutput:
+    """The ``forward_loss`` of most methods: cross entropy of images (B, 3, S, S), labels (B,).
+
+    Cached features (B, D) may take the images' place.
+    """
+    logits = trainer.model.output(image).logits  # (B, K)
     return StepOutput(F.cross_entropy(logits, label), logits)

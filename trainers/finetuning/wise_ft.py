@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl.config.schema import PATH, Option, number
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import trainable_state
 from trainers.base import CLIPTrainer
-from trainers.finetuning.recipe import DEFAULTS, FineTuning
+from trainers.finetuning.recipe import (
+    DEFAULTS,
+    FineTuning,
+    classifier_loss,
+    encoder_and_classifier,
+)
 from trainers.finetuning.stages import read_first_stage, read_stage
 
 # Methods between whose weights and the pre-trained ones a line is drawn.
@@ -62,15 +67,13 @@ class WiseFT(CLIPTrainer):
     protocols = ("fft",)
     recipe_type = FineTuning
     trains = ("encoder", "classifier")
+    build_model = encoder_and_classifier
+    forward_loss = classifier_loss
     defaults = {
         **DEFAULTS,
         "ALPHA": Option(0.5, number(0, 1), "share of the fine-tuned model"),
         "START": Option("", PATH, "directory of a run in the pre-trained model's place"),
     }
-
-    def build_model(self) -> nn.Module:
-        """The pre-trained encoder and W."""
-        return self.recipe.linear_clip(self.trains)
 
     def first_stage(self) -> dict[str, Tensor]:
         """The weights between the two models."""
