@@ -18,7 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
 from trainers.base.options import LAYERS, weight
 from trainers.test_time.episodes import EPISODE_DEFAULTS, no_training
-from trainers.test_time.starts import StartedEpisodes
+from trainers.test_time.starts import StartedEpisodes, started_model
 from trainers.test_time.token_statistics import TokenStatistics, find_statistics
 from trainers.test_time.towers import PromptStart, TunedPrompts, block_inputs
 
@@ -65,6 +65,7 @@ class PromptAlign(CLIPTrainer):
 
     protocols = ("ttt",)
     recipe_type = StartedEpisodes
+    build_model = started_model
     forward_loss = no_training
     needs_transformers = True
     defaults = {

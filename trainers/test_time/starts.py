@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import adapter_parameters, freeze_except
@@ -98,7 +98,7 @@ class StartedEpisodes(Episodes):
             return adapter_parameters(model)
         return {CONTEXT: model.get_parameter(CONTEXT)}
 
-    def started_model(self) -> nn.Module:
+    def started_model(self) -> PromptedCLIP:
         """The start's classifier, with the weights of FIRST_STAGE.DIR if that is set.
 
         Raises:
@@ -256,6 +256,11 @@ class StartedEpisodes(Episodes):
         model.load_state_dict(state, strict=False)
         drop_caches(model)  # class weights of the prompts from before
         print(f'Every episode starts from the prompts in "{path}"')
+
+
+def started_model(trainer: Any) -> PromptedCLIP:
+    """The ``build_model`` of a method that always starts from a trained run's prompts."""
+    return trainer.recipe.started_model()
 
 
 def check_origin(
