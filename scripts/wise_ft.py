@@ -145,7 +145,7 @@ def both_ends(
                 f"--start: {start} was trained on other classes than {end}, or on the same in "
                 "another order, and there is nothing between rows of different classes"
             )
-    elif "classifier" in first and isinstance(trainer.recipe, FineTuning):
+    elif "classifier" in first and isinstance(getattr(trainer, "recipe", None), FineTuning):
         # Made now, since those of a target's classes may be fewer than the run's.
         first["classifier"] = trainer.recipe.ensemble_weights(trainer.model.backbone)
     return first, copied(trainer)

@@ -78,10 +78,15 @@ COLUMNS: Columns = {
 }
 
 
+def adapts(trainer: Any) -> bool:
+    """Whether a trainer class adapts to each test picture; one made for Dassl has no recipe."""
+    return issubclass(getattr(trainer, "recipe_type", object), Episodes)
+
+
 def test_time_methods() -> list[str]:
     """Names of the registered methods that adapt to each test picture."""
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return [name for name, trainer in found.items() if issubclass(trainer.recipe_type, Episodes)]
+    return [name for name, trainer in found.items() if adapts(trainer)]
 
 
 def baselines() -> list[str]:
@@ -110,7 +115,7 @@ def _trainer_class(name: str) -> Any:
 
 def _inputs(name: str) -> tuple[str, ...]:
     trainer = _trainer_class(name)
-    if issubclass(trainer.recipe_type, Episodes):
+    if adapts(trainer):
         return (VIEWS,)
     return ("pictures", "features") if trainer.frozen_image_encoder else ("pictures",)
 
