@@ -13,15 +13,15 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from dassl.data.datasets import Datum
 from datasets.classnames import WNID
 from datasets.readers import list_directories, list_images, read_lines
 from datasets.splits import Splits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES_FILE = "classnames.txt"
 STANDARD = "ImageNet's standard list"
@@ -97,6 +97,8 @@ def logits_of_classes(logits: Tensor, imagenet_labels: Sequence[Sequence[int]]) 
     Raises:
         ValueError: A class has no column, or one that the logits lack.
     """
+    import torch  # only here: what lists datasets has to start at once
+
     empty = [label for label, columns in enumerate(imagenet_labels) if not columns]
     if empty or not imagenet_labels:
         raise ValueError(f"every class must stand for a class of ImageNet; none for {empty}")

@@ -39,7 +39,7 @@ from scripts.drawing.trained_run import config_of, read_run
 from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
 from scripts.jobs.settings import config_stems
 from scripts.training.config import default_config
-from trainers.finetuning.ft import FineTuner
+from trainers.finetuning.recipe import FineTuning
 from trainers.finetuning.wise_ft import interpolate
 
 ALPHAS = [number / 10 for number in range(11)]
@@ -129,9 +129,9 @@ def both_ends(
                 f"--start: {start} was trained on other classes than {end}, or on the same in "
                 "another order, and there is nothing between rows of different classes"
             )
-    elif "classifier" in first and isinstance(trainer, FineTuner):
+    elif "classifier" in first and isinstance(getattr(trainer, "recipe", None), FineTuning):
         # Made only after loading: before it, a target's classifier may lack classes of the run.
-        first["classifier"] = trainer.ensemble_weights(trainer.model.backbone)
+        first["classifier"] = trainer.recipe.ensemble_weights(trainer.model.backbone)
     return first, copied(trainer)
 
 

@@ -13,7 +13,15 @@ import trainers  # noqa: F401 - registers the methods
 from clip import adapter_parameters, adapters_disabled
 from dassl.config import config_hash, read_layers
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
+from dassl.engine import (
+    TRAINER_REGISTRY,
+    SimpleTrainer,
+    TrainerBase,
+    TrainerX,
+    build_trainer,
+    read_result,
+    trainable_state,
+)
 from datasets.rows import ROWS
 from tests.conftest import REPOSITORY
 from tests.trainers.plain import SMALL
@@ -130,6 +138,13 @@ def test_every_method_has_its_protocols(name):
 def test_no_method_inherits_another(name):
     above = TRAINER_REGISTRY.get(name).__mro__[1:]
     assert not {TRAINER_REGISTRY.get(other) for other in OURS} & set(above)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_between_a_method_and_dassl_is_one_class(name):
+    """What a family of methods shares are functions and its recipe, not a base class."""
+    line = TRAINER_REGISTRY.get(name).__mro__[1:]
+    assert line == (CLIPTrainer, TrainerX, SimpleTrainer, TrainerBase, object)
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if TRAINER_REGISTRY.get(n).compares_images])

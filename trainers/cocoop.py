@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 from clip import Backbone, attach_context, freeze_except
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY
+from trainers.base import CLIPTrainer, released
 from trainers.base.options import context_words, precision, text_prompts
-from trainers.coop import ContextCLIP, ContextTrainer, first_words
+from trainers.coop import ContextCLIP, context_loss, first_words
 
 
 class ConditionalCLIP(ContextCLIP):
@@ -48,7 +49,7 @@ def cocoop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> 
 
 
 @TRAINER_REGISTRY.register()
-class CoCoOp(ContextTrainer):
+class CoCoOp(CLIPTrainer):
     """CoCoOp: cross entropy on s f_i . h_ik, where h_ik is of ``[context + meta(f_i)] name_k.``.
 
     The meta network is Linear(D, D / 16), ReLU, Linear(D / 16, W) on the unit-norm image feature.
@@ -58,6 +59,11 @@ class CoCoOp(ContextTrainer):
     Config, ``TRAINER.CoCoOp``: the words of CTX_INIT set M by their number.
     """
 
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
+    released_layout = released.coop
+    forward_loss = context_loss
     defaults = {
         "N_CTX": text_prompts(4),
         "CTX_INIT": context_words("a photo of a"),

@@ -67,23 +67,19 @@ def coop_clip(backbone: Backbone, classnames: list[str], options: CfgNode) -> Co
     return ContextCLIP(backbone, classnames)
 
 
-class ContextTrainer(CLIPTrainer):
-    """Base of the methods that learn a context; their loss is the cross entropy, if not another."""
+def context_loss(trainer: Any, image: Tensor, label: Tensor) -> StepOutput:
+    """The ``forward_loss`` of plain cross entropy: images (B, 3, S, S), labels (B,).
 
-    model_name = "prompt_learner"  # the released checkpoints' folder
-    frozen_image_encoder = True
-    released_in_half = True
-    released_layout = released.coop
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
-        logits = self.model.similarity(*self.model.raw_features(image))  # (B, K)
-        ce = F.cross_entropy(logits, label)
-        return StepOutput(ce, logits, {"ce": ce})
+    Cached features (B, D) may take the images' place.
+    """
+    model = trainer.model
+    logits = model.similarity(*model.raw_features(image))  # (B, K)
+    ce = F.cross_entropy(logits, label)
+    return StepOutput(ce, logits, {"ce": ce})
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(ContextTrainer):
+class CoOp(CLIPTrainer):
     """CoOp: cross entropy on CLIP's logits s f h^T, h_k of the text ``[context] name_k.``, learned.
 
     Config, ``TRAINER.CoOp``: the words of CTX_INIT set M by their number and leave their surplus
@@ -93,6 +89,11 @@ class CoOp(ContextTrainer):
     flip, a random translation and a crop of the centre.
     """
 
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
+    released_layout = released.coop
+    forward_loss = context_loss
     defaults = {
         "N_CTX": text_prompts(16),
         "CTX_INIT": context_words(""),

@@ -17,10 +17,10 @@ from clip import Backbone, adapters_disabled, attach_context, freeze_except
 from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, StepOutput
-from trainers.base import released
+from trainers.base import CLIPTrainer, released
 from trainers.base.options import context_words, precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, KGCOOP
-from trainers.coop import ContextCLIP, ContextTrainer, first_words
+from trainers.coop import ContextCLIP, first_words
 from trainers.losses import cosine_distance
 
 
@@ -71,7 +71,7 @@ def knowledge_distance(model: TaughtCLIP, text: Tensor) -> Tensor:
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(ContextTrainer):
+class KgCoOp(CLIPTrainer):
     """KgCoOp: CE(s f h^T, y) + W (1 - mean cos(h, h0)), h of the context, h0 of CoOp's templates.
 
     Only the describable textures have another template, "a photo of a {}, a type of texture.". A
@@ -83,6 +83,9 @@ class KgCoOp(ContextTrainer):
     always come from a CLIP in fp16, here from one of the run's precision.
     """
 
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
     released_layout = released.kgcoop
     defaults = {
         "N_CTX": text_prompts(4),

@@ -15,9 +15,9 @@ from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.base import Names
 from dassl.engine.distributed import gather_features
+from trainers.base import CLIPTrainer, released
 from trainers.base.options import precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, HINT_FIRST
-from trainers.coop import ContextTrainer
 from trainers.kgcoop import taught_clip
 from trainers.losses import soft_cross_entropy, with_gradient
 
@@ -42,7 +42,7 @@ def aligned_gradient(a: Tensor, b: Tensor, strength: float) -> tuple[Tensor, Ten
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(ContextTrainer):
+class ProGrad(CLIPTrainer):
     """ProGrad: CoOp's loss L_d, with its gradient aligned to that of a distance L_g to CLIP.
 
     L_g is the cross entropy between softmax(z0 / T) and softmax(z / T), times T^2, for logits z of
@@ -55,6 +55,10 @@ class ProGrad(ContextTrainer):
     right-aligned, with zero vectors left of them, or else from random vectors.
     """
 
+    model_name = "prompt_learner"  # the released checkpoints' folder
+    frozen_image_encoder = True
+    released_in_half = True
+    released_layout = released.coop
     defaults = {
         "N_CTX": text_prompts(16),
         "CTX_INIT": Option(True, None, "the context starts from the template's words"),

@@ -56,7 +56,7 @@ from scripts.benchmarks.tools import (
     run_config,
 )
 from trainers.heads import cosine_logits
-from trainers.test_time.episodes import EpisodicTrainer
+from trainers.test_time.episodes import Episodes
 from trainers.test_time.views import finish
 
 COMMAND = "baselines"
@@ -78,10 +78,15 @@ COLUMNS: Columns = {
 }
 
 
+def adapts(trainer: Any) -> bool:
+    """Whether a trainer class adapts to each test picture; one made for Dassl has no recipe."""
+    return issubclass(getattr(trainer, "recipe_type", object), Episodes)
+
+
 def test_time_methods() -> list[str]:
     """Names of the registered methods that adapt to each test picture."""
-    names = TRAINER_REGISTRY.registered_names()
-    return [name for name in names if issubclass(TRAINER_REGISTRY.get(name), EpisodicTrainer)]
+    found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return [name for name, trainer in found.items() if adapts(trainer)]
 
 
 def baselines() -> list[str]:
@@ -105,7 +110,7 @@ def _trainer_class(name: str) -> Any:
 
 def _inputs(name: str) -> tuple[str, ...]:
     trainer = _trainer_class(name)
-    if issubclass(trainer, EpisodicTrainer):
+    if adapts(trainer):
         return (VIEWS,)
     return ("pictures", "features") if trainer.frozen_image_encoder else ("pictures",)
 
@@ -147,8 +152,8 @@ def _episodes(method: str, kind: str, batch: int, root: Path, *where: Any) -> Wo
         with trainer.autocast():
             return trainer.model_inference(views)
 
-    clean = {"img": finish(views[:, 0], trainer.normalize)}
-    return Work(trainer, step, clean, trainer.adapted_parameters())
+    clean = {"img": finish(views[:, 0], trainer.recipe.normalize)}
+    return Work(trainer, step, clean, trainer.recipe.adapted_parameters())
 
 
 def untrained_start(method: str, root: Path, *where: Any) -> Path | None:

@@ -20,6 +20,7 @@ from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
 from trainers.base.prompt_texts import PromptTexts, text_notes
+from trainers.base.recipe import Recipe
 from trainers.base.released import Convert
 from trainers.base.zero_shot_check import sanity_check
 
@@ -40,7 +41,8 @@ class CLIPTrainer(TrainerX):
     The engine does the rest. Few methods override more: ``check_cfg``, ``choices``,
     ``keeps_features``, ``param_groups``, ``extra_state`` with ``load_extra_state``,
     ``extra_result``, ``convert_state_dict`` and ``checkpoint_folder`` for released weights,
-    ``text_bank`` and ``rows_by_class`` for a classifier that is not made of prompts.
+    ``text_bank`` and ``rows_by_class`` for a classifier that is not made of prompts. What a family
+    of methods shares beyond these is its :class:`trainers.base.recipe.Recipe`.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -56,8 +58,11 @@ class CLIPTrainer(TrainerX):
     released_layout: ClassVar[Convert | None] = None
     # Protocols that it makes sense in: it has a YAML for each, and tests run it by the first.
     protocols: ClassVar[tuple[str, ...]] = ("base2novel", "few_shot", "cross_dataset")
+    # What a family of methods shares beyond model and loss: full fine-tuning, test-time episodes.
+    recipe_type: ClassVar[type[Recipe]] = Recipe
 
     def __init__(self, cfg: CfgNode) -> None:
+        self.recipe: Any = self.recipe_type(self)
         super().__init__(cfg)
         self.rows_by_class().match_initial_weights(cfg.MODEL.INIT_WEIGHTS)
         self._print_choices()
@@ -70,6 +75,7 @@ class CLIPTrainer(TrainerX):
             self.notes.add(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
+        self.recipe.prepare()
 
     def choices(self) -> list[str]:
         """Where the run follows a release rather than its paper, or neither; lines of the log."""
@@ -93,6 +99,7 @@ class CLIPTrainer(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
+        self.recipe.check_cfg(cfg)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_transformers and has_vision_transformer(name) is False:
             raise ValueError(
@@ -157,7 +164,8 @@ class CLIPTrainer(TrainerX):
         """The texts that stand for the classes; None if the method has none."""
         model = getattr(self, "model", None)
         modules = model.modules() if isinstance(model, nn.Module) else ()
-        return next((module for module in modules if isinstance(module, clip.TextBank)), None)
+        found = (module for module in modules if isinstance(module, clip.TextBank))
+        return self.recipe.text_bank(next(found, None))
 
     def show_prompts(self) -> None:
         """Log the first prompt; note what is wrong with the texts, or has no effect on them."""
@@ -199,8 +207,12 @@ class CLIPTrainer(TrainerX):
 
         A classifier over all classes of ImageNet serves ImageNet's halves and shifts too, through
         the columns that their classes stand for.
+
+        Args:
+            input: Images (B, 3, S, S), or cached features (B, D), or what else the test loader of
+                a recipe gives.
         """
-        logits = self.model(input)
+        logits = self.recipe.logits(input)
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]
         if over_imagenet and logits.shape[1] != self.num_classes:
@@ -208,10 +220,22 @@ class CLIPTrainer(TrainerX):
         return logits
 
     def extra_result(self) -> dict[str, Any]:
-        """Add the outcome of the zero-shot check."""
-        return {"zero_shot_check": self.zero_shot_check}
+        """Add the outcome of the zero-shot check, and the recipe's entries."""
+        return {"zero_shot_check": self.zero_shot_check, **self.recipe.extra_result()}
 
     # ------------------------------------------------------------------ checkpoints
+
+    def before_train(self) -> None:
+        """Start from the recipe's weights, or from where an earlier process stopped."""
+        self.recipe.before_train()
+        super().before_train()
+
+    def load_model(
+        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
+    ) -> None:
+        """Load weights from a run directory, see `dassl.engine.base.TrainerBase.load_model`."""
+        if not self.recipe.load(directory, epoch):
+            super().load_model(directory, epoch)
 
     def convert_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate a released layout, and let the head refuse weights of another shape."""
@@ -227,9 +251,10 @@ class CLIPTrainer(TrainerX):
         """What the model learns with a row per class: contexts, if every class has its own."""
         keys = [name for name, module in contexts_in(self.model).items() if module.per_class]
         dataset = self.dm.dataset
-        return ClassRows(
+        rows = ClassRows(
             self.model, dataset, self.cfg.DATASET, self.notes, keys, dataset.classnames
         )
+        return self.recipe.rows_by_class(rows)
 
     def match_classes(
         self, path: Path, state_dict: dict[str, Tensor], classnames: Sequence[str] | None

@@ -19,7 +19,7 @@ from dassl.engine.distributed import gather_features
 from dassl.utils.distributed import first_row
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.base.options import templates
-from trainers.finetuning.ft import refuse_half_weights
+from trainers.finetuning.recipe import refuse_half_weights
 
 POSITIVES = ("pair", "class", "mask")
 

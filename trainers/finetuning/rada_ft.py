@@ -5,29 +5,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from dassl.config.schema import Option
 from dassl.engine import TRAINER_REGISTRY, StepOutput, read_result
-from trainers.finetuning.ft import FineTuner
-from trainers.finetuning.stages import FirstStageError
+from trainers.base import CLIPTrainer
+from trainers.finetuning import recipe
+from trainers.finetuning.recipe import FineTuning, classifier_loss
+from trainers.finetuning.stages import FirstStageError, read_first_stage
 from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
 
-
-class MaskFineTuner(FineTuner):
-    """Base of both stages: the mask is the head."""
-
-    defaults: ClassVar[dict[str, Any]] = {**FineTuner.defaults, **MASK_DEFAULTS}
-
-    def build_head(self, embed_dim: int) -> nn.Module:
-        """The mask."""
-        return rational_head(self.cfg, self.options, embed_dim)
+DEFAULTS = {**recipe.DEFAULTS, **MASK_DEFAULTS}
 
 
 @TRAINER_REGISTRY.register()
-class RAdaFFT(MaskFineTuner):
+class RAdaFFT(CLIPTrainer):
     """Stage 1, the paper's "RAda": the mask over R = f * W trains on a frozen encoder.
 
     ``loss = CE + ALPHA * regulariser``. Config, ``TRAINER.RAdaFFT``: TRAIN_CLASSIFIER, whether W
@@ -35,16 +30,19 @@ class RAdaFFT(MaskFineTuner):
     :class:`trainers.rada.RAda`. ALPHA and TEMP are at the top level.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {
-        **MaskFineTuner.defaults,
+    protocols = ("fft",)
+    recipe_type = FineTuning
+    defaults = {
+        **DEFAULTS,
         "TRAIN_CLASSIFIER": Option(False, None, "W trains too"),
     }
     trains = ("head",)
     frozen_image_encoder = True
 
-    def parts(self) -> tuple[str, ...]:
-        """The mask, and W if it is to train."""
-        return ("head", "classifier") if self.options.TRAIN_CLASSIFIER else ("head",)
+    def build_model(self) -> nn.Module:
+        """The encoder, W and the mask."""
+        parts = ("head", "classifier") if self.options.TRAIN_CLASSIFIER else self.trains
+        return self.recipe.linear_clip(parts, head=partial(rational_head, self.cfg, self.options))
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""
@@ -52,7 +50,7 @@ class RAdaFFT(MaskFineTuner):
 
 
 @TRAINER_REGISTRY.register()
-class RAdaFT(MaskFineTuner):
+class RAdaFT(CLIPTrainer):
     """Stage 2, the paper's "RAda-FT": encoder, W and mask train on, with cross entropy alone.
 
     Its first stage is a run of :class:`RAdaFFT`. The paper takes the adapter "after 5 epochs":
@@ -62,8 +60,16 @@ class RAdaFT(MaskFineTuner):
     Config, ``TRAINER.RAdaFT``: TEMPLATES and the mask's keys, which must be the first stage's.
     """
 
+    protocols = ("fft",)
+    recipe_type = FineTuning
+    defaults = DEFAULTS
     trains = ("encoder", "classifier", "head")
-    first_stages = ("RAdaFFT",)
+    forward_loss = classifier_loss
+
+    def build_model(self) -> nn.Module:
+        """The encoder, W and the mask, all of which train."""
+        mask = partial(rational_head, self.cfg, self.options)
+        return self.recipe.linear_clip(self.trains, head=mask)
 
     def first_stage(self) -> dict[str, Tensor]:
         """The mask of the run in FIRST_STAGE.DIR, and its W if that trained.
@@ -71,7 +77,7 @@ class RAdaFT(MaskFineTuner):
         Raises:
             FirstStageError: There is none, or its mask is computed in another way.
         """
-        state = super().first_stage()
+        state = read_first_stage(self, ("RAdaFFT",))
         config = (read_result(self.cfg.FIRST_STAGE.DIR) or {}).get("config") or {}
         # Weights fit whatever these are, so that nothing else would notice a difference.
         there = {"TEMP": config.get("TEMP"), **config.get("TRAINER", {}).get("RAdaFFT", {})}

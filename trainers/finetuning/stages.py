@@ -18,6 +18,7 @@ from dassl.engine.checkpoint import (
     trainable_state,
 )
 from dassl.utils.torchtools import weights_in
+from trainers.base import CLIPTrainer
 from trainers.finetuning.linear_clip import PARTS
 
 
@@ -76,6 +77,24 @@ def read_stage(
     if problem:
         raise FirstStageError(f"{key}: {path} does not fit this run: {problem}")
     return state
+
+
+def read_first_stage(trainer: CLIPTrainer, methods: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of the run in FIRST_STAGE.DIR, which one of some methods has to have made.
+
+    Raises:
+        FirstStageError: There is none, or it does not fit.
+    """
+    stage = trainer.cfg.FIRST_STAGE
+    if not stage.DIR:
+        first = stage.CONFIG or f"{methods[0]}/fft"
+        raise FirstStageError(
+            f"{type(trainer).__name__} starts from a finished run of {' or '.join(methods)}, but "
+            f"FIRST_STAGE.DIR is empty: train with configs/trainers/{first}.yaml and set it "
+            "to the directory of that run, or let bash run_fft.sh do both"
+        )
+    meta = trainer.checkpoint_meta()
+    return read_stage(stage.DIR, stage.EPOCH, methods, trainer.model, meta)
 
 
 def check_same_classes(where: str, saved: Sequence[str], own: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ Wortsman et al., arXiv:2109.01903.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +13,17 @@ from torch import Tensor
 from dassl.config.schema import PATH, Option, number
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import trainable_state
-from trainers.finetuning.ft import FineTuner
-from trainers.finetuning.stages import read_stage
+from trainers.base import CLIPTrainer
+from trainers.finetuning.recipe import (
+    DEFAULTS,
+    FineTuning,
+    classifier_loss,
+    encoder_and_classifier,
+)
+from trainers.finetuning.stages import read_first_stage, read_stage
+
+# Methods between whose weights and the pre-trained ones a line is drawn.
+FINE_TUNED = ("FT", "LPFT", "L2SP")
 
 
 def interpolate(
@@ -48,7 +56,7 @@ def interpolate(
 
 
 @TRAINER_REGISTRY.register()
-class WiseFT(FineTuner):
+class WiseFT(CLIPTrainer):
     """Trains nothing: (1 - ALPHA) times the pre-trained model plus ALPHA times a fine-tuned one.
 
     The fine-tuned one is the run in FIRST_STAGE.DIR, of ``FT``, ``LPFT`` or ``L2SP``. Config,
@@ -56,19 +64,23 @@ class WiseFT(FineTuner):
     TEMPLATES, as the run had them. ``scripts/wise_ft.py`` draws accuracy over ALPHA, of any run.
     """
 
-    first_stages = ("FT", "LPFT", "L2SP")
-    defaults: ClassVar[dict[str, Any]] = {
-        **FineTuner.defaults,
+    protocols = ("fft",)
+    recipe_type = FineTuning
+    trains = ("encoder", "classifier")
+    build_model = encoder_and_classifier
+    forward_loss = classifier_loss
+    defaults = {
+        **DEFAULTS,
         "ALPHA": Option(0.5, number(0, 1), "share of the fine-tuned model"),
         "START": Option("", PATH, "directory of a run in the pre-trained model's place"),
     }
 
     def first_stage(self) -> dict[str, Tensor]:
         """The weights between the two models."""
-        end, start = super().first_stage(), trainable_state(self.model)
+        end, start = read_first_stage(self, FINE_TUNED), trainable_state(self.model)
         if self.options.START:
             meta, key = self.checkpoint_meta(), "TRAINER.WiseFT.START"
-            start |= read_stage(self.options.START, 0, self.first_stages, self.model, meta, key)
+            start |= read_stage(self.options.START, 0, FINE_TUNED, self.model, meta, key)
         return interpolate(start, end, self.options.ALPHA)
 
     def before_train(self) -> None:

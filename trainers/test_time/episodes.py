@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from dassl.config.schema import Option, count, names_of, number
 from dassl.data.transforms import crop_border_first
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
-from trainers.base import CLIPTrainer
 from trainers.base.options import context_words, share
+from trainers.base.recipe import Recipe
+from trainers.test_time.augmix import add_augmix
 from trainers.test_time.views import Views, finish, split_transform
 
 EPISODE_DEFAULTS: dict[str, Any] = {
@@ -90,14 +91,14 @@ def selected_views(options: CfgNode, section: str) -> int:
     return count
 
 
-class EpisodicTrainer(CLIPTrainer):
-    """Base of test-time training: one episode per test image, nothing kept between two.
+class Episodes(Recipe):
+    """Test-time training: one episode per test image, nothing kept between two.
 
     There is nothing to train offline. The loader gives each test image's views, ``encode`` turns
-    them into features, and a method defines two things: ``adapted``, what an episode changes a copy
-    of, and ``predict_episodes``, which keeps the :func:`most_confident` views, takes STEPS of
-    AdamW on their ``entropy`` and classifies view 0. Parameters require no gradient outside of an
-    episode, and an episode works on copies: the model is the same after as before.
+    them into features, and a method defines two things: ``adapted()``, what an episode changes a
+    copy of, and ``predict_episodes(features)``, which keeps the :func:`most_confident` views, takes
+    STEPS of AdamW on their ``entropy`` and classifies view 0. Parameters require no gradient
+    outside of an episode, and an episode works on copies: the model is the same after as before.
 
     Config, ``TRAINER.<name>``: VIEWS V, the image itself included; SELECT, share of the most
     confident views (int(V * SELECT) of them, chosen once per image); STEPS of AdamW with LR and
@@ -112,40 +113,47 @@ class EpisodicTrainer(CLIPTrainer):
 
     Attributes:
         seconds: Spent in the image encoder and in adaptation.
+        normalize: Steps of the test transform after ``ToTensor``.
     """
 
-    protocols: ClassVar[tuple[str, ...]] = ("ttt",)
-
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
         self.seconds = {"encoder": 0.0, "adaptation": 0.0}
-        super().__init__(cfg)
-        self.normalize: list[Any] = []  # steps of the test transform after ToTensor
+        self.normalize: list[Any] = []
+
+    def prepare(self) -> None:
+        """Let the loaders of images to test on give views."""
+        trainer = self.trainer
         for name in ("val_loader", "test_loader"):
-            if getattr(self, name) is not None:
-                setattr(self, name, self._views_loader(getattr(self, name)))
-                setattr(self.dm, name, getattr(self, name))
+            if getattr(trainer, name) is not None:
+                setattr(trainer, name, self._views_loader(getattr(trainer, name)))
+                setattr(trainer.dm, name, getattr(trainer, name))
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """See :meth:`CLIPTrainer.check_cfg`.
+        """Refuse what leaves an episode without views.
 
         Raises:
             ValueError: A key of the episodes has a value that cannot be used.
         """
-        section = type(self).__name__
+        section = self.method
         options = cfg.TRAINER[section]
         selected_views(options, section)
-        if self.uses_features(cfg):
+        if self.trainer.uses_features(cfg):
             raise ValueError(
                 f"FEATURE_CACHE.ENABLED (--feature-cache) is True, but {section} needs "
                 f"{options.VIEWS} views of each test image, which no other run shares; set it to "
                 "False, or FEATURE_CACHE.REQUIRED to False"
             )
-        super().check_cfg(cfg)
+
+    @property
+    def options(self) -> CfgNode:
+        """The method's section of the config."""
+        return self.trainer.options
 
     @property
     def selected(self) -> int:
         """S, the number of views that an episode learns from."""
-        return selected_views(self.options, type(self).__name__)
+        return selected_views(self.options, self.method)
 
     @property
     def entropy(self) -> Callable[[Tensor], Tensor]:
@@ -160,10 +168,12 @@ class EpisodicTrainer(CLIPTrainer):
     def _views_loader(self, plain: Any) -> ImageLoader:
         """A loader of the same images' views, BATCH images at a time."""
         clean, self.normalize = split_transform(plain.dataset.transform)
-        options, cfg = self.options, self.cfg.INPUT
-        views = Views(clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, self.seed)
-        views.augment = crop_border_first(views.augment, getattr(self.dm.dataset, "border", 0))
-        self.augment(views)
+        trainer, options, cfg = self.trainer, self.options, self.trainer.cfg.INPUT
+        views = Views(clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, trainer.seed)
+        border = getattr(trainer.dm.dataset, "border", 0)
+        views.augment = crop_border_first(views.augment, border)
+        if options.get("AUGMIX"):
+            add_augmix(views)
         plain.dataset.transform = views
         loader = ImageLoader(
             plain.dataset,
@@ -178,18 +188,7 @@ class EpisodicTrainer(CLIPTrainer):
         loader.bad_images = plain.bad_images
         return loader
 
-    def augment(self, views: Views) -> None:
-        """Change how views other than the image itself are drawn; by default not at all."""
-
-    def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
-        """There is no training on labelled images.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(f"{type(self).__name__} learns from test images alone")
-
-    def model_inference(self, input: Tensor) -> Tensor:
+    def logits(self, input: Tensor) -> Tensor:
         """Logits of the images as they are, each from a model adapted to it, (N, K).
 
         Args:
@@ -197,7 +196,7 @@ class EpisodicTrainer(CLIPTrainer):
                 without adaptation.
         """
         if input.ndim != 5:
-            return super().model_inference(input)
+            return super().logits(input)
         return torch.cat([self._batch(views) for views in input.split(self.options.BATCH)])
 
     def _batch(self, views: Tensor) -> Tensor:
@@ -213,8 +212,8 @@ class EpisodicTrainer(CLIPTrainer):
 
     def _wait(self) -> None:
         # A GPU works on after a call has returned; without waiting, the times would be wrong.
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.trainer.device.type == "cuda":
+            torch.cuda.synchronize(self.trainer.device)
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
@@ -227,7 +226,7 @@ class EpisodicTrainer(CLIPTrainer):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit-norm features that episodes start from: (B, 3, H, W) -> (B, D)."""
-        return unit_norm(self.model.backbone.encode_image(images))
+        return unit_norm(self.trainer.model.backbone.encode_image(images))
 
     def predict_episodes(self, features: Tensor) -> Tensor:
         """Adapt to each image, classify its view 0, and forget it: (N, K).
@@ -235,11 +234,11 @@ class EpisodicTrainer(CLIPTrainer):
         Args:
             features: What :meth:`encode` returns, (N, V, D).
         """
-        raise NotImplementedError(f"{type(self).__name__} must define predict_episodes")
+        return self.trainer.predict_episodes(features)
 
     def adapted(self) -> Mapping[str, Tensor]:
         """What an episode adapts a copy of, by name in the model."""
-        raise NotImplementedError(f"{type(self).__name__} must define adapted")
+        return self.trainer.adapted()
 
     def adapted_parameters(self) -> int:
         """How many numbers an episode adapts."""
@@ -249,7 +248,6 @@ class EpisodicTrainer(CLIPTrainer):
         """Add what was adapted, and where the time went."""
         total = sum(self.seconds.values())
         return {
-            **super().extra_result(),
             "test_time": {
                 "adapted_parameters": self.adapted_parameters(),
                 "selected_views": self.selected,
@@ -257,3 +255,12 @@ class EpisodicTrainer(CLIPTrainer):
                 "encoder_share": self.seconds["encoder"] / total if total else None,
             },
         }
+
+
+def no_training(trainer: Any, image: Tensor, label: Tensor) -> StepOutput:
+    """The ``forward_loss`` of the methods here: there is no training on labelled images.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(f"{type(trainer).__name__} learns from test images alone")

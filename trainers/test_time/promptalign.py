@@ -15,9 +15,10 @@ from yacs.config import CfgNode
 
 from dassl.config.schema import PATH, Option, count, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY
+from trainers.base import CLIPTrainer
 from trainers.base.options import LAYERS, weight
-from trainers.test_time.episodes import EPISODE_DEFAULTS
-from trainers.test_time.starts import StartedTrainer
+from trainers.test_time.episodes import EPISODE_DEFAULTS, no_training
+from trainers.test_time.starts import StartedEpisodes, started_model
 from trainers.test_time.token_statistics import TokenStatistics, find_statistics
 from trainers.test_time.towers import PromptStart, TunedPrompts, block_inputs
 
@@ -28,12 +29,8 @@ _DEFAULTS = {name: value for name, value in EPISODE_DEFAULTS.items() if name != 
 def alignment(tokens: Sequence[Tensor], mean: Tensor, variance: Tensor) -> Tensor:
     """``sum_l mean |mu_l - mu*_l| + mean |var_l - var*_l|`` over some blocks, a scalar.
 
-    mu and var, the biased variance, are over the views, per token and channel.
-
-    Args:
-        tokens: Inputs of each block, (S, L, W), of S views, its own prompts among them.
-        mean: mu* of these blocks, (len(tokens), L, W).
-        variance: var*, likewise.
+    mu and var, the biased variance, are over the S views, per token and channel, of each block's
+    input (S, L, W), its own prompts included; mu* and var* of these blocks are (blocks, L, W).
     """
     terms = []
     for own, target, spread in zip(tokens, mean, variance, strict=True):
@@ -46,7 +43,7 @@ def alignment(tokens: Sequence[Tensor], mean: Tensor, variance: Tensor) -> Tenso
 
 
 @TRAINER_REGISTRY.register()
-class PromptAlign(StartedTrainer):
+class PromptAlign(CLIPTrainer):
     """PromptAlign: per image, TPT's loss and the distance of token statistics from the source's.
 
     Tuned are all parameters that MaPLe trained, see :class:`trainers.maple.MaPLe`: the text prompts
@@ -55,17 +52,21 @@ class PromptAlign(StartedTrainer):
     to be trained for 2 epochs with 3 sets of prompts; 5 epochs cost ImageNet-A 6 points.
 
     Config, ``TRAINER.PromptAlign``: the episodes', see
-    :class:`trainers.test_time.episodes.EpisodicTrainer`. LR is
-    0.04 for ImageNet's shifts and, in the YAML's PER_DATASET, 0.0005 for fine-grained datasets.
-    AugMix is never used. BETA is the alignment's weight; ALIGN ``released`` or ``paper``, see
-    :meth:`penalty`. STATISTICS is the file of mu* and var*, made by
-    ``scripts/promptalign_statistics.py``; if empty, it is ``token_statistics.pt`` in the start's
-    directory, and made on first use over all training images of the dataset of the start's run.
+    :class:`trainers.test_time.episodes.Episodes`. LR is 0.04 for ImageNet's shifts and, in the
+    YAML's PER_DATASET, 0.0005 for fine-grained datasets. AugMix is never used. BETA is the
+    alignment's weight; ALIGN ``released`` or ``paper``, see :meth:`penalty`. STATISTICS is the file
+    of mu* and var*, made by ``scripts/promptalign_statistics.py``; if empty, it is
+    ``token_statistics.pt`` in the start's directory, and made on first use over all training images
+    of the dataset of the start's run.
 
     The loss is that of the selected views of the first step in all STEPS. Each image's views pass
     the image encoder twice, the selected ones with gradients; images are adapted one by one.
     """
 
+    protocols = ("ttt",)
+    recipe_type = StartedEpisodes
+    build_model = started_model
+    forward_loss = no_training
     needs_transformers = True
     defaults = {
         **with_defaults(_DEFAULTS, LR=4e-2),
@@ -78,7 +79,7 @@ class PromptAlign(StartedTrainer):
 
     @classmethod
     def start_of(cls, cfg: CfgNode) -> str:
-        """See :meth:`trainers.test_time.starts.StartedTrainer.start_of`."""
+        """Name of the method that trained the start."""
         return "MaPLe"
 
     def choices(self) -> list[str]:
@@ -93,10 +94,9 @@ class PromptAlign(StartedTrainer):
     def statistics(self) -> TokenStatistics:
         """mu* and var*, see :func:`trainers.test_time.token_statistics.find_statistics`."""
         if self._statistics is None:
-            self.require_start()
-            self._statistics = find_statistics(
-                self.model, self.cfg, self.device, self.start_directory, self.options.STATISTICS
-            )
+            self.recipe.require_start()
+            where = (self.recipe.start_directory, self.options.STATISTICS)
+            self._statistics = find_statistics(self.model, self.cfg, self.device, *where)
         return self._statistics
 
     def load_model(self, directory: Any, epoch: int | None = None) -> None:
@@ -106,7 +106,7 @@ class PromptAlign(StartedTrainer):
         self.statistics  # noqa: B018 - what is wrong with them should show before the first image
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.model_inference`."""
+        """See :meth:`trainers.base.CLIPTrainer.model_inference`."""
         self.statistics  # noqa: B018 - made outside of what is timed
         return super().model_inference(input)
 
@@ -119,15 +119,12 @@ class PromptAlign(StartedTrainer):
         return range(number if self.options.ALIGN == "paper" else released)
 
     def penalty(self, tokens: Sequence[Tensor]) -> Tensor:
-        """The weighted alignment.
+        """The weighted alignment of the inputs of :attr:`blocks`, each (S, L, W).
 
         ``released`` (default; the authors' code and the numbers the field cites): BETA / LAYERS
         times the sum over the blocks 0 .. LAYERS - 2, half of each term. ``paper``: BETA times the
         mean over all blocks, without halves. Both take an L1 distance as the mean over tokens and
         channels, as the code does.
-
-        Args:
-            tokens: Inputs of :attr:`blocks`, each (S, L, W).
         """
         options, blocks, source = self.options, self.blocks, self.statistics
         device = tokens[0].device if tokens else self.device
@@ -137,12 +134,12 @@ class PromptAlign(StartedTrainer):
         return weight * alignment(tokens, mean, variance)
 
     def episode(self, start: PromptStart, views: Tensor) -> Tensor:
-        """See :meth:`trainers.test_time.starts.StartedTrainer.episode`."""
-        prompts = TunedPrompts(start, **self.adamw)
+        """See :class:`trainers.test_time.starts.StartedEpisodes`."""
+        prompts = TunedPrompts(start, **self.recipe.adamw)
         for _ in range(self.options.STEPS):
             with torch.enable_grad(), block_inputs(self.model.backbone, self.blocks) as tokens:
                 logits = prompts.logits(views[1:])  # (S, K)
-                loss = self.entropy(logits) + self.penalty([tokens[b] for b in self.blocks])
+                loss = self.recipe.entropy(logits) + self.penalty([tokens[b] for b in self.blocks])
             prompts.step(loss)
         return prompts.logits(views[:1])
 

@@ -17,14 +17,15 @@ from clip import freeze_except
 from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
 from dassl.results import read_result
-from trainers.base import FrozenTextCLIP
+from trainers.base import CLIPTrainer, FrozenTextCLIP
 from trainers.heads import RationalHead
 from trainers.rada import MASK_DEFAULTS, rational_head
 from trainers.test_time.episodes import (
     ENTROPIES,
     EPISODE_DEFAULTS,
-    EpisodicTrainer,
+    Episodes,
     most_confident,
+    no_training,
     take_views,
 )
 from trainers.test_time.mask import Masks, load_mask, start_logits
@@ -71,22 +72,24 @@ def adapted_logits(
 
 
 @TRAINER_REGISTRY.register()
-class RAdaTTT(EpisodicTrainer):
+class RAdaTTT(CLIPTrainer):
     """RAda, test-time training: per image, entropy minimisation on the mask alone.
 
     Mask and optimiser start anew with each image. From a mask of all ones only its output
     projection gets a gradient in the first step.
 
-    Config, ``TRAINER.RAdaTTT``: the episodes', see
-    :class:`trainers.test_time.episodes.EpisodicTrainer`; the
-    mask's, see :class:`trainers.rada.RAda` (REG has no effect here), and top-level TEMP; FROM, run
-    directory of a trained ``RAda`` whose mask is the start (RAda dagger), or "" for ones. The paper
-    gives no WEIGHT_DECAY; AdamW's own is the default.
+    Config, ``TRAINER.RAdaTTT``: the episodes', see :class:`trainers.test_time.episodes.Episodes`;
+    the mask's, see :class:`trainers.rada.RAda` (REG has no effect here), and top-level TEMP; FROM,
+    run directory of a trained ``RAda`` whose mask is the start (RAda dagger), or "" for ones. The
+    paper gives no WEIGHT_DECAY; AdamW's own is the default.
 
     Each image of a batch has its own mask: 4 copies of its weights while it adapts (values, AdamW's
     two moments, gradient), 25 MB at D = 512, and 40 K D bytes or so per selected view.
     """
 
+    protocols = ("ttt",)
+    recipe_type = Episodes
+    forward_loss = no_training
     defaults = {
         **with_defaults(EPISODE_DEFAULTS, STEPS=3, LR=8e-4),
         **MASK_DEFAULTS,
@@ -140,7 +143,6 @@ class RAdaTTT(EpisodicTrainer):
         with torch.autocast(features.device.type, enabled=False), torch.no_grad():
             text = model.class_weights().to(features.dtype)  # (K, D)
             scale = model.scale.to(features.dtype)
-            settings = {"steps": options.STEPS, "selected": self.selected, **self.adamw}
-            return adapted_logits(
-                model.head, features, text, scale, entropy=options.ENTROPY, **settings
-            )
+            settings = {"steps": options.STEPS, "entropy": options.ENTROPY, **self.recipe.adamw}
+            selected = self.recipe.selected
+            return adapted_logits(model.head, features, text, scale, selected=selected, **settings)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import adapter_parameters, freeze_except
+from clip.text import unit_norm
 from dassl.engine import TRAINER_REGISTRY, read_result
 from dassl.engine.checkpoint import (
     checkpoint_path,
@@ -25,11 +26,12 @@ from trainers.cocoop import cocoop_clip
 from trainers.coop import coop_clip
 from trainers.finetuning.stages import FirstStageError
 from trainers.maple import maple_clip
-from trainers.test_time.episodes import EpisodicTrainer
+from trainers.test_time.episodes import Episodes
 from trainers.test_time.towers import PromptStart, confident_views
 
 FLAG = "--model-dir"
 FIRST_STAGE_KEY = "FIRST_STAGE.DIR"
+CONTEXT = "backbone.text_prompts.vectors"  # the parameter of a learned context
 
 
 class Start(NamedTuple):
@@ -53,8 +55,12 @@ STARTS = {
 }
 
 
-class StartedTrainer(EpisodicTrainer):
-    """Base of test-time training that may start from the prompts of a trained run.
+class StartedEpisodes(Episodes):
+    """Episodes on prompts, which may start from those of a trained run.
+
+    A method defines ``start_of(cfg)``, the name of the method that trained the start ("" for none),
+    and ``episode(start, views)``: on a fresh copy of the prompts of a :class:`PromptStart`, one
+    image's features (V, D) or views (1 + S, 3, H, W) -> logits of its view 0, (1, K).
 
     The run is FIRST_STAGE.DIR (FIRST_STAGE.EPOCH 0 is its last epoch) or ``--model-dir``, its own
     or a released checkpoint's folder. The form of its prompts is that method's section of the
@@ -66,59 +72,56 @@ class StartedTrainer(EpisodicTrainer):
 
     start_directory = ""
 
-    @classmethod
-    def start_of(cls, cfg: CfgNode) -> str:
-        """Name of the method that trained the start; "" for none."""
-        raise NotImplementedError(f"{cls.__name__} must say what it starts from")
-
     @property
     def start(self) -> str:
-        """The same under the trainer's own config."""
-        return self.start_of(self.cfg)
+        """Name of the method that trained the start; "" for none."""
+        return self.trainer.start_of(self.trainer.cfg)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.check_cfg`.
+        """Refuse what episodes or a start cannot work with.
 
         Raises:
             ValueError: Activations of adapted blocks would be made again.
         """
         super().check_cfg(cfg)
-        if cfg.TRAIN.GRAD_CHECKPOINTING and self.start_of(cfg) == "MaPLe":
+        if cfg.TRAIN.GRAD_CHECKPOINTING and self.trainer.start_of(cfg) == "MaPLe":
             raise ValueError(
-                f"TRAIN.GRAD_CHECKPOINTING is True, but {type(self).__name__} adapts copies of "
+                f"TRAIN.GRAD_CHECKPOINTING is True, but {self.method} adapts copies of "
                 "prompts inside the towers, and activations made again would be those of the "
                 "prompts themselves; set it to False"
             )
 
     def adapted(self) -> Mapping[str, Tensor]:
-        """All that the start's method trained."""
-        return adapter_parameters(self.model)
+        """All that MaPLe trained, or else the context tokens."""
+        model = self.trainer.model
+        if self.start == "MaPLe":
+            return adapter_parameters(model)
+        return {CONTEXT: model.get_parameter(CONTEXT)}
 
-    def build_model(self) -> nn.Module:
+    def started_model(self) -> PromptedCLIP:
         """The start's classifier, with the weights of FIRST_STAGE.DIR if that is set.
 
         Raises:
             FirstStageError: See :meth:`_load_start`.
             ValueError: TRAINER.CoOp.CSC is set.
         """
-        section = self.cfg.TRAINER[self.start]
+        trainer = self.trainer
+        section = trainer.cfg.TRAINER[self.start]
         if section.get("CSC"):
             raise ValueError(
                 f"TRAINER.{self.start}.CSC is True: contexts of the training set's classes are no "
                 "start for the classes of another set; name a run with one context for all"
             )
-        backbone, names = self.load_backbone(), self.dm.dataset.classnames
+        backbone, names = trainer.load_backbone(), trainer.dm.dataset.classnames
         model = STARTS[self.start].build(backbone, names, section)
         model.requires_grad_(False)  # what an episode adapts are copies
-        stage = self.cfg.FIRST_STAGE
+        stage = trainer.cfg.FIRST_STAGE
         if stage.DIR:
             self._load_start(model, stage.DIR, stage.EPOCH or None, FIRST_STAGE_KEY)
             self.start_directory = stage.DIR
         return model
 
-    def load_model(
-        self, directory: str | os.PathLike[str] | None, epoch: int | None = None
-    ) -> None:
+    def load(self, directory: str | os.PathLike[str] | None, epoch: int | None) -> bool:
         """Start all episodes from the prompts of a trained run, as FIRST_STAGE.DIR does.
 
         Args:
@@ -130,7 +133,7 @@ class StartedTrainer(EpisodicTrainer):
             FirstStageError: There is no start, or see :meth:`_load_start`.
         """
         result = read_result(directory) if directory and self.start else None
-        if result and result["trainer"] == type(self).__name__:
+        if result and result["trainer"] == self.method:
             # The directory is another test's: go on to what that one started from, by --model-dir
             # or else by its config.
             stage = result["config"]["FIRST_STAGE"]
@@ -140,12 +143,12 @@ class StartedTrainer(EpisodicTrainer):
         # Nothing of a start is trained here, so that its weights are not this trainer's own ones,
         # which the engine would look for.
         if directory and self.start:
-            self._load_start(self.model, directory, epoch, FLAG)
+            self._load_start(self.trainer.model, directory, epoch, FLAG)
             self.start_directory = os.fspath(directory)
-            self.identity.loaded_from = (os.fspath(directory), epoch)
-            return
+            self.trainer.identity.loaded_from = (os.fspath(directory), epoch)
+            return True
         self.require_start()
-        super().load_model(directory, epoch)
+        return False
 
     def require_start(self) -> None:
         """Refuse to go on without trained prompts.
@@ -155,15 +158,15 @@ class StartedTrainer(EpisodicTrainer):
         """
         if not self.start or self.start_directory:
             return
-        config = self.cfg.FIRST_STAGE.CONFIG or f"{self.start}/cross_dataset"
+        config = self.trainer.cfg.FIRST_STAGE.CONFIG or f"{self.start}/cross_dataset"
         raise FirstStageError(
-            f"{type(self).__name__} starts from a finished run of {self.start}, but neither {FLAG} "
+            f"{self.method} starts from a finished run of {self.start}, but neither {FLAG} "
             f"nor {FIRST_STAGE_KEY} names one: train with configs/trainers/{config}.yaml, or let "
             "bash run_ttt.sh do both"
         )
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """See :meth:`EpisodicTrainer.model_inference`.
+    def logits(self, input: Tensor) -> Tensor:
+        """See :meth:`Episodes.logits`.
 
         Args:
             input: Views (N, V, 3, H, W), or images (N, 3, H, W).
@@ -172,7 +175,7 @@ class StartedTrainer(EpisodicTrainer):
             FirstStageError: There is no start.
         """
         self.require_start()
-        return super().model_inference(input)
+        return super().logits(input)
 
     def encode(self, views: Tensor) -> Tensor:
         """What episodes work on: features of all views, (N, V, D).
@@ -183,7 +186,13 @@ class StartedTrainer(EpisodicTrainer):
         features = super().encode(views)
         if self.start != "MaPLe":
             return features
-        return confident_views(self.model, views, features, self.selected, self.normalize)
+        return confident_views(self.trainer.model, views, features, self.selected, self.normalize)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Features (B, D), unit norm except for the start from CoCoOp, which needs theirs."""
+        if self.start == "CoCoOp":
+            return self.trainer.model.raw_image_features(images)
+        return super().encode_images(images)
 
     @torch.no_grad()
     def predict_episodes(self, views: Tensor) -> Tensor:
@@ -192,17 +201,15 @@ class StartedTrainer(EpisodicTrainer):
         Args:
             views: What :meth:`encode` returns.
         """
-        start = PromptStart(self.model, self.adapted())
-        return torch.cat([self.episode(start, one) for one in views])
-
-    def episode(self, start: PromptStart, views: Tensor) -> Tensor:
-        """One image's, on a fresh copy of the prompts: logits of its view 0, (1, K).
-
-        Args:
-            start: Prompts that the copy starts from.
-            views: Of the image, features (V, D) or images (1 + S, 3, H, W).
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define episode")
+        trainer, model = self.trainer, self.trainer.model
+        if self.start != "CoCoOp":
+            start = PromptStart(model, self.adapted())
+            return torch.cat([trainer.episode(start, one) for one in views])
+        # The clean view's feature decides where an image's context starts.
+        contexts = model.backbone.text_prompts.contexts(views[:, 0])  # (N, M, W)
+        starts = (PromptStart(model, {CONTEXT: context[None]}) for context in contexts)
+        pairs = zip(starts, unit_norm(views), strict=True)
+        return torch.cat([trainer.episode(start, features) for start, features in pairs])
 
     def extra_result(self) -> dict[str, Any]:
         """Add what episodes started from."""
@@ -224,7 +231,7 @@ class StartedTrainer(EpisodicTrainer):
             FirstStageError: The directory has no weights, or they are of another method, backbone
                 or form.
         """
-        method, own = self.start, self.checkpoint_meta()
+        method, own = self.start, self.trainer.checkpoint_meta()
         folder = TRAINER_REGISTRY.get(method).model_name or method
         try:
             path = checkpoint_path(directory, folder, epoch)
@@ -235,7 +242,7 @@ class StartedTrainer(EpisodicTrainer):
             ) from None
         meta = content["meta"]
         check_origin(path, meta, method, own, key)
-        section = self.cfg.TRAINER[method]
+        section = self.trainer.cfg.TRAINER[method]
         form = {f"TRAINER.{method}.{name}": section[name] for name in STARTS[method].form}
         check_form(directory, method, form, key)
         freeze_except(model)  # the names of what trains are what the file must hold
@@ -249,6 +256,11 @@ class StartedTrainer(EpisodicTrainer):
         model.load_state_dict(state, strict=False)
         drop_caches(model)  # class weights of the prompts from before
         print(f'Every episode starts from the prompts in "{path}"')
+
+
+def started_model(trainer: Any) -> PromptedCLIP:
+    """The ``build_model`` of a method that always starts from a trained run's prompts."""
+    return trainer.recipe.started_model()
 
 
 def check_origin(

@@ -6,38 +6,30 @@ arXiv:2209.07511.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import attach_text_prompts, freeze_except
-from clip.text import unit_norm
 from dassl.config.schema import Option, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY
-from trainers.base import PromptedCLIP
+from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.base.options import text_prompts
-from trainers.test_time.augmix import add_augmix
-from trainers.test_time.episodes import EPISODE_DEFAULTS, most_confident
-from trainers.test_time.starts import STARTS, StartedTrainer
+from trainers.test_time.episodes import EPISODE_DEFAULTS, most_confident, no_training
+from trainers.test_time.starts import STARTS, StartedEpisodes
 from trainers.test_time.towers import PromptStart, TunedPrompts
-
-_CONTEXT = "backbone.text_prompts.vectors"
 
 
 @TRAINER_REGISTRY.register()
-class TPT(StartedTrainer):
+class TPT(CLIPTrainer):
     """TPT: per image, entropy minimisation on the context tokens of the prompt.
 
     Image features need no gradient, only the text encoder runs again.
 
-    Config, ``TRAINER.TPT``: the episodes', see
-    :class:`trainers.test_time.episodes.EpisodicTrainer`; N_CTX
+    Config, ``TRAINER.TPT``: the episodes', see :class:`trainers.test_time.episodes.Episodes`; N_CTX
     context tokens, which start as the first words of CTX_INIT; AUGMIX, which the authors use on the
     ten fine-grained datasets and not on ImageNet and its shifts; START, "" or the method of a
-    trained run, see :class:`trainers.test_time.starts.StartedTrainer`, in place of N_CTX and
+    trained run, see :class:`trainers.test_time.starts.StartedEpisodes`, in place of N_CTX and
     CTX_INIT:
 
     ``CoOp`` (the paper's, arXiv:2209.07511): its context (M, W) is tuned.
@@ -53,6 +45,9 @@ class TPT(StartedTrainer):
     in time and memory, whatever BATCH is.
     """
 
+    protocols = ("ttt",)
+    recipe_type = StartedEpisodes
+    forward_loss = no_training
     defaults = {
         **with_defaults(EPISODE_DEFAULTS, LR=5e-3),
         "N_CTX": text_prompts(4),
@@ -62,7 +57,7 @@ class TPT(StartedTrainer):
 
     @classmethod
     def start_of(cls, cfg: CfgNode) -> str:
-        """See :meth:`trainers.test_time.starts.StartedTrainer.start_of`."""
+        """Name of the method that trained the start; "" for none."""
         return cfg.TRAINER.TPT.START
 
     def choices(self) -> list[str]:
@@ -76,8 +71,8 @@ class TPT(StartedTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with context tokens in its text tower, or a start's prompts."""
         options = self.options
-        if self.start:
-            return super().build_model()
+        if self.recipe.start:
+            return self.recipe.started_model()
         if not options.CTX_INIT:
             raise ValueError(
                 "TRAINER.TPT.CTX_INIT is empty: the context tokens take the place of its first "
@@ -96,44 +91,16 @@ class TPT(StartedTrainer):
             prompts.check_texts(model.bank.tokens)
         return model
 
-    def augment(self, views: Any) -> None:
-        """See :meth:`trainers.test_time.episodes.EpisodicTrainer.augment`."""
-        if self.options.AUGMIX:
-            add_augmix(views)
-
-    def adapted(self) -> Mapping[str, Tensor]:
-        """The context tokens, or all of MaPLe's prompts and maps."""
-        if self.start == "MaPLe":
-            return super().adapted()
-        return {_CONTEXT: self.model.get_parameter(_CONTEXT)}
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Features (B, D), unit norm except for the start from CoCoOp, which needs theirs."""
-        if self.start == "CoCoOp":
-            return self.model.raw_image_features(images)
-        return super().encode_images(images)
-
-    @torch.no_grad()
-    def predict_episodes(self, views: Tensor) -> Tensor:
-        """See :meth:`trainers.test_time.starts.StartedTrainer.predict_episodes`."""
-        if self.start != "CoCoOp":
-            return super().predict_episodes(views)
-        # The clean view's feature decides where an image's context starts.
-        contexts = self.model.backbone.text_prompts.contexts(views[:, 0])  # (N, M, W)
-        starts = (PromptStart(self.model, {_CONTEXT: context[None]}) for context in contexts)
-        pairs = zip(starts, unit_norm(views), strict=True)
-        return torch.cat([self.episode(start, features) for start, features in pairs])
-
     def episode(self, start: PromptStart, views: Tensor) -> Tensor:
-        """See :meth:`trainers.test_time.starts.StartedTrainer.episode`."""
-        prompts = TunedPrompts(start, **self.adamw)
+        """See :class:`trainers.test_time.starts.StartedEpisodes`."""
+        prompts = TunedPrompts(start, **self.recipe.adamw)
         if views.ndim == 2:
-            (chosen,) = most_confident(prompts.logits(views)[None], self.selected)  # (S,)
+            (chosen,) = most_confident(prompts.logits(views)[None], self.recipe.selected)  # (S,)
             confident = views[chosen]  # (S, D)
         else:
             confident = views[1:]  # (S, 3, H, W), chosen when they were encoded
         for _ in range(self.options.STEPS):
             with torch.enable_grad():
-                loss = self.entropy(prompts.logits(confident))
+                loss = self.recipe.entropy(prompts.logits(confident))
             prompts.step(loss)
         return prompts.logits(views[:1])

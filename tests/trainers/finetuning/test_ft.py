@@ -54,7 +54,9 @@ def test_classifier_is_the_mean_over_templates(build_fft):
 def test_a_loaded_classifier_needs_no_text(train_fft, build_fft, monkeypatch):
     directory = train_fft("LP", output="lp")
     other = build_fft("LP", output="other")
-    monkeypatch.setattr(other, "ensemble_weights", lambda backbone: pytest.fail("encoded texts"))
+    monkeypatch.setattr(
+        other.recipe, "ensemble_weights", lambda backbone: pytest.fail("encoded texts")
+    )
     other.load_model(directory)
     assert other.model.eval()(batch()[0]).shape == (6, 40)
 

@@ -136,7 +136,7 @@ def test_episodes_equal_the_formula(build, maple, few_images, monkeypatch, form,
     torch.manual_seed(1)
     pictures = torch.randn(2, 3, 3, 48, 48, dtype=torch.double)
     recorded = record_gradients(monkeypatch)
-    found = trainer.predict_episodes(pictures)
+    found = trainer.recipe.predict_episodes(pictures)
     for number, views in enumerate(pictures):
         values = [state[n].detach().clone().requires_grad_() for n in names]
 
@@ -355,6 +355,6 @@ def test_settings_are_the_released_ones(make_config):
 def test_adapted_parameters_and_blocks_on_vit_b16(make_config, monkeypatch):
     monkeypatch.setattr(clip, "load", lambda *args, **kwargs: vit_b16())
     trainer = build_trainer(make_config("PromptAlign/ttt", dataset="shapes_v2"))
-    assert trainer.adapted_parameters() == 1_185_024
+    assert trainer.recipe.adapted_parameters() == 1_185_024
     assert trainer.blocks == range(2)
     assert not any(p.requires_grad for p in trainer.model.parameters())

@@ -99,7 +99,7 @@ class TestFormulas:
     def test_paper_keeps_six_of_64(self, make_config):
         trainer = build_trainer(make_config("RAdaTTT/ttt", "TRAINER.RAdaTTT.VIEWS", "64",
                                             "TRAINER.RAdaTTT.SELECT", "0.1"))  # fmt: skip
-        assert trainer.selected == 6
+        assert trainer.recipe.selected == 6
 
 
 class TestEpisodes:
@@ -214,7 +214,7 @@ class TestTrainers:
         monkeypatch.setattr(
             trainer.model.backbone, "encode_image", lambda x: seen.append(len(x)) or encode(x)
         )
-        found = trainer.encode(views)
+        found = trainer.recipe.encode(views)
         assert seen == [6, 6, 6, 2]  # 5 images of 4 views
         torch.testing.assert_close(found, whole.encode(views), atol=1e-6, rtol=0)
 
@@ -243,7 +243,7 @@ class TestTrainers:
         trainer = build(name)
         views = views_of(trainer, self.rows)
         adapted = trainer.model_inference(views)
-        features = trainer.encode(views)[:, 0]
+        features = trainer.recipe.encode(views)[:, 0]
         plain = trainer.model.scale * features @ trainer.model.class_weights().T
         moved = (adapted - plain).abs().amax(-1)
         assert (moved > 1e-3).all()
@@ -267,7 +267,7 @@ class TestTrainers:
         pictures = torch.stack([plain.test_loader.dataset[row]["img"] for row in self.rows])
         with torch.no_grad():
             expected = F.normalize(plain.model.backbone.encode_image(pictures), dim=-1)
-        found = trainer.encode(views_of(trainer, self.rows))[:, 0]
+        found = trainer.recipe.encode(views_of(trainer, self.rows))[:, 0]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
     def test_adapted_parameters(self, name, build):
@@ -342,7 +342,7 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
     views = views_of(trainer, (5, 200, 400))
     found = trainer.model_inference(views).softmax(-1)
     text, scale = trainer.model.class_weights(), trainer.model.scale
-    for one, probabilities in zip(trainer.encode(views), found, strict=True):
+    for one, probabilities in zip(trainer.recipe.encode(views), found, strict=True):
         expected = by_hand(trainer.model.head, one, text, scale, **settings).softmax(-1)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
@@ -351,12 +351,12 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
 def test_tpt_equals_the_formula(build, monkeypatch, steps):
     """Logits, gradients and adapted tokens, with texts that a tower written out has encoded."""
     trainer = build("TPT", "TRAINER.TPT.STEPS", str(steps))
-    features = trainer.encode(views_of(trainer, (5, 200, 400))).double()
+    features = trainer.recipe.encode(views_of(trainer, (5, 200, 400))).double()
     trainer.model.double()
     model = clip.load("shapes").double().model
     start = model.token_embedding.weight[clip.tokenize("a photo of a")[0, 1:5]]
     recorded, adapted = record_gradients(monkeypatch), record_texts(monkeypatch)
-    found = trainer.predict_episodes(features)
+    found = trainer.recipe.predict_episodes(features)
     assert len(recorded) == 3 * steps
     for number, (one, logits) in enumerate(zip(features, found, strict=True)):
         wanted, grads, tokens = context_by_hand(trainer, one, start, steps)

@@ -67,7 +67,7 @@ def test_contexts_equal_the_formula(started, monkeypatch, method, steps):
     f = torch.randn(2, 1, dim).double() + 0.5 * torch.randn(2, 4, dim).double()
     f = 3 * f if method == "CoCoOp" else unit(f)
     recorded = record_gradients(monkeypatch)
-    found = trainer.predict_episodes(f)
+    found = trainer.recipe.predict_episodes(f)
     expected = []
     for views, logits in zip(f, found, strict=True):
         start = prompts.vectors[0]
@@ -85,11 +85,11 @@ def test_contexts_equal_the_formula(started, monkeypatch, method, steps):
 def test_a_feature_of_another_length_is_another_start_from_cocoop(started):
     trainer = started("CoCoOp")
     views = views_of(trainer, (3,))
-    f = trainer.encode(views)
+    f = trainer.recipe.encode(views)
     lengths = f.norm(dim=-1)
     assert (lengths - 1).abs().min() > 0.1
-    found = trainer.predict_episodes(f)
-    assert (found - trainer.predict_episodes(unit(f))).abs().max() > 1e-3
+    found = trainer.recipe.predict_episodes(f)
+    assert (found - trainer.recipe.predict_episodes(unit(f))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -102,7 +102,7 @@ def test_maple_equals_the_formula(started, monkeypatch, steps):
     torch.manual_seed(1)
     pictures = torch.randn(2, 3, 3, 48, 48, dtype=torch.double)
     recorded = record_gradients(monkeypatch)
-    found = trainer.predict_episodes(pictures)
+    found = trainer.recipe.predict_episodes(pictures)
     assert len(recorded) == 2 * steps
     for number, views in enumerate(pictures):
         values = [state[n].detach().clone().requires_grad_() for n in names]
@@ -145,7 +145,7 @@ def test_images_do_not_depend_on_each_other(started, method):
 def test_views_for_maple_are_the_surest_of_the_start(started):
     trainer = started("MaPLe")
     views = views_of(trainer, (5, 300))
-    pictures = trainer.encode(views)
+    pictures = trainer.recipe.encode(views)
     mean, std = (torch.tensor(v)[:, None, None] for v in (
         trainer.cfg.INPUT.PIXEL_MEAN, trainer.cfg.INPUT.PIXEL_STD))  # fmt: skip
     for one, chosen in zip(views, pictures, strict=True):
@@ -281,5 +281,5 @@ def test_augmix_changes_all_views_but_the_first(make_config):
 def test_adapted_parameters_on_vit_b16(make_config, monkeypatch, method, number):
     monkeypatch.setattr(clip, "load", lambda *args, **kwargs: vit_b16())
     trainer = build_trainer(make_config(f"TPT/ttt_{method.lower()}", dataset="shapes_v2"))
-    assert trainer.adapted_parameters() == number
+    assert trainer.recipe.adapted_parameters() == number
     assert not any(p.requires_grad for p in trainer.model.parameters())
