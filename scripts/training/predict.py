@@ -24,6 +24,7 @@ from dassl.engine.checkpoint import checkpoint_path
 from dassl.utils import load_checkpoint, set_random_seed
 from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
+from datasets.rows import ROW_OF
 from scripts.training.config import PLACE_KEYS, build_config
 from scripts.training.predict_files import (
     SUFFIXES,
@@ -83,6 +84,7 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
         config = (read_result(args.model_dir) or saved_meta(args)).get("config")
         if config:
             below = {k: v for k, v in config.items() if k not in PLACE_KEYS}
+            drop_shipped_template(below)
         elif not (args.trainer or args.config_file):
             raise ValueError(
                 f"--model-dir: {args.model_dir} has neither a complete result.json nor weights "
@@ -105,6 +107,18 @@ def prediction_config(args: argparse.Namespace) -> CfgNode:
         cfg.SEED = max(cfg.SEED, 0)  # so that random views are the same each time
     cfg.freeze()
     return cfg
+
+
+def drop_shipped_template(config: dict[str, Any]) -> None:
+    """Take a record's template away, in place, where it is no choice of the user's.
+
+    Runs of earlier versions recorded the text of the dataset's row, which methods with words of
+    their own did not read.
+    """
+    dataset = config.get("DATASET", {})
+    row = ROW_OF.get(dataset.get("NAME"))
+    if row is not None and dataset.get("PROMPT_TEMPLATE") == row.template:
+        config["DATASET"] = {**dataset, "PROMPT_TEMPLATE": ""}
 
 
 def saved_meta(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from PIL import Image
 import train
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, read_result
+from dassl.results import write_result
 from datasets.listing import LeftOut
+from datasets.rows import ROW_OF
 from scripts.training.predict_files import find_images, read_names
 
 CLASSES = ("solid_blue_square", "dotted_red_square", "striped_pink_star")
@@ -387,6 +389,18 @@ def test_template_of_the_command_line(pictures, names, tmp_path, capsys):
         found.append(json.loads(file.read_text()))
     assert found[0]["images"] != found[1]["images"]
     assert 'First prompt: "a blurred solid blue square on paper."' in capsys.readouterr().out
+
+
+def test_a_record_with_the_shipped_template_is_no_choice(make_config, predict, pictures, capsys):
+    """Runs of earlier versions recorded the dataset's own text; zero-shot CLIP reads another."""
+    run = build_trainer(make_config("ZeroshotCLIP/base2novel", "DATASET.NUM_SHOTS", "1"))
+    run.test()
+    result = read_result(run.output_dir)
+    result["config"]["DATASET"]["PROMPT_TEMPLATE"] = ROW_OF["Shapes"].template
+    write_result(run.output_dir, result)
+    capsys.readouterr()
+    assert predict("--predict", pictures, "--model-dir", run.output_dir)[0] == 0
+    assert 'First prompt: "a photo of a ' in capsys.readouterr().out
 
 
 def test_names_that_are_the_same_are_noted(predict, pictures, names, capsys):
