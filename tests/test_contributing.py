@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result
+from dassl.results import write_result
 from datasets.shapes_render import COLOURS, FORMS, TEXTURES, Objects, Style, render
 from scripts import report, run
 from scripts.jobs.protocols import PROTOCOLS, Protocol, RunKey
@@ -217,14 +218,16 @@ def write_results(protocol: Protocol, output: Path, missing: tuple[str, str] = (
                 key = RunKey(protocol.name, stage, dataset, 16, "LightRA", "base2novel", seed)
                 accuracy = value + 10 * number + 2 * (seed - 1)
                 result = {
-                    "status": "complete",
                     "seed": seed,
                     "trainer": "LightRA",
+                    "dataset": dataset,
+                    "config": {},
+                    "config_hash": "",
                     "subsample_classes": protocol.classes_of(stage),
                     "metrics": {"accuracy": accuracy},
                 }
                 key.directory(output).mkdir(parents=True)
-                (key.directory(output) / "result.json").write_text(json.dumps(result))
+                write_result(key.directory(output), result)
 
 
 def test_report_of_the_protocol(protocol, capsys, tmp_path):
