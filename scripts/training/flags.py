@@ -11,6 +11,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import read_result
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.trainer import SimpleTrainer
+from trainers.base import CLIPTrainer
+from trainers.base.recipe import Recipe
 from trainers.zeroshot import ZeroshotCLIP
 
 __all__ = ["check_effect", "check_flags"]
@@ -124,8 +126,11 @@ def _check_weights(args: argparse.Namespace, trainer: Any, trains: bool) -> None
             f"--eval-only out), or test the pre-trained model (--trainer {ZeroshotCLIP.__name__})"
         )
     # A method that trains nothing may still read a run, as test-time training does.
-    reads = unwrap(type(trainer).load_model) is not unwrap(SimpleTrainer.load_model)
-    if not args.model_dir or trains or (reads and getattr(trainer, "start", name)):
+    recipe = getattr(trainer, "recipe", None)  # a trainer made for Dassl has none
+    known = (unwrap(SimpleTrainer.load_model), unwrap(CLIPTrainer.load_model))
+    reads = unwrap(type(trainer).load_model) not in known
+    reads = reads or (recipe is not None and type(recipe).load is not Recipe.load)
+    if not args.model_dir or trains or (reads and getattr(recipe, "start", name)):
         return
     if not Path(args.model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir: no directory {args.model_dir}")

@@ -187,5 +187,5 @@ def test_twins_of_a_classifier_keep_their_rows(build_fft):
     trainer = build_fft("LP")
     names = ["missile", "x", "missile", *trainer.dm.dataset.classnames]
     trainer.dm.dataset.classnames[:3] = ["missile", "missile", names[3]]
-    trainer.take_classes([*names, *trainer.dm.dataset.classnames[3:]])
+    trainer.recipe.take_classes([*names, *trainer.dm.dataset.classnames[3:]])
     assert trainer.model.columns[:3] == [0, 2, 3]

@@ -264,7 +264,7 @@ def test_bad_arguments(arguments, message):
 def test_bad_arguments_of_the_ablations():
     with pytest.raises(ValueError, match="D = 16 is not divisible by 3"):
         FeatureAttentionHead(16, num_heads=3)
-    with pytest.raises(ValueError, match="got 'vision'"):
+    with pytest.raises(ValueError, match="HEAD: 'vision' is not available"):
         FeatureAttentionHead(16, on="vision")
     with pytest.raises(ValueError, match="needs queries"):
         kernel.mask_attention(torch.zeros(1, 2, 2, 1, 4), joint=True)

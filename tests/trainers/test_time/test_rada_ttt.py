@@ -216,7 +216,7 @@ class TestTrainers:
         )
         found = trainer.recipe.encode(views)
         assert seen == [6, 6, 6, 2]  # 5 images of 4 views
-        torch.testing.assert_close(found, whole.encode(views), atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, whole.recipe.encode(views), atol=1e-6, rtol=0)
 
     def test_worker_processes_draw_the_same_views(self, name, build):
         loaders = [

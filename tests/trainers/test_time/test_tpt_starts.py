@@ -170,7 +170,7 @@ def test_every_way_to_name_a_start(build, trained, method):
     loaded.record.add_test("test", found, loaded.evaluator.per_class(), 0.0)
     again = build(method, output="again")
     again.load_model(loaded.output_dir)
-    assert again.start_directory == run.output_dir
+    assert again.recipe.start_directory == run.output_dir
 
 
 @pytest.mark.parametrize("method", METHODS)
