@@ -10,7 +10,7 @@ from clip.adapters import (
 from clip.adapters.clip_adapter import FeatureAdapter
 from clip.adapters.coop import ClassContextBank, ConditionalPrompts, ContextPrompts, attach_context
 from clip.adapters.hpt import HierarchicalPrompts, StructuredBank, attach_hierarchical_prompts
-from clip.adapters.lightra import AdaptedAttention, ResidualAttention, attach_residual_attention
+from clip.adapters.lightra import ResidualAttention, attach_residual_attention
 from clip.adapters.maple import CoupledPrompts, attach_coupled_prompts
 from clip.adapters.mma import MultiModalAdapter, attach_multimodal_adapters
 from clip.adapters.prompts import (
@@ -25,6 +25,7 @@ from clip.adapters.prompts import (
 from clip.adapters.provp import ProgressivePrompts, attach_progressive_prompts
 from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
 from clip.text import TextBank
+from clip.transformer import AdaptedAttention
 
 __all__ = [
     "AdaptedAttention",

@@ -18,9 +18,9 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from clip.adapters.lightra import open_attention
 from clip.align import align_input, load_align
 from clip.checkpoints import BUNDLED, build_model, image_side, load_bundled, read_state_dict
+from clip.layouts import Ends
 from clip.names import (
     OPENAI,
     InputSpec,
@@ -35,6 +35,7 @@ from clip.names import (
 from clip.text import TextBank, encode_tokens, end_of_text, pools_at_end_of_text, text_tower
 from clip.tokens import cuts
 from clip.tokens import tokenize as tokenize_with
+from clip.transformer import open_blocks
 from dassl.utils.torchtools import not_finite
 
 __all__ = [
@@ -88,8 +89,11 @@ class Backbone(nn.Module):
         self._tokenizer = tokenizer or open_clip.tokenizer._tokenizer
         self.context_length: int = model.context_length
         self.embed_dim = _embed_dim(model)
-        for transformer in (self.vision_transformer, self.text_transformer):
-            open_attention(transformer)
+        visual = model.visual
+        class_token = getattr(visual, "pool_type", "") == "tok" and visual.attn_pool is None
+        whole = getattr(visual, "output_tokens", False)  # all tokens are asked for
+        open_blocks(self.vision_transformer, pools=class_token and not whole)
+        open_blocks(self.text_transformer, pools=pools_at_end_of_text(model))
 
     @property
     def logit_scale(self) -> Tensor:
@@ -127,13 +131,16 @@ class Backbone(nn.Module):
         """Image features, not normalised: (B, 3, S, S) -> (B, D)."""
         return self.model.encode_image(images.to(self.dtype))
 
-    def encode_text(self, tokens: Tensor, length: int | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor, ends: Ends | None = None) -> Tensor:
         """Text features, not normalised: (N, T) -> (N, D).
 
-        Sequences are cut behind the longest one's end wherever that cannot change the result.
-        ``length`` spares the look-up of that place.
+        Sequences are cut behind the longest one's end, and what all begin with is encoded once,
+        wherever that cannot change the result. ``ends`` spare the look-up of both.
         """
-        return encode_tokens(self.model, tokens, length)
+        prompts: Any = getattr(self, "text_prompts", None)
+        if ends is not None and prompts is not None and prompts.enabled:
+            ends = ends._replace(shared=prompts.shareable(ends.shared))
+        return encode_tokens(self.model, tokens, ends)
 
     def end_of_text(self) -> Callable[[Tensor], Tensor] | None:
         """The function that finds end-of-text positions, or None if sequences must stay whole."""

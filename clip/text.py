@@ -7,16 +7,24 @@ W transformer width, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch.utils.checkpoint import checkpoint
+
 from clip.adapters import adapter_switches
+from clip.layouts import Ends, Padded, packed
+from clip.transformer import is_open
 
 # Tokens of one evaluation batch: bounds memory, whatever the number of prompts.
 BATCH_TOKENS = 8_192
+# Tokens of a training step whose activations are kept, 0.3 MB each in ViT-B/16's text tower in
+# single precision. Those of further texts are computed again in the backward pass.
+KEPT_TOKENS = 16_384
 
 
 def text_tower(model: Any) -> Any:
@@ -52,35 +60,45 @@ def end_of_text(model: Any, tokens: Tensor) -> Tensor:
     return tokens.argmax(-1)  # CLIP's vocabulary gives the end-of-text token the highest number
 
 
-def encode_embeddings(model: Any, embeddings: Tensor, end: Tensor) -> Tensor:
+def encode_embeddings(
+    model: Any, embeddings: Tensor, end: Tensor, ends: Ends | None = None
+) -> Tensor:
     """Encode embeddings (N, L, W) that have no positions yet: features, not normalised, (N, D).
 
     L may be any length that holds all end-of-text tokens, whose positions are ``end`` (N,), if the
-    tower :func:`pools_at_end_of_text`.
+    tower :func:`pools_at_end_of_text`. With ``ends`` what the texts share is encoded once.
     """
     tower = text_tower(model)
     length = embeddings.shape[1]
     dtype = tower.transformer.get_cast_dtype()
     x = embeddings.to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    mask, end = tower.attn_mask[:length, :length], end.to(x.device)
+    if not is_open(tower.transformer):
+        x = tower.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), end]
+    elif ends is not None and ends.shared:
+        layout = packed(ends, x.device)
+        x = layout.unpack(tower.transformer(layout.pack(x), attn_mask=layout))
+    else:
+        x = tower.transformer(x, attn_mask=Padded(end, mask))[:, 0]
     # LayerNorm works token by token, so only the pooled token needs it.
-    x = tower.ln_final(x[torch.arange(len(x), device=x.device), end.to(x.device)])
+    x = tower.ln_final(x)
     projection = tower.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def encode_tokens(model: Any, tokens: Tensor, length: int | None = None) -> Tensor:
+def encode_tokens(model: Any, tokens: Tensor, ends: Ends | None = None) -> Tensor:
     """Features of texts (N, T), cut exactly behind the longest one's end: not normalised, (N, D).
 
-    ``length`` is L if the caller knows it; it saves the device synchronisation of looking it up.
+    ``ends``, if the caller knows them, save the device synchronisation of looking them up.
     """
     if not pools_at_end_of_text(model):
         return model.encode_text(tokens)
     end = end_of_text(model, tokens)
-    length = int(end.max()) + 1 if length is None else length
-    return encode_embeddings(model, text_tower(model).token_embedding(tokens[:, :length]), end)
+    length = (int(end.max()) if ends is None else max(ends.of)) + 1
+    embeddings = text_tower(model).token_embedding(tokens[:, :length])
+    return encode_embeddings(model, embeddings, end, ends)
 
 
 def at_least_single(features: Tensor) -> Tensor:
@@ -96,6 +114,32 @@ def unit_norm(features: Tensor) -> Tensor:
     return F.normalize(at_least_single(features), dim=-1)
 
 
+def encode_in_parts(
+    encode: Callable[[Tensor], Tensor], index: Tensor, lengths: Sequence[int], kept: int
+) -> Tensor:
+    """``encode(index)``, (n, D), with the activations of at most ``kept`` tokens in memory.
+
+    Without gradients, or if no text is left out, that is one call. Else the first parts of
+    ``index`` (n,), texts of so many tokens, are encoded without keeping anything, and again in the
+    backward pass. The last parts are kept: their backward pass comes first and makes room.
+    """
+    behind = torch.tensor(lengths).cumsum(0)  # tokens so far, (n,)
+    if not (torch.is_grad_enabled() and 0 < kept < behind[-1]):
+        return encode(index)
+    size = max(1, kept // 4)  # a part in the making, and three to keep
+    part = torch.div(behind - 1, size, rounding_mode="floor")  # of each text, (n,)
+    counts = torch.unique_consecutive(part, return_counts=True)[1].tolist()
+    return torch.cat(
+        [
+            encode(texts)
+            if number >= len(counts) - 3
+            # Nothing in the towers is drawn at random.
+            else checkpoint(encode, texts, use_reentrant=False, preserve_rng_state=False)
+            for number, texts in enumerate(index.split(counts))
+        ]
+    )
+
+
 class TextBank(nn.Module):
     """All prompts of all classes, tokenised once, and their features.
 
@@ -106,6 +150,8 @@ class TextBank(nn.Module):
 
     Attributes:
         texts: The P prompts, for messages.
+        shared: How many tokens all prompts begin with.
+        kept_tokens: See :data:`KEPT_TOKENS`; 0 keeps all activations, however many.
 
     Raises:
         ValueError: There is no class, or a class has no prompt.
@@ -131,6 +177,9 @@ class TextBank(nn.Module):
             end_of_text(tokens) + 1 if end_of_text else torch.full((len(tokens),), tokens.shape[1])
         )
         self.num_classes = len(prompts)
+        self.kept_tokens = KEPT_TOKENS
+        # Without an end-of-text token to be pooled, nothing is known of what may be left out.
+        self.shared = int((tokens == tokens[0]).all(0).cumprod(0).sum()) if end_of_text else None
         # Lengths stay on the host, so that cutting never waits for the device.
         self.lengths: list[int] = lengths.tolist()
         self.counts = counts
@@ -169,14 +218,28 @@ class TextBank(nn.Module):
         length = max(self.lengths[i] for i in index.tolist())
         return self.tokens[index.to(self.tokens.device), :length]
 
+    def ends(self, index: Tensor) -> Ends | None:
+        """What is known of the prompts numbered ``index`` (n,); None if nothing may be cut."""
+        if self.shared is None:
+            return None
+        return Ends(tuple(self.lengths[i] - 1 for i in index.tolist()), self.shared)
+
     def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
-        """Features (n, D) of the prompts numbered ``index`` (n,), in one batch.
+        """Features (n, D) of the prompts numbered ``index`` (n,).
+
+        With gradients, activations of more than ``kept_tokens`` tokens are not kept but computed
+        again in the backward pass, part by part: memory is bounded, the gradient is the same.
 
         ``encoder`` is a :class:`clip.Backbone`, or what wraps one and has its ``encode_text``.
         """
-        tokens = self.cut_tokens(index)  # (n, L)
-        features = encoder.encode_text(tokens, length=tokens.shape[1])
+        lengths = [self.lengths[i] for i in index.tolist()]
+        part = partial(self._encode_part, encoder)
+        features = encode_in_parts(part, index, lengths, self.kept_tokens)
         return unit_norm(features) if unit else features
+
+    def _encode_part(self, encoder: Any, index: Tensor) -> Tensor:
+        """Features of some prompts in one batch, not normalised: index (n,) -> (n, D)."""
+        return encoder.encode_text(self.cut_tokens(index), self.ends(index))
 
     @torch.no_grad()
     def encode_all(self, encoder: Any, unit: bool = True) -> Tensor:

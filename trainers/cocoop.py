@@ -25,9 +25,8 @@ class ConditionalCLIP(ContextCLIP):
     def raw_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image features f' (B, D) and text features h' (B, K, D) given them, not normalised."""
         f = self.raw_image_features(image)  # (B, D)
-        tokens = self.bank.cut_tokens(torch.arange(len(self.bank)))  # (K, L)
         context: Any = self.backbone.text_prompts
-        return f, context.encode_pairs(self.backbone, tokens, unit_norm(f))
+        return f, context.encode_pairs(self.backbone, self.bank, unit_norm(f))
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Logits s f_i . h_ik of features (B, D) and (B, K, D): (B, K)."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import FeatureAdapter, TextBank, adapters_disabled
+from clip.layouts import Ends
 from clip.prompts import class_descriptions
 from clip.text import at_least_single
 from dassl.config.paths import resolve
@@ -41,9 +42,9 @@ class CoPromptCLIP(PromptedCLIP):
         """This model: class weights come from behind the adapter."""
         return self
 
-    def encode_text(self, tokens: Tensor, length: int | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor, ends: Ends | None = None) -> Tensor:
         """Adapted text features, not normalised: (N, T) -> (N, D)."""
-        return self.text_adapter(at_least_single(self.backbone.encode_text(tokens, length)))
+        return self.text_adapter(at_least_single(self.backbone.encode_text(tokens, ends)))
 
     def raw_image_features(self, image: Tensor) -> Tensor:
         """Adapted image features, not normalised: (B, 3, S, S) -> (B, D)."""

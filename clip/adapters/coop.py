@@ -9,22 +9,21 @@ arXiv:2109.01134).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from clip.adapters import refuse_second
 from clip.adapters.prompts import Phrase, TextPrompts, phrase_of, random_vectors
 from clip.backbones import Backbone
-from clip.text import BATCH_TOKENS, TextBank, encode_embeddings, text_tower, unit_norm
+from clip.layouts import Ends
+from clip.text import TextBank, encode_embeddings, encode_in_parts, text_tower
 
 POSITIONS = ("end", "middle", "front")  # of the class name
 PLACEHOLDER = "X"
-# Tokens of a training step whose activations are kept: 850 classes of 77, as releases keep them.
-KEPT_TOKENS = 65_536
 
 
 class ContextPrompts(TextPrompts):
@@ -111,12 +110,26 @@ class ContextPrompts(TextPrompts):
         slots = self.slots(tokens)[..., None].expand(-1, -1, embeddings.shape[-1])  # (N, n, W)
         return embeddings.scatter(1, slots, vectors.to(embeddings).expand(len(tokens), -1, -1))
 
-    def encode(self, backbone: Backbone, tokens: Tensor, vectors: Tensor) -> Tensor:
-        """Features of texts (N, L) with a context each, (N, n, W): not normalised, (N, D)."""
+    def encode(
+        self, backbone: Backbone, tokens: Tensor, vectors: Tensor, ends: Ends | None = None
+    ) -> Tensor:
+        """Features of texts (N, L) with their context, (n, W) or (N, n, W): not normalised, (N, D).
+
+        ``ends`` are the texts', which share at most what all have the same vectors in.
+        """
         table = text_tower(backbone.model).token_embedding.weight
         end = (tokens == self.end).int().argmax(-1)
         placed = self.placed(F.embedding(tokens, table), tokens, vectors)
-        return encode_embeddings(backbone.model, placed, end)
+        if ends is not None:
+            # Behind the start token, contexts of their own tell texts apart.
+            own = vectors.ndim == 3
+            ends = ends._replace(shared=1 if own else self.shareable(ends.shared))
+        return encode_embeddings(backbone.model, placed, end, ends)
+
+    def shareable(self, shared: int) -> int:
+        """See :meth:`clip.adapters.prompts.TextPrompts.shareable`."""
+        # Behind a name the context's places differ from text to text.
+        return shared if self.before == self.n_ctx else min(shared, 1 + self.before)
 
     def _embed(self, table: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor | None:
         if not self.enabled:
@@ -150,39 +163,35 @@ class ConditionalPrompts(ContextPrompts):
         """The context of each image, of its unit-norm features: (B, D) -> (B, n, W)."""
         return self.vectors + self.meta_net(image)[:, None]
 
-    def encode_pairs(self, backbone: Backbone, tokens: Tensor, image: Tensor) -> Tensor:
-        """Features of every text (K, L) with every image's context, not normalised: (B, K, D).
+    def encode_pairs(self, backbone: Backbone, bank: TextBank, image: Tensor) -> Tensor:
+        """Features of every text with every image's context, not normalised: (B, K, D).
 
-        B x K passes, in chunks. Few activations are kept for the backward pass, many are computed
-        again there; without gradients none are kept. ``image`` are unit-norm features, (B, D).
+        Image by image, since the context is what the K texts of ``bank`` share; of all pairs
+        together no more activations are kept than the bank allows. ``image`` are unit-norm
+        features, (B, D).
         """
-        pairs = torch.arange(len(image) * len(tokens), device=tokens.device)  # (B * K,)
-        contexts = self.contexts(image)  # (B, n, W)
+        every, kept = torch.arange(len(bank)), bank.kept_tokens // len(image)
 
-        def encode(pair: Tensor) -> Tensor:
-            return self.encode(backbone, tokens[pair % len(tokens)], contexts[pair // len(tokens)])
+        def encode(context: Tensor, index: Tensor) -> Tensor:
+            return self.encode(backbone, bank.cut_tokens(index), context, bank.ends(index))
 
-        limit = KEPT_TOKENS if torch.is_grad_enabled() else BATCH_TOKENS
-        chunks = pairs.split(max(1, limit // tokens.shape[1]))
-        again = torch.is_grad_enabled() and len(chunks) > 1
-        encoded = [  # (pairs of a chunk, D) each
-            checkpoint(encode, c, use_reentrant=False) if again else encode(c) for c in chunks
-        ]
-        return torch.cat(encoded).unflatten(0, (len(image), len(tokens)))
+        return torch.stack(
+            [
+                encode_in_parts(partial(encode, context), every, bank.lengths, kept)
+                for context in self.contexts(image)  # (n, W) of an image
+            ]
+        )
 
 
 class ClassContextBank(TextBank):
     """A bank whose texts are encoded with the context of their class."""
 
-    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
-        """See :meth:`clip.text.TextBank.encode`."""
+    def _encode_part(self, encoder: Any, index: Tensor) -> Tensor:
         prompts = encoder.text_prompts
         if not prompts.enabled:
-            return super().encode(encoder, index, unit)
-        index = index.to(self.owner.device)
-        contexts = prompts.vectors[self.owner[index]]  # (N, n, W)
-        features = prompts.encode(encoder, self.cut_tokens(index), contexts)
-        return unit_norm(features) if unit else features
+            return super()._encode_part(encoder, index)
+        contexts = prompts.vectors[self.owner[index.to(self.owner.device)]]  # (N, n, W)
+        return prompts.encode(encoder, self.cut_tokens(index), contexts, self.ends(index))
 
 
 def attach_context(

@@ -21,7 +21,9 @@ from clip.adapters import Adapter, adapters_disabled, refuse_second
 from clip.adapters.hpt_structures import Structure, related_positions
 from clip.adapters.prompts import INIT_STD
 from clip.backbones import Backbone
+from clip.layouts import Ends, Padded
 from clip.text import TextBank, text_tower
+from clip.transformer import is_open
 
 PLACEHOLDER = "X"  # stands in texts where prompts go
 
@@ -34,7 +36,7 @@ class Ties(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What is known of the texts being encoded; blocks get it in place of the causal mask (L, L).
+    """What is known of the texts being encoded; blocks get it in place of their layout.
 
     They get it as an argument, not from the module, because gradient checkpointing computes blocks
     again with the same arguments in the backward pass, when the module serves other texts.
@@ -42,7 +44,7 @@ class Served(NamedTuple):
 
     high: Tensor
     ties: Ties | None
-    mask: Tensor
+    layout: Padded
 
 
 class HierarchicalPrompts(Adapter):
@@ -91,7 +93,7 @@ class HierarchicalPrompts(Adapter):
         tower.token_embedding.register_forward_hook(self._embed)
         transformer.register_forward_pre_hook(self._before_blocks, with_kwargs=True)
         for index, block in enumerate(transformer.resblocks):
-            before = partial(self._before_block, index, transformer.batch_first)
+            before = partial(self._before_block, index)
             block.register_forward_pre_hook(before, with_kwargs=True)
 
     def _embed(self, table: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
@@ -107,32 +109,23 @@ class HierarchicalPrompts(Adapter):
         return args, {**kwargs, "attn_mask": Served(*self._served, kwargs["attn_mask"])}
 
     def _before_block(
-        self,
-        index: int,
-        batch_first: bool,
-        block: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, index: int, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # open_clip names the mask, but hands all arguments over by position to be kept for a
         # second computation: tokens, keys, values, mask.
         served = kwargs["attn_mask"] if "attn_mask" in kwargs else args[3]
         if not isinstance(served, Served):
             return None
-        high, ties, mask = served
-        x = args[0]
+        high, ties, layout = served
+        x = args[0]  # (N, L, W)
         if index > 0:  # block 0 has the prompts of the input, see _embed
-            x = x if batch_first else x.transpose(0, 1)  # (N, L, W)
             general = self.general[index - 1].expand(len(x), -1, -1)  # (N, g, W)
             x = self._placed(x, torch.cat([general, high[:, index - 1]], 1))
-            x = x if batch_first else x.transpose(0, 1)
         if ties is not None:
             scores = self.entity_scale[index] * ties.entities  # (N, L, L)
             scores = scores + self.attribute_scale[index] * ties.attributes
-            mask = mask + scores.to(x)  # (N, L, L)
-            # PyTorch takes a mask of its own for each text and head only in this form.
-            mask = mask.repeat_interleave(block.attn.num_heads, 0)
-        return (x,), {"attn_mask": mask}
+            layout = Padded(layout.end, layout.mask + scores.to(x))
+        return (x,), {"attn_mask": layout}
 
     def _placed(self, x: Tensor, prompts: Tensor) -> Tensor:
         """``x`` (N, L, W) with ``prompts`` (N, g + S, W) at positions 1 .. g + S."""
@@ -149,7 +142,7 @@ def attach_hierarchical_prompts(
             is less than 1.
     """
     transformer = backbone.text_transformer
-    if transformer is None or backbone.end_of_text() is None:
+    if transformer is None or not is_open(transformer) or backbone.end_of_text() is None:
         raise ValueError(
             "The text tower of this backbone is not of CLIP's form (causal, its end token pooled), "
             "so hierarchical prompts cannot be attached to it. OpenAI's models work, and most of "
@@ -177,7 +170,7 @@ class _EndStates:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
 
-    def encode_text(self, tokens: Tensor, length: int) -> Tensor:
+    def encode_text(self, tokens: Tensor, ends: Ends) -> Tensor:
         """Texts (n, L) -> (n, J-1, W)."""
         transformer, find_end = self.backbone.text_transformer, self.backbone.end_of_text()
         assert find_end is not None  # see attach_hierarchical_prompts
@@ -185,12 +178,11 @@ class _EndStates:
         states: list[Tensor] = []
 
         def collect(block: nn.Module, args: tuple[Any, ...], x: Tensor) -> None:
-            x = x if transformer.batch_first else x.transpose(0, 1)  # (n, L, W)
             states.append(x[torch.arange(len(x), device=end.device), end])  # (n, W)
 
         hooks = [block.register_forward_hook(collect) for block in transformer.resblocks[:-1]]
         try:
-            self.backbone.encode_text(tokens, length)
+            self.backbone.encode_text(tokens, ends._replace(shared=0))  # by text, not packed
         finally:
             for hook in hooks:
                 hook.remove()
@@ -223,11 +215,15 @@ class StructuredBank(TextBank):
             flat = [structure for of_class in structures for structure in of_class]
             self._ties = _tied_positions(backbone, self.tokens, self.lengths, flat)
 
-    def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
-        """See :meth:`clip.text.TextBank.encode`."""
+    def ends(self, index: Tensor) -> Ends | None:
+        """See :meth:`clip.text.TextBank.ends`; every text has prompts and ties of its own."""
+        ends = super().ends(index)
+        return ends if ends is None else ends._replace(shared=0)
+
+    def _encode_part(self, encoder: Any, index: Tensor) -> Tensor:
         states = self.states[self.owner[index.to(self.owner.device)]]  # (n, J-1, S, W)
         with encoder.hierarchical_prompts.serving(states, self.ties(index)):
-            return super().encode(encoder, index, unit)
+            return super()._encode_part(encoder, index)
 
     def ties(self, index: Tensor) -> Ties | None:
         """Ties of the texts numbered ``index`` (n,): (n, L, L) each, L the longest one's length."""

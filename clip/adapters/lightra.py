@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clip.adapters import Adapter, checked_depth
+from clip.transformer import AdaptedAttention
 
 
 class ResidualAttention(Adapter):
@@ -69,55 +70,6 @@ class ResidualAttention(Adapter):
         wo = out_weight.view(-1, num_heads, head_dim).permute(1, 2, 0)  # (H, Dh, W)
         to_output = (self.value @ wo.to(self.value.dtype)).flatten(0, 1)  # (H * N, W)
         return weights.to(x.dtype) @ to_output.to(x.dtype)  # (B, L, W)
-
-
-class AdaptedAttention(nn.MultiheadAttention):
-    """PyTorch's multi-head attention, same parameters and keys, with a ``residual`` slot.
-
-    It always takes PyTorch's differentiable path: the inference-only one rounds differently, so
-    that a frozen model and the same model with an adapter at zero would differ in the last bits,
-    and it is no faster than fused attention. Without dropout the mode has no other effect.
-    """
-
-    residual: ResidualAttention | None
-
-    @classmethod
-    def around(cls, host: nn.MultiheadAttention) -> AdaptedAttention:
-        """Wrap ``host``, sharing its parameters."""
-        self = cls(
-            host.embed_dim, host.num_heads, bias=host.in_proj_bias is not None,
-            batch_first=host.batch_first, device="meta",
-        )  # fmt: skip
-        self.in_proj_weight, self.in_proj_bias = host.in_proj_weight, host.in_proj_bias
-        self.out_proj = host.out_proj
-        self.residual = None
-        return self
-
-    def train(self, mode: bool = True) -> AdaptedAttention:
-        """Nothing to switch; see the class."""
-        super().train(mode)
-        self.training = True
-        return self
-
-    def forward(  # type: ignore[override]
-        self, query: Tensor, *args: Tensor, **kwargs: object
-    ) -> tuple[Tensor, Tensor | None]:
-        """As the host's forward, plus the residual while it is enabled. ``query`` is (B, L, W)."""
-        out, weights = super().forward(query, *args, **kwargs)  # type: ignore[arg-type]
-        if self.residual is not None and self.residual.enabled:
-            width, bias = self.embed_dim, self.in_proj_bias
-            # The in-projection stacks queries, keys and values, W rows each.
-            wq, bq = self.in_proj_weight[:width], None if bias is None else bias[:width]
-            out = out + self.residual(query, wq, bq, self.out_proj.weight)
-        return out, weights
-
-
-def open_attention(transformer: nn.Module | None) -> None:
-    """Replace each block's attention by an :class:`AdaptedAttention` with the same weights."""
-    for block in getattr(transformer, "resblocks", ()):
-        attention = getattr(block, "attn", None)
-        if type(attention) is nn.MultiheadAttention:
-            block.attn = AdaptedAttention.around(attention)
 
 
 def attach_residual_attention(

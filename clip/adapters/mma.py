@@ -87,15 +87,11 @@ class MultiModalAdapter(Adapter):
         y = _linear(up, _linear(self.shared, y).relu())
         return ScaleSeparately.apply(y, self.scale, 1.0 if self.rescale_gradient else self.scale)
 
-    def _beside(
-        self, tower: str, block: Any, args: tuple[Any, ...], output: Tensor
-    ) -> Tensor | None:
-        """Hook behind a block of a tower, text or vision."""
+    def _beside(self, tower: str, x: Tensor) -> Tensor | None:
+        """What a block of a tower, text or vision, adds to its output; ``x`` is normalised."""
         if not self.enabled:
             return None
-        down, up = getattr(self, f"down_{tower}"), getattr(self, f"up_{tower}")
-        # The second pass through ln_1 is cheap, and spares a state between two hooks.
-        return output + self(block.ln_1(args[0]), down, up)
+        return self(x, getattr(self, f"down_{tower}"), getattr(self, f"up_{tower}"))
 
 
 class ScaleSeparately(torch.autograd.Function):
@@ -144,8 +140,8 @@ def attach_multimodal_adapters(
     ):
         adapter = MultiModalAdapter(text.width, vision.width, **options)
         adapter.to(backbone.logit_scale.device)
-        text_block.register_forward_hook(partial(adapter._beside, "text"))
-        vision_block.register_forward_hook(partial(adapter._beside, "vision"))
+        text_block.beside = partial(adapter._beside, "text")
+        vision_block.beside = partial(adapter._beside, "vision")
         adapters.append(adapter)
     backbone.multimodal_adapters = nn.ModuleList(adapters)
     return adapters

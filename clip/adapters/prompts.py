@@ -51,22 +51,20 @@ class LearnedPrompts(Adapter):
 
     def hook_blocks(self, transformer: Any) -> None:
         """Let sets 1 .. J-1 overwrite their slots at the inputs of blocks 1 .. J-1."""
-        # open_clip hands tokens to its blocks as (B, L, W) or, by this flag, as (L, B, W).
-        dim = 1 if transformer.batch_first else 0
         for index, block in enumerate(transformer.resblocks[: self.depth]):
             if index > 0:
-                block.register_forward_pre_hook(partial(self._overwrite_input, index, dim))
+                block.register_forward_pre_hook(partial(self._overwrite_input, index))
 
     def _overwrite_input(
-        self, index: int, dim: int, block: nn.Module, args: tuple[Any, ...]
+        self, index: int, block: nn.Module, args: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
         if not self.enabled:
             return None
-        return self._overwritten(args[0], index, dim), *args[1:]
+        return self._overwritten(args[0], index), *args[1:]
 
-    def _overwritten(self, x: Tensor, index: int, dim: int) -> Tensor:
-        """``x`` with set ``index`` in the slots of its dimension ``dim``."""
-        length = x.shape[dim]
+    def _overwritten(self, x: Tensor, index: int) -> Tensor:
+        """``x`` (B, L, W) with set ``index`` in its slots."""
+        length = x.shape[1]
         start = self.first_slot if self.first_slot >= 0 else length + self.first_slot
         behind = start + self.n_ctx
         if not 0 <= start < behind <= length:
@@ -74,13 +72,11 @@ class LearnedPrompts(Adapter):
                 f"{self.n_ctx} prompts from position {start} on do not fit in {length} tokens: "
                 "texts need the prompts' words (or as many placeholders) in front"
             )
-        before, after = x.narrow(dim, 0, start), x.narrow(dim, behind, length - behind)
-        return torch.cat([before, self._expanded(x, index, dim), after], dim)
+        return torch.cat([x[:, :start], self._expanded(x, index), x[:, behind:]], 1)
 
-    def _expanded(self, x: Tensor, index: int, dim: int) -> Tensor:
-        """Set ``index`` for every sequence of ``x``, in its type and on its device."""
-        prompts = self.vectors_of(index).to(x).unsqueeze(1 - dim)  # (1, n, W) or (n, 1, W)
-        return prompts.expand(-1, x.shape[1], -1) if dim == 0 else prompts.expand(len(x), -1, -1)
+    def _expanded(self, x: Tensor, index: int) -> Tensor:
+        """Set ``index`` for every sequence of ``x`` (B, L, W), in its type: (B, n, W)."""
+        return self.vectors_of(index).to(x).expand(len(x), -1, -1)
 
 
 class Phrase(NamedTuple):
@@ -117,6 +113,13 @@ class TextPrompts(LearnedPrompts):
         first = torch.arange(1, 1 + self.n_ctx, device=tokens.device)
         return first.expand(len(tokens), -1)
 
+    def shareable(self, shared: int) -> int:
+        """How many of the tokens that texts begin with are the same with prompts among them.
+
+        Deep prompts overwrite the shared tokens once, for which all their places must be there.
+        """
+        return shared if self.depth == 1 or shared > self.n_ctx else 0
+
     def check_texts(self, tokens: Tensor) -> None:
         """Refuse texts (B, T) in which prompts would take the place of anything but their words.
 
@@ -144,7 +147,7 @@ class TextPrompts(LearnedPrompts):
 
     def _embed(self, table: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor | None:
         """Hook behind the token embedding, (B, L, W), before positions are added."""
-        return self._overwritten(embeddings, 0, 1) if self.enabled else None
+        return self._overwritten(embeddings, 0) if self.enabled else None
 
 
 class AppendedPrompts(LearnedPrompts):
@@ -165,7 +168,7 @@ class AppendedPrompts(LearnedPrompts):
         """Hook before ``ln_pre``: (B, L, W) -> (B, L + n, W)."""
         if not self.enabled:
             return None
-        return torch.cat([args[0], self._expanded(args[0], 0, 1)], 1), *args[1:]
+        return torch.cat([args[0], self._expanded(args[0], 0)], 1), *args[1:]
 
 
 class VisionPrompts(AppendedPrompts):

@@ -43,11 +43,11 @@ class ProgressivePrompts(VisionPrompts):
         appended = self._append(ln_pre, (output,))
         return None if appended is None else appended[0]
 
-    def _expanded(self, x: Tensor, index: int, dim: int) -> Tensor:
-        prompts = super()._expanded(x, index, dim)
+    def _expanded(self, x: Tensor, index: int) -> Tensor:
+        prompts = super()._expanded(x, index)
         if index == 0:
             return prompts
-        slots = x.narrow(dim, x.shape[dim] - self.n_ctx, self.n_ctx)  # what block l-1 made of them
+        slots = x[:, -self.n_ctx :]  # what block l-1 made of them
         return (1 - self.alpha) * prompts + self.alpha * slots
 
 

@@ -28,7 +28,7 @@ def test_truncation_is_exact(tiny_backbone):
 def test_truncation_really_cuts(tiny_backbone, count_calls):
     calls = count_calls(text_module, "encode_embeddings")
     tiny_backbone.encode_text(tiny_backbone.tokenize(["a cat", "a black cat"]))
-    assert [x.shape[1] for _, x, _ in calls] == [5]  # start, a, black, cat, end
+    assert [x.shape[1] for _, x, *_ in calls] == [5]  # start, a, black, cat, end
 
 
 def test_gradient_of_truncated_text_is_exact(tiny_backbone):

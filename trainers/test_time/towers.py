@@ -35,6 +35,8 @@ class PromptStart:
 
     def __init__(self, model: PromptedCLIP, prompts: Mapping[str, Tensor]) -> None:
         self.model, self.towers = model, _Towers(model)
+        # What is computed again in a backward pass would use the model's own prompts, not these.
+        model.bank.kept_tokens = 0
         self.values = _leaves(prompts)
         with torch.enable_grad():
             self.text = self.encode(self.values)  # (K, D)
@@ -119,8 +121,7 @@ def block_inputs(backbone: clip.Backbone, blocks: Sequence[int]) -> Iterator[dic
     transformer = backbone.vision_transformer
 
     def keep(number: int, block: nn.Module, args: tuple[Any, ...]) -> None:
-        tokens = args[0]
-        found[number] = tokens if transformer.batch_first else tokens.transpose(0, 1)  # (B, L, W)
+        found[number] = args[0]  # (B, L, W)
 
     handles = [
         # Hooks run in the order of their registration: behind the one that puts prompts there.

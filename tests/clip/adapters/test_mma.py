@@ -140,8 +140,8 @@ def test_blocks_are_paired_from_the_end(layers, adapted):
     adapters = attach(backbone, layers=layers)
     assert len(adapters) == adapted
     for transformer in (backbone.text_transformer, backbone.vision_transformer):
-        hooked = [len(block._forward_hooks) for block in transformer.resblocks]
-        assert hooked == [0] * (len(hooked) - adapted) + [1] * adapted
+        adapted_blocks = [block.beside is not None for block in transformer.resblocks]
+        assert adapted_blocks == [False] * (len(adapted_blocks) - adapted) + [True] * adapted
 
 
 def test_both_towers_use_the_shared_map():

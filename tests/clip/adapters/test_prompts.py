@@ -127,22 +127,6 @@ def test_truncation_stays_exact(layers):
         torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-9)
 
 
-def test_block_layout_makes_no_difference():
-    def length_first(model):
-        for transformer in (model.visual.transformer, model.transformer):
-            transformer.batch_first = False
-            for block in transformer.resblocks:
-                block.attn.batch_first = False
-
-    outputs = []
-    for change in (lambda model: None, length_first):
-        backbone = backbone_of(change=change)
-        attach_both(backbone)
-        outputs.append(features(backbone))
-    for batch_first, other in zip(*outputs, strict=True):
-        torch.testing.assert_close(batch_first, other, rtol=1e-5, atol=1e-5)
-
-
 def test_gradient_checkpointing_makes_no_difference(tiny_backbone):
     prompts = attach_both(tiny_backbone, depth=2)
     gradients = []
