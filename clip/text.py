@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 from torch.utils.checkpoint import checkpoint
 
 from clip.adapters import adapter_switches

@@ -31,8 +31,8 @@ Main = TypeVar("Main", bound=Callable[..., int])
 _OUTSIDE = (ValueError, OSError, FloatingPointError, MemoryError)
 _MEMORY = (
     "lower DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, raise OPTIM.ACCUMULATE, "
-    "set TRAIN.GRAD_CHECKPOINTING True, or, for test-time training, lower "
-    "TRAINER.<name>.ENCODER_BATCH and BATCH"
+    "lower TRAIN.KEPT_TOKENS (4096), set TRAIN.GRAD_CHECKPOINTING True, or, for test-time "
+    "training, lower TRAINER.<name>.ENCODER_BATCH and BATCH"
 )
 _SPACE = "make space there, or write to another folder"
 _OPEN_FILES = "raise the limit (ulimit -n 4096), or lower DATALOADER.NUM_WORKERS"

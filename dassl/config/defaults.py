@@ -205,6 +205,12 @@ OPTIONS: dict[str, Option] = {
     "TRAIN.GRAD_CHECKPOINTING": Option(
         False, None, "compute activations of transformers again in the backward pass; ours"
     ),
+    "TRAIN.KEPT_TOKENS": Option(
+        16_384,
+        count(0),
+        "tokens of a step's texts whose activations are kept, the others' are computed again in "
+        "the backward pass; 0 keeps all; ours",
+    ),
     "TRAIN.TIMEOUT": Option(
         1800, count(1, 31_536_000), "seconds that processes wait for each other, torchrun; ours"
     ),

@@ -210,3 +210,27 @@ def test_parts_are_encoded_again_only_where_they_must(tiny_backbone, count_calls
         bank.kept_tokens = 1
         bank.encode(tiny_backbone, torch.arange(40))
     assert len(calls) == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(tiny_backbone):
+    clip.attach_residual_attention(tiny_backbone)
+    clip.freeze_except(tiny_backbone)
+    frozen = {p.untyped_storage().data_ptr() for p in tiny_backbone.parameters()}
+    kept_bytes = []
+    for count in (40, 160):
+        bank = tiny_backbone.text_bank(texts(count))
+        bank.kept_tokens = 400
+        kept: dict[int, int] = {}
+
+        def pack(tensor, kept=kept):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = bank.encode(tiny_backbone, torch.arange(count))
+        kept_bytes.append(sum(kept.values()) - features.nbytes)
+        del features
+    # Four times as many texts; parts are not of exactly equal size.
+    assert 0.5 * kept_bytes[0] < kept_bytes[1] < 1.5 * kept_bytes[0]

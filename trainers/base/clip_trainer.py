@@ -64,6 +64,9 @@ class CLIPTrainer(TrainerX):
     def __init__(self, cfg: CfgNode) -> None:
         self.recipe: Any = self.recipe_type(self)
         super().__init__(cfg)
+        for module in self.model.modules():
+            if isinstance(module, clip.TextBank):
+                module.kept_tokens = cfg.TRAIN.KEPT_TOKENS
         self.rows_by_class().match_initial_weights(cfg.MODEL.INIT_WEIGHTS)
         self._print_choices()
         self.show_prompts()

@@ -1,10 +1,9 @@
-"""TRAIN.GRAD_CHECKPOINTING: activations made again give every method's gradients."""
+"""TRAIN.GRAD_CHECKPOINTING and KEPT_TOKENS: activations made again give the same gradients."""
 
 import open_clip
 import pytest
 import torch
 
-import clip.adapters.coop
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.test_matrix import OURS
 from tests.trainers.plain import SMALL
@@ -21,10 +20,14 @@ DEPT = ("base2novel_cocoop", "base2novel_kgcoop", "base2novel_maple")
 
 @pytest.fixture
 def gradients(make_config):
-    """(GRAD_CHECKPOINTING, method file, options) -> the loss of a step, gradients by name."""
+    """(GRAD_CHECKPOINTING, method file, options) -> the loss of a step, gradients by name.
+
+    With the switch, texts are encoded in parts of 15 tokens too.
+    """
 
     def make(switch, method, *options):
-        options = (*SMALL, *options, "TRAIN.GRAD_CHECKPOINTING", switch)
+        kept = "60" if switch == "True" else "0"
+        options = (*SMALL, *options, "TRAIN.GRAD_CHECKPOINTING", switch, "TRAIN.KEPT_TOKENS", kept)
         trainer = build_trainer(make_config(method, *options, output=switch))
         trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
         torch.manual_seed(3)
@@ -49,7 +52,6 @@ def gradients(make_config):
     ids=" ".join,
 )
 def test_gradients_are_those_without_it(gradients, monkeypatch, method):
-    monkeypatch.setattr(clip.adapters.coop, "KEPT_TOKENS", 500)  # CoCoOp's own, around open_clip's
     again, checkpoint = [], open_clip.transformer.checkpoint
     monkeypatch.setattr(
         open_clip.transformer,
@@ -60,14 +62,15 @@ def test_gradients_are_those_without_it(gradients, monkeypatch, method):
     assert not again
     loss_again, found = gradients("True", *method)
     assert again
-    torch.testing.assert_close(loss_again, loss, rtol=0, atol=0)
+    torch.testing.assert_close(loss_again, loss, rtol=1e-6, atol=1e-6)
     for name, gradient in expected.items():
         if gradient is None:  # the weights of ties, where there are none
             assert method == HPT_WITHOUT_STRUCTURES, name
             assert found[name] is None
             continue
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+        # Rounding: in parts, texts stand in other groups, and gradients add up in another order.
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-6, msg=name)
 
 
 def test_episodes_on_the_context_give_the_same_logits(make_config):
