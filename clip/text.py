@@ -19,7 +19,7 @@ from clip.adapters import adapter_switches
 from clip.layouts import Ends, Padded, packed
 from clip.transformer import is_open
 
-# Tokens of one evaluation batch: bounds memory, whatever the number of prompts.
+# Tokens of a batch without gradients: bounds memory, whatever the number of prompts.
 BATCH_TOKENS = 8_192
 # Tokens of a training step whose activations are kept, 0.3 MB each in ViT-B/16's text tower in
 # single precision. Those of further texts are computed again in the backward pass.
@@ -118,22 +118,26 @@ def encode_in_parts(
 ) -> Tensor:
     """``encode(index)``, (n, D), with the activations of at most ``kept`` tokens in memory.
 
-    Without gradients, or if no text is left out, that is one call. Else the first parts of
-    ``index`` (n,), texts of so many tokens, are encoded without keeping anything, and again in the
-    backward pass. The last parts are kept: their backward pass comes first and makes room.
+    If texts ``index`` (n,) of so many tokens are more, the first ones are encoded part by part
+    without keeping anything, and again in the backward pass. The last parts are kept: their
+    backward pass comes first and makes room. Without gradients parts have ``BATCH_TOKENS``. Both
+    numbers are kept to within a text's length.
     """
+    gradients = torch.is_grad_enabled()
+    limit = kept if gradients else BATCH_TOKENS
     behind = torch.tensor(lengths).cumsum(0)  # tokens so far, (n,)
-    if not (torch.is_grad_enabled() and 0 < kept < behind[-1]):
+    if not 0 < limit < behind[-1]:
         return encode(index)
-    size = max(1, kept // 4)  # a part in the making, and three to keep
+    size = max(1, kept // 4) if gradients else limit  # a part in the making, and three to keep
     part = torch.div(behind - 1, size, rounding_mode="floor")  # of each text, (n,)
     counts = torch.unique_consecutive(part, return_counts=True)[1].tolist()
+    again = len(counts) - 3 if gradients else 0
     return torch.cat(
         [
-            encode(texts)
-            if number >= len(counts) - 3
             # Nothing in the towers is drawn at random.
-            else checkpoint(encode, texts, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(encode, texts, use_reentrant=False, preserve_rng_state=False)
+            if number < again
+            else encode(texts)
             for number, texts in enumerate(index.split(counts))
         ]
     )
