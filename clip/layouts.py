@@ -162,11 +162,11 @@ class Packed(Layout):
             self.groups, queries, masks, keys[1:], values[1:], strict=True
         ):
             # (n, s + m, W): the shared tokens' keys and values before each text's own.
-            seen = [
+            own_k, own_v = (
                 torch.cat([common.expand(count, -1, -1), x.unflatten(0, (count, -1))], 1)
                 for common, x in zip(prefix, both, strict=True)
-            ]
-            attended = _attention(own.unflatten(0, (count, -1)), *seen, heads, mask)
+            )
+            attended = _attention(own.unflatten(0, (count, -1)), own_k, own_v, heads, mask)
             out.append(attended.flatten(0, 1))
         return torch.cat(out)[None]
 
