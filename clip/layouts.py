@@ -174,7 +174,8 @@ class Packed(Layout):
 @lru_cache(maxsize=4)
 def packed(ends: Ends, device: torch.device) -> Packed:
     """The layout of the texts; kept, since most methods encode the same ones in every step."""
-    return Packed(ends, device)
+    with torch.inference_mode(False):  # what evaluation makes there could not serve training
+        return Packed(ends, device)
 
 
 def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
