@@ -1,7 +1,7 @@
 """The cases of ``bench.py released``: what is compared, on which pictures and texts.
 
 Texts have the lengths that they have in use: class names are ImageNet's, of one to four words for
-the most part, and descriptions have 12 to 44 words, with which prompts have 36 tokens on average.
+the most part, and descriptions have 12 to 44 words, with which prompts have 37 tokens on average.
 """
 
 from __future__ import annotations
