@@ -79,6 +79,7 @@ CASES = [
 
 def class_names(count: int) -> list[str]:
     """Names of ImageNet's classes, and after them the same with another word."""
+    # Names become folders and sentences: those with slashes or brackets are left out.
     names = dict.fromkeys(open_clip.IMAGENET_CLASSNAMES)
     plain = [name.lower() for name in names if all(word.isalpha() for word in name.split())]
     plain = list(dict.fromkeys(plain))
@@ -171,6 +172,7 @@ def batch_of(case: Case, trainer: Any) -> dict[str, Any]:
         return first_batch(trainer, trainer.test_loader, "views")
     batch = first_batch(trainer, trainer.train_loader_x, "pictures")
     if case.input == "features":
+        # Any unit vectors cost the same as an encoder's.
         features = torch.randn(case.batch, trainer.model.backbone.embed_dim)
         batch["img"] = F.normalize(features, dim=-1).to(trainer.device)  # (B, D)
     return batch
@@ -196,6 +198,7 @@ def our_step(case: Case, trainer: Any, batch: dict[str, Any]) -> Callable[[], to
     def evaluate() -> torch.Tensor:
         if case.input == "views":
             return trainer.model_inference(batch["img"])  # (B, K)
+        # Else the second time would only look up the first one's result.
         model.bank.drop_cache()
         return model.class_weights()  # (K, D)
 

@@ -95,6 +95,7 @@ def _features(trainer: Any) -> float:
     def encode(_loader: Any, _title: str, writer: Any) -> None:
         writer.add(range(count), torch.randn(count, width).numpy())
 
+    # The cache is filled by whatever the encoder is, and read as in any run.
     loader.encoder.encode = encode
     trainer.forward_backward(next(iter(loader)))  # fills the cache
     started = time.perf_counter()

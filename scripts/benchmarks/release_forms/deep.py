@@ -41,8 +41,9 @@ class DeepPrompts(ReleaseStep):
 
     def frozen_features(self, image: Tensor) -> Tensor:
         """Features f0 without prompts, unit norm, computed anew in each step: (B, D)."""
+        # A whole second pass: augmentation gives other pictures each time, so nothing can be kept.
         with torch.no_grad():
-            return unit(self.clip.visual(image))
+            return unit(self.clip.visual(image))  # (B, D)
 
 
 class MaPLe(DeepPrompts):
@@ -83,6 +84,7 @@ class PromptSRC(DeepPrompts):
         f, h = unit(self.image_features(self.image)), unit(self.text_features())
         logits, frozen = self.clip.logits(f, h), self.clip.logits(f0, self.teacher)  # (B, K)
         log_p, log_p0 = F.log_softmax(logits, 1), F.log_softmax(frozen, 1)
+        # Over B K, as released, and not over B.
         divergence = F.kl_div(log_p, log_p0, reduction="sum", log_target=True) / logits.numel()
         text = F.l1_loss(h, self.teacher) * self.options.TEXT_LOSS_WEIGHT
         image = F.l1_loss(f, f0) * self.options.IMAGE_LOSS_WEIGHT
@@ -107,7 +109,8 @@ class CoPrompt(MaPLe):
     def adapted(self, features: Tensor, tower: str, ratio: float) -> Tensor:
         """``ratio A(v) + (1 - ratio) v``, unit norm, for features v (N, D)."""
         down, up = (self.learned[f"{tower}_adapter.{part}.weight"] for part in ("down", "up"))
-        inner = F.relu(F.linear(F.relu(F.linear(features, down)), up))
+        # The release has a ReLU behind the second matrix too.
+        inner = F.relu(F.linear(F.relu(F.linear(features, down)), up))  # (N, D)
         return unit(ratio * inner + (1 - ratio) * features)
 
     def loss(self) -> Tensor:

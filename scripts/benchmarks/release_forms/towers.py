@@ -143,6 +143,7 @@ class TextTower(nn.Module):
 
     def pool(self, x: Tensor, end: Tensor) -> Tensor:
         """Features (N, D) of tokens (L, N, W) at the end tokens (N,)."""
+        # OpenAI's package normalises all tokens and takes one of each text after that.
         x = self.ln_final(x.permute(1, 0, 2))  # (N, L, W)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
