@@ -9,9 +9,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,14 +37,6 @@ MIB = 2**20
 RANDOM = "random:"
 RANDOM_VIT = f"{RANDOM}ViT-B-16-quickgelu"  # the shape of OpenAI's ViT-B/16
 _ATEN = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Case:
-    """A fast path and the plain way of doing the same."""
-
-    title: str
-    measure: Callable[[bool, int], dict[str, float]]  # (plain?, steps) -> ``seconds``, ``mib``
 
 
 def resident_mib(peak: bool = False) -> float:
@@ -169,19 +160,23 @@ def backbone_name(name: str, directory: Path) -> str:
     return str(path)
 
 
-def write_pictures(root: Path, classes: int, train: int, test: int, side: int) -> None:
+def write_pictures(
+    root: Path, classes: int, train: int, test: int, side: int, names: Sequence[str] = ()
+) -> None:
     """Write class folders of random pictures that the dataset ``Folder`` reads.
 
     ``root/pictures`` gets ``train`` and ``test``, with that many pictures per class, and ``val``
-    with one in all; a sentence about each class goes to ``DESCRIPTIONS``.
+    with one in all; a sentence about each class goes to ``DESCRIPTIONS``. Classes have numbers for
+    ``names`` if none are given.
     """
-    texts = {f"thing_{kind:04}": [f"a picture of thing {kind:04}."] for kind in range(classes)}
+    folders = list(names) or [f"thing_{kind:04}" for kind in range(classes)]
+    texts = {name: [f"a picture of {name.replace('_', ' ')}."] for name in folders}
     (root / DESCRIPTIONS).write_text(json.dumps(texts))
     rng = np.random.default_rng(0)
     coarse = max(2, side // 16)  # blobs: noise would be slower to decode than photographs are
     for part, number, kinds in (("train", train, classes), ("val", 1, 1), ("test", test, classes)):
         for kind in range(kinds):
-            folder = root / "pictures" / part / f"thing_{kind:04}"
+            folder = root / "pictures" / part / folders[kind]
             folder.mkdir(parents=True)
             for picture in range(number):
                 pixels = rng.integers(0, 256, (coarse, coarse, 3), dtype=np.uint8)

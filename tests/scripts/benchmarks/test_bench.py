@@ -1,6 +1,5 @@
-"""Every case of the benchmark at a tiny size, and what the efficiency table counts."""
+"""What benchmarks measure with, and what the efficiency table counts."""
 
-import argparse
 import copy
 import json
 import subprocess
@@ -11,15 +10,10 @@ import torch
 from torch.nn import functional as F
 
 import clip
-from clip.backbones import Backbone, InputSpec
 from scripts import bench
 from scripts.benchmarks import command as bench_command
 from scripts.benchmarks import efficiency
-from scripts.benchmarks import lightra as bench_lightra
-from scripts.benchmarks import rada as bench_rada
-from scripts.benchmarks.rada import PlainRationalHead
 from scripts.benchmarks.tools import (
-    Case,
     backbone_name,
     build_run,
     count_gflops,
@@ -28,7 +22,7 @@ from scripts.benchmarks.tools import (
     resident_mib,
     write_checkpoint,
 )
-from tests.conftest import MEAN, STD, tiny_model
+from tests.conftest import tiny_model
 from trainers.heads import RationalHead
 
 CPU = torch.device("cpu")
@@ -40,112 +34,6 @@ def unit(*shape: int) -> torch.Tensor:
 
 def flops(run) -> float:
     return 1e9 * count_gflops(run)
-
-
-class TestCases:
-    def test_plain_mask_is_the_fast_one(self):
-        torch.manual_seed(0)
-        image, text, scale = (
-            unit(3, 32).double(),
-            unit(7, 32).double(),
-            torch.tensor(100.0).double(),
-        )
-        label = torch.tensor([0, 6, 2])
-        head = RationalHead(32).double()  # so that rounding hides no difference
-        torch.nn.init.normal_(head.layers[0].out.weight, std=0.3)
-        outputs, gradients = [], []
-        for one in (PlainRationalHead(head), head):
-            output = one(image, text, scale)
-            loss = F.cross_entropy(output.logits, label) + 1.5 * output.penalty
-            gradients.append(torch.autograd.grad(loss, list(head.parameters())))
-            outputs.append(output)
-        assert outputs[0].mask.std() > 0.01, "else there would be nothing to compare"
-        for found in (outputs, gradients):
-            for plain, fast in zip(*found, strict=True):
-                torch.testing.assert_close(fast, plain, atol=1e-9, rtol=1e-7)
-
-    @pytest.fixture
-    def small_lightra(self, monkeypatch):
-        def backbone():
-            return Backbone(tiny_model(), "tiny", InputSpec(32, MEAN, STD))
-
-        monkeypatch.setattr(bench_lightra, "random_backbone", backbone)
-        monkeypatch.setattr(bench_lightra, "CLASSES", 5)
-        monkeypatch.setattr(bench_lightra, "BATCH", 2)
-
-    @pytest.mark.parametrize("plain", [True, False])
-    @pytest.mark.parametrize("case", ["forty", "ten", "evaluation"])
-    def test_lightra(self, small_lightra, case, plain):
-        found = bench.CASES[case].measure(plain, 1)
-        assert found["seconds"] > 0
-        assert found["mib"] > 10
-
-    def test_plain_attention_is_the_fast_one(self, small_lightra):
-        images = torch.randn(2, 3, 32, 32)
-        with torch.no_grad():
-            plain, fast = (
-                bench_lightra.build("ten", plain).backbone.encode_image(images)
-                for plain in (True, False)
-            )
-        torch.testing.assert_close(plain, fast, atol=1e-4, rtol=1e-4)
-
-    @pytest.mark.parametrize("plain", [True, False])
-    def test_rada_step(self, plain):
-        found = bench_rada.measure_step(plain, 1, classes=6, batch=2, width=16)
-        assert found["seconds"] > 0
-        assert found["mib"] >= 0
-
-    @pytest.mark.parametrize("plain", [True, False])
-    def test_rada_epoch(self, plain, monkeypatch, count_calls):
-        """Pictures are encoded for each step of the one, and never for the other."""
-        encoded = count_calls(Backbone, "encode_image")
-        monkeypatch.setattr(bench_rada, "STEPS_OF_EPOCH", 2)
-        found = bench_rada.measure_epoch(plain, 1, classes=3, shots=2, backbone="shapes")
-        assert found["seconds"] > 0
-        assert [len(x) for _, x in encoded] == ([1, 1, 1] if plain else [])
-
-
-class TestBench:
-    def test_all_cases_are_there(self):
-        assert list(bench.CASES) == ["forty", "ten", "evaluation", "rada_step", "rada_epoch"]
-        assert bench.build_parser().parse_args([]).cases == list(bench.CASES)
-
-    def test_pairs_in_turn(self, monkeypatch):
-        calls = []
-        values = iter([(6, 100), (2, 30), (9, 120), (2, 20), (8, 90), (4, 10)])
-
-        def measured(case, kind, args):
-            calls.append(kind)
-            return dict(zip(("seconds", "mib"), next(values), strict=True))
-
-        monkeypatch.setattr(bench, "measure_apart", measured)
-        found = bench.compare("ten", argparse.Namespace(rounds=3))
-        assert calls == ["plain", "fast"] * 3
-        assert found == [8, 2, 3, 120, 30, 0.25]
-
-    def test_table(self, monkeypatch, capsys):
-        monkeypatch.setattr(bench, "measure_apart", lambda *_: {"seconds": 2.0, "mib": 10.0})
-        assert bench.main(["--cases", "ten", "rada_step"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        for heading in bench.HEADERS:
-            assert heading in lines[0]
-        assert any("RAda training step" in line and line.split()[-3:-1] == ["10", "10"]
-                   for line in lines)  # fmt: skip
-
-    def test_worker_prints_json(self, monkeypatch, capsys):
-        def measured(plain, steps):
-            print("Loading")
-            return {"seconds": float(plain), "mib": float(steps)}
-
-        monkeypatch.setitem(bench.CASES, "ten", Case("", measured))
-        words = ["--cases", "ten", "--worker", "plain", "--steps", "3", "--threads", "1"]
-        assert bench.main(words) == 0
-        assert json.loads(capsys.readouterr().out) == {"seconds": 1, "mib": 3}
-
-    def test_wrong_numbers(self, capsys):
-        with pytest.raises(SystemExit):
-            bench.main(["--rounds", "0"])
-        assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
 
 
 class TestTools:
