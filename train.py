@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import nullcontext
 
@@ -18,7 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     escape_unprintable()
     args = argument_parser().parse_args(argv)
-    # Imported only now, so that --help need not wait seconds for PyTorch and the methods.
+    # Imported only now, so that --help need not wait seconds for PyTorch and the methods. Imports
+    # leave no garbage, and looking for it takes a tenth of their time.
+    gc.disable()
     import datasets.table  # noqa: F401 - registers the datasets
     import trainers  # noqa: F401 - registers the methods
     from dassl.engine import build_trainer
@@ -31,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from scripts.training.flags import check_effect, check_flags
     from scripts.training.predict import run_predict
 
+    gc.enable()
     with plain_errors(args.debug, also=(PeerLostError,)):
         if args.help_config is not None:
             sys.exit(print_config_help(args.help_config))

@@ -16,9 +16,11 @@ images of one source, evaluation on its shifts; a first stage that a method star
 config files, share a table.
 
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
-goes to ``job.log`` there. Finished jobs are not repeated (``scripts/jobs/job.py`` says what counts
-as finished), unfinished ones resume, a failed one does not stop the others. Exit status: 0 when all
-is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C or SIGTERM.
+goes to ``job.log`` there. With ``--warm``, jobs are forked from a process that has imported all
+they need (``scripts/jobs/warm.py``). Finished jobs are not repeated (``scripts/jobs/job.py`` says
+what counts as finished), unfinished ones resume, a failed one does not stop the others. Exit
+status: 0 when all is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C
+or SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,12 @@ from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts import report
 from scripts.jobs.job import Job
-from scripts.jobs.launchers import Device, LocalLauncher, parse_devices
+from scripts.jobs.launchers import Device, LocalLauncher, Slot, parse_devices
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome, last_lines
 from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
 from scripts.jobs.settings import CROSSING, Settings, read_settings
+from scripts.jobs.warm import WarmSlot, check_warm
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,19 +83,25 @@ def build_parser() -> argparse.ArgumentParser:
         "default: one job, where it likes",
     )
     add("--jobs-per-device", type=int, default=1, metavar="N", help="default: 1")
+    add(
+        "--warm",
+        action="store_true",
+        help="fork jobs from a process per device that has imported PyTorch once (Linux)",
+    )
     add("--dry-run", action="store_true", help="print the commands and touch nothing")
     add("--no-report", action="store_true", help="print no table at the end")
     return parser
 
 
-def print_commands(jobs: Sequence[Job], devices: Sequence[Device]) -> None:
+def print_commands(jobs: Sequence[Job], devices: Sequence[Device], *, warm: bool) -> None:
     """Print the command of every job that is not done, ready to be pasted into a shell."""
     to_do = [job for job in jobs if job.to_do()]
     # Of several devices, a job gets the first that becomes free: no variable can name it yet.
     device = devices[0] if len(devices) == 1 else replace(devices[0], environment={})
     for job in to_do:
         print(device.shell_line(job))
-    print(f"{len(to_do)} of {len(jobs)} jobs to run", file=sys.stderr)
+    how = ", warm: forked from a process that has imported PyTorch" if warm else ""
+    print(f"{len(to_do)} of {len(jobs)} jobs to run{how}", file=sys.stderr)
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
@@ -150,14 +160,18 @@ def main(
         if args.jobs_per_device < 1:
             raise ValueError(f"--jobs-per-device: {args.jobs_per_device} is below 1.")
         devices = parse_devices(split_words(args.devices), args.jobs_per_device)
+        if args.warm:
+            check_warm(devices)
         settings = read_settings(args, words[cut + 1 :], repo, train_command)
         jobs = Planner(settings).jobs()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if args.dry_run:
-        print_commands(jobs, devices)
+        print_commands(jobs, devices, warm=args.warm)
         return 0
-    pool = JobPool(jobs, LocalLauncher(devices, jobs_per_device=args.jobs_per_device, cwd=repo))
+    slot = partial(WarmSlot, program=settings.train_command) if args.warm else Slot
+    launcher = LocalLauncher(devices, jobs_per_device=args.jobs_per_device, cwd=repo, slot=slot)
+    pool = JobPool(jobs, launcher)
     outcomes = pool.run()
     print_summary(outcomes)
     if pool.signals:

@@ -21,5 +21,8 @@ run_protocol() {
             flags+=("--${pair##*:}" "$words")
         fi
     done
+    if [[ ${WARM:-0} != 0 ]]; then
+        flags+=(--warm)
+    fi
     exec "${python:-$(command -v python || command -v python3)}" "$here/run.py" "${flags[@]}" "$@"
 }

@@ -337,6 +337,33 @@ sys.exit(", ".join(heavy & {*sys.modules}) or None)
     assert len(done.stdout) > 100
 
 
+def test_a_run_imports_nothing_that_it_does_not_need(shapes_root, tmp_path):
+    """By name: what only other commands, options or tools of libraries need."""
+    code = """
+import sys, train
+from dassl.engine import SimpleTrainer
+unused = {"sklearn", "scipy", "pandas", "matplotlib", "gdown", "torch._inductor.compile_fx"}
+def step(self, *parts):  # the first one's numbers are the first that TensorBoard gets
+    print("STEP", *sorted({*unused, "tensorboard"} & {*sys.modules}))
+    return original(self, *parts)
+original, SimpleTrainer.model_backward = SimpleTrainer.model_backward, step
+train.main(sys.argv[1:])
+print("END", *sorted(unused & {*sys.modules}))
+"""
+    words = ["--root", shapes_root, "--output-dir", str(tmp_path), "--seed", "1", "--device", "cpu"]
+    words += ["--dataset-config-file", "configs/datasets/shapes.yaml"]
+    words += ["--config-file", "configs/trainers/LightRA/base2novel.yaml"]
+    words += ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert next(line for line in lines if line.startswith("STEP")) == "STEP"
+    assert lines[-1] == "END"
+
+
 def test_a_config_is_built_without_loading_the_backbone(make_config, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(torch, "frombuffer", None)  # what makes numbers of a file's bytes
     for name, side in (("shapes", 48), (tiny_checkpoint, 32), ("RN50x4", 288)):

@@ -193,7 +193,7 @@ OPTIONS: dict[str, Option] = {
     "TRAIN.CHECKPOINT_FREQ": Option(
         0, count(0), "epochs between checkpoints that are kept; 0 keeps the last only"
     ),
-    "TRAIN.PRINT_FREQ": Option(10, count(0), "batches between log lines; 0 prints none"),
+    "TRAIN.PRINT_FREQ": Option(10, count(0), "batches between log lines and scalars; 0: none"),
     "TRAIN.COUNT_ITER": Option(
         "train_x",
         one_of("train_x", "train_u", "smaller_one"),

@@ -50,7 +50,11 @@ class Scalars:
 
 
 class EpochProgress:
-    """Times the batches of a trainer's epoch and prints every PRINT_FREQ-th, as Dassl does."""
+    """Times the batches of a trainer's epoch; prints every PRINT_FREQ-th, as Dassl does.
+
+    Scalars are written for the batches that are printed, and for the last: for every batch, they
+    would take a good part of a small step.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -68,13 +72,20 @@ class EpochProgress:
         self.batch_time.update(time.time() - self._last)
         frequency = trainer.cfg.TRAIN.PRINT_FREQ
         done = trainer.batch_idx + 1
-        if frequency > 0 and (done % frequency == 0 or trainer.num_batches < frequency):
+        printed = frequency > 0 and (done % frequency == 0 or trainer.num_batches < frequency)
+        if printed:
             print(self.line(losses))
+        if printed or (frequency > 0 and done == trainer.num_batches):
+            self._write(losses)
+        self._last = time.time()
+
+    def _write(self, losses: MetricMeter) -> None:
+        """Write the epoch's means so far, which the log line shows too, and the learning rate."""
+        trainer = self.trainer
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
         trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
-        self._last = time.time()
 
     def line(self, losses: MetricMeter) -> str:
         """Return the log line of the current batch."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from dassl.locks import Owner
 from scripts.jobs.job import Job
@@ -107,11 +107,70 @@ def _device(word: str, names: list[str], jobs_per_device: int) -> Device:
     return Device(name, ("--device", name), environment)
 
 
+class Process(Protocol):
+    """A job at work."""
+
+    @property
+    def pid(self) -> int:
+        """Process that lives as long as the job does."""
+
+    def poll(self) -> int | None:
+        """Return its exit status; None while it runs."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the job and to the processes that it has started."""
+
+    def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+
+
+class Slot:
+    """Room for one job at a time on a device; each job is a new process."""
+
+    def __init__(self, device: Device, cwd: Path) -> None:
+        self.device = device
+        self.cwd = cwd
+        self.environment = {**os.environ, **device.environment}
+
+    def start(self, command: Sequence[str], log: IO[bytes]) -> Process:
+        """Start a command whose output goes to a log; OSError if it cannot be started."""
+        return OwnProcess(self.popen(command, subprocess.DEVNULL, log))
+
+    def popen(self, command: Sequence[str], stdin: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a process with the device's environment."""
+        return subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            env=self.environment,
+            stdin=stdin,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Its own process group, so that its data loading workers stop with it.
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """End what the slot keeps between jobs: nothing."""
+
+
+class OwnProcess:
+    """A job that is a child of the driver; see :class:`Process`."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.pid = child.pid
+        self.poll = child.poll
+        self.wait = child.wait
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its process group."""
+        signal_group(self.pid, number)
+
+
 @dataclass
 class _Running:
     job: Job
-    device: Device
-    process: subprocess.Popen[bytes]
+    slot: Slot
+    process: Process
     started: float
 
 
@@ -121,11 +180,17 @@ class LocalLauncher:
     grace = 10.0  # seconds between asking processes to stop and killing them
     poll = 0.1  # seconds between looks at processes that were asked to stop
 
-    def __init__(self, devices: Sequence[Device], *, jobs_per_device: int = 1, cwd: Path) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        *,
+        jobs_per_device: int = 1,
+        cwd: Path,
+        slot: Callable[[Device, Path], Slot] = Slot,
+    ) -> None:
         # Round by round, so that no device gets its second job before all have their first.
-        self._free = [device for _ in range(jobs_per_device) for device in devices]
+        self._free = [slot(device, cwd) for _ in range(jobs_per_device) for device in devices]
         self._running: list[_Running] = []
-        self._cwd = cwd
 
     def has_room(self) -> bool:
         """Tell whether a device is free."""
@@ -133,24 +198,15 @@ class LocalLauncher:
 
     def start(self, job: Job, why: str) -> Owner:
         """Start a job on the first free device; see :class:`Launcher`."""
-        device = self._free[0]
-        command = device.command(job)
+        slot = self._free[0]
+        command = slot.device.command(job)
         with open(job.log, "ab") as log:
             job.begin(command)
-            log.write(f"# {why}\n$ {device.shell_line(job)}\n".encode())
+            log.write(f"# {why}\n$ {slot.device.shell_line(job)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                command,
-                cwd=self._cwd,
-                env={**os.environ, **device.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Its own process group, so that its data loading workers stop with it.
-                start_new_session=True,
-            )
-        self._free.remove(device)
-        self._running.append(_Running(job, device, process, time.monotonic()))
+            process = slot.start(command, log)
+        self._free.remove(slot)
+        self._running.append(_Running(job, slot, process, time.monotonic()))
         return Owner.of(process.pid)
 
     def ended(self) -> list[Ended]:
@@ -160,14 +216,14 @@ class LocalLauncher:
             status = entry.process.poll()
             if status is not None:
                 self._running.remove(entry)
-                self._free.append(entry.device)
+                self._free.append(entry.slot)
                 over.append(Ended(entry.job, status, time.monotonic() - entry.started))
         return over
 
     def stop(self, hurry: Callable[[], bool]) -> list[Job]:
         """Ask all processes to stop; kill them after the grace time, or in a hurry at once."""
         for entry in self._running:
-            _signal_group(entry.process, signal.SIGTERM)
+            entry.process.signal(signal.SIGTERM)
         deadline = time.monotonic() + self.grace
         while any(entry.process.poll() is None for entry in self._running):
             if time.monotonic() > deadline or hurry():
@@ -175,14 +231,17 @@ class LocalLauncher:
             time.sleep(self.poll)
         for entry in self._running:
             # Even if the leader has ended: a worker of its group may have ignored SIGTERM.
-            _signal_group(entry.process, signal.SIGKILL)
+            entry.process.signal(signal.SIGKILL)
             entry.process.wait()
+        for slot in [*self._free, *(entry.slot for entry in self._running)]:
+            slot.close()
         stopped = [entry.job for entry in self._running]
         self._running.clear()
         return stopped
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def signal_group(leader: int, number: signal.Signals) -> None:
+    """Send a signal to a process group, by the id of its first process."""
     # macOS raises PermissionError for a group in which only a zombie is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(leader, number)

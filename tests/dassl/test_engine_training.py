@@ -86,6 +86,28 @@ def test_log_lines_are_dassls(make_cfg, capsys):
     assert "it/s" not in out
 
 
+@pytest.mark.parametrize(("frequency", "batches"), [(4, [3, 5]), (6, [5]), (7, range(6)), (0, [])])
+def test_scalars_are_those_of_the_log_and_of_the_last_batch(
+    make_cfg, capsys, monkeypatch, frequency, batches
+):
+    cfg = make_cfg(DATALOADER__TRAIN_X__BATCH_SIZE=3, TRAIN__PRINT_FREQ=frequency)
+    written = {}
+    monkeypatch.setattr(
+        ToyMethod, "write_scalar", lambda _, tag, value, step: written.update({(tag, step): value})
+    )
+    build_trainer(cfg).train()
+    steps = sorted(step for tag, step in written if tag == "train/loss")
+    assert steps == [6 * epoch + batch for epoch in range(3) for batch in batches]
+    logged = re.findall(
+        r"^epoch \[(\d)/3\] batch \[(\d)/6\].* loss \S+ \((\S+)\)", capsys.readouterr().out, re.M
+    )
+    for epoch, batch, mean in logged:
+        step = 6 * (int(epoch) - 1) + int(batch) - 1
+        assert written["train/loss", step] == pytest.approx(float(mean), abs=1e-4)
+        assert ("train/lr", step) in written
+    assert len(logged) == 3 * (6 // frequency if 0 < frequency <= 6 else len(batches))
+
+
 def test_result_json(make_cfg):
     cfg = make_cfg(SEED=0, DATASET__NUM_SHOTS=2)
     trainer = build_trainer(cfg)

@@ -5,6 +5,7 @@ import torch
 
 from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from dassl.evaluation.evaluator import mean_f1
 from dassl.metrics import compute_accuracy
 
 
@@ -46,6 +47,18 @@ def test_results_and_lines(tmp_path, capsys):
     ev.reset()
     with pytest.raises(ValueError, match="no test image"):
         ev.evaluate()
+
+
+def test_mean_f1_is_scikit_learns_to_the_bit():
+    from sklearn.metrics import f1_score
+
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 7, 101):  # 300 images: of 101 classes, some have none
+        labels, predictions = torch.randint(classes, (2, 300), generator=generator).tolist()
+        labels[:5] = [0] * 5  # so that there are more of one class
+        present = sorted(set(labels))
+        expected = f1_score(labels, predictions, average="macro", labels=present)
+        assert mean_f1(labels, predictions) == expected
 
 
 def test_thousands_are_separated(tmp_path, capsys):

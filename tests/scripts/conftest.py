@@ -39,7 +39,7 @@ if plan.get("child"):
     # A data loading worker of sorts, that does not want to stop.
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     call["child"] = subprocess.Popen([sys.executable, "-S", "-c", code]).pid
-call["pid"] = os.getpid()
+call["pid"], call["parent"] = os.getpid(), os.getppid()
 print("progress 1\\rprogress 2")
 print("training", out, flush=True)
 if plan.get("hang"):

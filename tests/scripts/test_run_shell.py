@@ -87,6 +87,13 @@ def test_variables_override(repo, tmp_path):
     assert flag(found[0], "--output-dir") == stem
 
 
+@pytest.mark.parametrize(("value", "warm"), [("1", True), ("0", False), ("", False)])
+def test_warm_is_a_switch(repo, value, warm):
+    result = bash(repo, "run_few-shot.sh", "--dry-run", WARM=value, DATASETS="dtd", DEVICES="cpu")
+    assert result.returncode == 0, result.stderr
+    assert ("warm" in result.stderr) == warm
+
+
 def test_several_configs(repo):
     repo.write("configs/trainers/RAda/table4_mlp.yaml", "_BASE_: base2novel.yaml\n")
     variables = {"TRAINER": "RAda", "CFG": "base2novel table4_mlp", "SEEDS": "1"}
