@@ -168,6 +168,7 @@ class _MaskAttention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.heads, ctx.joint, _ = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # of the kept matrices it would be as many zeros
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
