@@ -28,8 +28,7 @@ class MLPMaskHead(MaskHead):
 
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
         """See :meth:`MaskHead.offset`."""
-        # s goes into the weight, which is smaller than R
-        return self.out(F.relu(F.linear(rational, self.inner.weight * scale, self.inner.bias)))
+        return self.out(F.relu(self.inner(rational)))
 
 
 class FeatureAttentionHead(nn.Module):

@@ -1,15 +1,15 @@
 """The attention of RAda's mask, without ever holding more than a few K x K matrices.
 
-Notation: B images, K classes, H heads, Dh head width. Written out, each of the three query sets
-needs a K x K matrix per image and head: 32 MB an image at K = 1000 in fp32, kept for the backward
-pass. Here they are made in chunks small enough for the processor's cache, used and thrown away;
-the backward pass makes them again from the saved normalisers, as fused attention does.
+Notation: B images, K classes, H heads, Dh head width, D = H Dh. Written out, each of the three
+query sets needs a K x K matrix per image and head: 32 MB an image at K = 1000 in fp32, kept for the
+backward pass. Here they are made in chunks small enough for the processor's cache and used at once;
+the backward pass makes them again, unless all of them are few enough to be kept.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,172 +18,211 @@ from torch import Tensor
 # Elements of one chunk of K x K matrices: on a CPU they should stay in its cache, on a GPU there
 # must be enough of them to fill it.
 CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**25}
+# Elements of all matrices of a call that may wait for its backward pass, 64 MB in fp32: reading
+# them back takes less time than making them again.
+KEPT_ELEMENTS = 2**24
 
 
 def mask_attention(
-    rows: Tensor, image: Tensor | None = None, text: Tensor | None = None, *, joint: bool
+    key: Tensor,
+    value: Tensor,
+    *,
+    rational: Tensor | None = None,
+    image: Tensor | None = None,
+    text: Tensor | None = None,
+    heads: int,
+    joint: bool,
 ) -> Tensor:
     """Average the attention matrices of all query sets and apply them to the values.
 
-    RAda (arXiv:2507.15480). Two identities keep it small. An image's query is the same for all K
-    rows, so its attention is one row, and joint and row-wise softmax coincide. The joint softmax
-    over all K * K entries is row-wise softmax, weighted per row: with ``l_i`` the logsumexp of row
-    ``i``, ``K exp(S_ij - logsumexp(l)) = softmax(S_i)_j * K softmax(l)_i``.
+    RAda (arXiv:2507.15480). An image's query is the same for all K rows, so its attention is one
+    row, and joint and row-wise softmax coincide.
 
     Args:
-        rows: Projections of the rational matrix, (B, K, 2 or 3, H, Dh): its queries (if there are
-            three), keys, values. Queries of all sets are scaled already.
-        image: Queries of the images, (B, H, Dh).
-        text: Queries of the classes, (K, H, Dh); (B, K, H, Dh) if they differ from image to image.
+        key: Keys, times what the scores are to be multiplied by, (B, K, D).
+        value: Values, (B, K, D).
+        rational: Queries of the rational matrix, (B, K, D), or None.
+        image: Queries of the images, (B, D), or None.
+        text: Queries of the classes, (K, D), or None.
+        heads: H.
         joint: One softmax over all K * K entries of a head's scores, times K (released code),
             instead of one per row.
 
     Returns:
-        (B, K, H, Dh).
+        (B, K, D).
 
     Raises:
         ValueError: There is no query at all.
     """
-    if image is None and text is None and rows.shape[2] < 3:
+    if image is None and text is None and rational is None:
         raise ValueError("The mask needs queries: image, text or rational")
-    attended, _ = _MaskAttention.apply(rows, image, text, joint)
+    if text is not None:
+        text = text.expand_as(key)  # (B, K, D) without a copy; autograd adds up the images' shares
+    keep = torch.is_grad_enabled()
+    attended, *_ = _MaskAttention.apply(key, value, rational, image, text, heads, joint, keep)
     return attended
 
 
-def _chunks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of images and heads whose K x K matrices make a chunk; one matrix at least."""
-    batch, classes, _, heads, _ = rows.shape
-    budget = CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "other"]
+def _chunks(key: Tensor, heads: int) -> Iterator[tuple[Any, Any]]:
+    """Indices (images, heads) of which one is a number and the other a slice.
+
+    So chunks of rows are views of three dimensions, which batched products take without a copy.
+    A chunk's K x K matrices are within the budget; one matrix at least.
+    """
+    batch, classes, _ = key.shape
+    budget = CHUNK_ELEMENTS["cpu" if key.device.type == "cpu" else "other"]
     matrices = max(1, budget // classes**2)
-    images, part = max(1, matrices // heads), min(heads, matrices)
-    for b in range(0, batch, images):
-        for h in range(0, heads, part):
-            yield slice(b, b + images), slice(h, h + part)
+    if batch > heads:
+        for h in range(heads):
+            for b in range(0, batch, matrices):
+                yield slice(b, b + matrices), h
+    else:
+        for b in range(batch):
+            for h in range(0, heads, matrices):
+                yield b, slice(h, h + matrices)
 
 
-def _queries(rows: Tensor, text: Tensor | None, b: slice, h: slice) -> list[Tensor]:
-    """Query sets with one query per class: each (b or 1, h, K, Dh)."""
-    found = []
-    if text is not None:
-        found.append((text[None, :, h] if text.ndim == 3 else text[b, :, h]).transpose(1, 2))
-    if rows.shape[2] == 3:
-        found.append(rows[b, :, 0, h].transpose(1, 2))
-    return found
+def _split(rows: Tensor, heads: int) -> Tensor:
+    """(B, K, D) -> (B, H, K, Dh), a view."""
+    batch, length, width = rows.shape
+    return rows.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def _softmax(scores: Tensor, joint: bool, out: Tensor | None = None) -> Tensor:
+    """Softmax of scores (n, K, K), into ``out``: over all entries of a matrix, or over each row."""
+    if not joint:
+        return torch.softmax(scores, -1, out=out)
+    flat = None if out is None else out.flatten(1)  # (n, K * K), a view
+    return torch.softmax(scores.flatten(1), -1, out=flat).view_as(scores)
+
+
+def _softmax_backward(matrix: Tensor, grad: Tensor, joint: bool) -> Tensor:
+    """Gradient of the scores, of the softmax (n, K, K) and of its gradient."""
+    if joint:  # a dot product needs no temporary matrix
+        mean = torch.bmm(matrix.flatten(1)[:, None], grad.flatten(1)[..., None])  # (n, 1, 1)
+    else:
+        mean = (matrix * grad).sum(-1, keepdim=True)  # (n, K, 1)
+    return (grad - mean).mul_(matrix)
+
+
+def _set_backward(
+    query: Tensor, key: Tensor, matrix: Tensor, grad: Tensor, joint: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a set's queries (n, K or 1, Dh) and of the keys (n, K, Dh).
+
+    ``grad`` is that of the set's softmax ``matrix``, (n, K or 1, K).
+    """
+    scores = _softmax_backward(matrix, grad, joint)
+    return torch.bmm(scores, key), torch.bmm(scores.mT, query)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """Sum without the copy that Python's own makes, which starts from 0."""
+    return reduce(torch.add, parts)
+
+
+def _weights(sets: int, image: bool, classes: int, joint: bool) -> tuple[float, float]:
+    """Factors of an image's row and of a K x K softmax in the average over all query sets."""
+    share = 1 / (sets + image)
+    return share, share * classes if joint else share
 
 
 class _MaskAttention(torch.autograd.Function):
-    """Chunked forward, and backward by recomputation. Keys and values are ``rows``' last two."""
+    """Chunked forward, and backward by recomputation of what was not kept."""
 
     @staticmethod
     def forward(
-        rows: Tensor, image: Tensor | None, text: Tensor | None, joint: bool
+        key: Tensor,
+        value: Tensor,
+        rational: Tensor | None,
+        image: Tensor | None,
+        text: Tensor | None,
+        heads: int,
+        joint: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        batch, classes, kinds, heads, _ = rows.shape
-        sets = (text is not None) + (kinds == 3)
-        share = 1 / (sets + (image is not None))
-        out = torch.empty_like(rows[:, :, -1])
-        # log of what each row of exp(scores) is divided by to give its share of the average
-        log_sums = rows.new_empty(sets, batch, heads, 1 if joint else classes, 1)
-        for b, h in _chunks(rows):
-            key, value = (rows[b, :, i, h].transpose(1, 2) for i in (-2, -1))
-            average: Tensor | None = None
-            for i, query in enumerate(_queries(rows, text, b, h)):
-                scores = query @ key.transpose(-1, -2)  # (b, h, K, K)
-                # Less each row's maximum, so that exp cannot overflow.
-                top = scores.amax(-1, keepdim=True)  # (b, h, K, 1)
-                log_sum = top + scores.sub_(top).exp_().sum(-1, keepdim=True).log()
-                if joint:  # one normaliser for all rows, and K times the softmax
-                    log_sum = log_sum.logsumexp(-2, keepdim=True) - math.log(classes)
-                log_sums[i, b, h] = log_sum
-                scores.mul_((top - log_sum).exp_())
-                average = scores if average is None else average.add_(scores)
-            mixed: Any = 0 if average is None else average @ value  # (b, h, K, Dh)
-            if image is not None:
-                row = (image[b, h, None] @ key.transpose(-1, -2)).softmax(-1)  # (b, h, 1, K)
-                mixed = mixed + row @ value
-            out[b, :, h] = (mixed * share).transpose(1, 2)
-        return out, log_sums
+        batch, classes, _ = key.shape
+        queries = [_split(query, heads) for query in (text, rational) if query is not None]
+        share, weight = _weights(len(queries), image is not None, classes, joint)
+        few = len(queries) * batch * heads * classes**2 <= KEPT_ELEMENTS
+        size = batch if keep and few else 0
+        kept = key.new_empty(len(queries), size, heads, classes, classes)
+        out = key.new_empty(key.shape)
+        keys, values, outs = (_split(x, heads) for x in (key, value, out))
+        images = None if image is None else _split(image[:, None], heads)  # (B, H, 1, Dh)
+        for b, h in _chunks(key, heads):
+            k, v = keys[b, h], values[b, h]  # (n, K, Dh)
+            parts, matrices = [], []
+            for i, query in enumerate(queries):
+                scores = torch.bmm(query[b, h], k.mT)  # (n, K, K)
+                matrices.append(_softmax(scores, joint, kept[i, b, h] if size else None))
+            if matrices:
+                parts.append(torch.bmm(_sum(matrices), v).mul_(weight))  # (n, K, Dh)
+            if images is not None:
+                row = torch.bmm(images[b, h], k.mT).softmax(-1)  # (n, 1, K)
+                parts.append(torch.bmm(row, v).mul_(share))  # (n, 1, Dh)
+            outs[b, h] = _sum(parts)
+        return out, kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        rows, image, text, ctx.joint = inputs
-        sets = [image is not None, text is not None, rows.shape[2] == 3]
-        ctx.share = 1 / sum(sets)
+        *tensors, ctx.heads, ctx.joint, _ = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(rows, image, text, output[1])
+        ctx.set_materialize_grads(False)  # of the kept matrices it would be as many zeros
+        ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        rows: Tensor,
-        image: Tensor | None,
-        text: Tensor | None,
-        joint: bool,
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """N calls at once, for ``torch.func.vmap``: their images are those of one larger batch."""
         count = info.batch_size
 
-        def side_by_side(x: Tensor, dim: int | None) -> Tensor:
-            return x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
+        def one_batch(x: Tensor | None, dim: int | None) -> Tensor | None:
+            """(B, ...) of each call -> (N * B, ...)."""
+            if x is None:
+                return None
+            return (x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
-        rows = side_by_side(rows, in_dims[0])  # (N, B, K, 2 or 3, H, Dh)
-        batch = rows.shape[1]
-        if image is not None:
-            image = side_by_side(image, in_dims[1]).flatten(0, 1)  # (N * B, H, Dh)
-        if text is not None and in_dims[2] is not None:  # else all calls ask with the same classes
-            text = text.movedim(in_dims[2], 0)  # (N, K, H, Dh)
-            text = text[:, None].expand(-1, batch, -1, -1, -1).flatten(0, 1)  # (N * B, K, H, Dh)
-        out, log_sums = _MaskAttention.apply(rows.flatten(0, 1), image, text, joint)
-        return (out.unflatten(0, (count, batch)), log_sums.unflatten(1, (count, batch))), (0, 1)
+        tensors = [one_batch(x, dim) for x, dim in zip(inputs[:5], in_dims[:5], strict=True)]
+        out, kept = _MaskAttention.apply(*tensors, *inputs[5:])
+        apart = [x.unflatten(i, (count, x.shape[i] // count)) for i, x in enumerate((out, kept))]
+        return (apart[0], apart[1]), (0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, image, text, log_sums = ctx.saved_tensors
-        grad_rows = torch.empty_like(rows)
+        heads, joint = ctx.heads, ctx.joint
+        key, value, rational, image, text, kept = ctx.saved_tensors
+        given = [query for query in (text, rational) if query is not None]
+        share, weight = _weights(len(given), image is not None, key.shape[1], joint)
+        found = [key.new_empty(key.shape) for _ in (key, value, *given)]  # (B, K, D) each
         grad_image = None if image is None else torch.empty_like(image)
-        grad_text = None if text is None else torch.zeros_like(text)
-        for b, h in _chunks(rows):
-            key, value = (rows[b, :, i, h].transpose(1, 2) for i in (-2, -1))
-            grad_out = grad[b, :, h].transpose(1, 2) * ctx.share  # (b, h, K, Dh)
-            grad_matrix = grad_out @ value.transpose(-1, -2)  # (b, h, K, K)
-            queries = _queries(rows, text, b, h)
-            # Made again from the saved normalisers: one subtraction instead of a softmax.
-            matrices = [
-                (query @ key.transpose(-1, -2)).sub_(log_sums[i, b, h]).exp_()
-                for i, query in enumerate(queries)
-            ]
-            grad_key: Any = 0
-            grad_value: Any = sum(matrices).transpose(-1, -2) @ grad_out if matrices else 0
-            for i, (query, matrix) in enumerate(zip(queries, matrices, strict=True)):
-                grad_scores = _softmax_backward(matrix, grad_matrix, ctx.joint)
-                grad_query = grad_scores @ key
-                grad_key = grad_key + grad_scores.transpose(-1, -2) @ query
-                # _queries lists the classes' set first, if there is one, then the rows' own.
-                if grad_text is not None and i == 0 and grad_text.ndim == 3:
-                    grad_text[:, h] += grad_query.sum(0).transpose(0, 1)  # all images asked it
-                elif grad_text is not None and i == 0:
-                    grad_text[b, :, h] = grad_query.transpose(1, 2)
-                else:
-                    grad_rows[b, :, 0, h] = grad_query.transpose(1, 2)
+        keys, values, grads, *queries = (_split(x, heads) for x in (key, value, grad, *given))
+        grad_keys, grad_values, *grad_queries = (_split(x, heads) for x in found)
+        for b, h in _chunks(key, heads):
+            k, v, g = keys[b, h], values[b, h], grads[b, h]  # (n, K, Dh)
+            of_key, of_value = [], []  # shares of the query sets in both gradients
+            if queries:
+                matrices = [
+                    kept[i, b, h] if kept.shape[1] else _softmax(torch.bmm(q[b, h], k.mT), joint)
+                    for i, q in enumerate(queries)
+                ]  # (n, K, K) each
+                weighted = g * weight
+                of_value.append(torch.bmm(_sum(matrices).mT, weighted))
+                grad_matrix = torch.bmm(weighted, v.mT)  # (n, K, K)
+                for query, grad_query, matrix in zip(queries, grad_queries, matrices, strict=True):
+                    results = _set_backward(query[b, h], k, matrix, grad_matrix, joint)
+                    grad_query[b, h] = results[0]
+                    of_key.append(results[1])
             if image is not None and grad_image is not None:
-                query = image[b, h, None]  # (b, h, 1, Dh)
-                row = (query @ key.transpose(-1, -2)).softmax(-1)  # (b, h, 1, K)
-                grad_sum = grad_out.sum(-2, keepdim=True)  # all K rows of the output got this one
-                grad_value = grad_value + row.transpose(-1, -2) * grad_sum
-                grad_scores = _softmax_backward(row, grad_sum @ value.transpose(-1, -2), False)
-                grad_image[b, h] = (grad_scores @ key).squeeze(-2)
-                grad_key = grad_key + grad_scores.transpose(-1, -2) * query
-            grad_rows[b, :, -2, h] = grad_key.transpose(1, 2)
-            grad_rows[b, :, -1, h] = grad_value.transpose(1, 2)
-        return grad_rows, grad_image, grad_text, None
-
-
-def _softmax_backward(matrix: Tensor, grad: Tensor, joint: bool) -> Tensor:
-    """Gradient of the scores; overwrites ``matrix``, whose entries sum to 1 a row or K in all."""
-    if joint:
-        flat, other = matrix.flatten(-2)[..., None, :], grad.flatten(-2)[..., None]
-        mean = flat @ other / matrix.shape[-1]  # a dot product needs no temporary matrix
-    else:
-        mean = (matrix * grad).sum(-1, keepdim=True)
-    return matrix.mul_(grad - mean)
+                query = _split(image[:, None], heads)[b, h]  # (n, 1, Dh)
+                row = torch.bmm(query, k.mT).softmax(-1)  # (n, 1, K)
+                total = g.sum(1, keepdim=True).mul_(share)  # all K rows of the output got this one
+                of_value.append(torch.bmm(row.mT, total))
+                results = _set_backward(query, k, row, torch.bmm(total, v.mT), False)
+                _split(grad_image[:, None], heads)[b, h] = results[0]
+                of_key.append(results[1])
+            grad_keys[b, h], grad_values[b, h] = _sum(of_key), _sum(of_value)
+        grad_rational = None if rational is None else found[-1]
+        grad_text = None if text is None else found[2]
+        return found[0], found[1], grad_rational, grad_image, grad_text, None, None, None

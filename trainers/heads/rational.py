@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class MaskHead(nn.Module):
     def offset(self, image: Tensor, text: Tensor, rational: Tensor, scale: Tensor) -> Tensor:
         """How far the mask is from 1 before the relu, (B, K, D).
 
-        ``image`` f (B, D) and ``text`` h (K, D) have unit norm, ``rational`` R is (B, K, D), and
+        ``image`` f (B, D) and ``text`` h (K, D) have unit norm, ``rational`` is s R, (B, K, D), and
         ``scale`` s has no gradient.
         """
         raise NotImplementedError
@@ -94,11 +94,15 @@ class MaskHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             dtype = torch.promote_types(image.dtype, torch.float32)
             image, text, scale = image.to(dtype), text.to(dtype), scale.to(dtype)
-            rational = image[:, None] * text  # (B, K, D)
-            delta = self.offset(image, text, rational, scale.detach()).clamp(min=-1)  # M - 1
+            fixed = scale.detach()
+            # s goes into f, which is smaller than R and than the weights that read R.
+            rational = (image * fixed)[:, None] * text  # s R, (B, K, D)
+            offset = self.offset(image, text, rational, fixed)
+            delta = F.threshold(offset, -1, -1)  # M - 1; clamp takes longer to differentiate
             correction = (delta * rational).sum(-1)  # (B, K)
             # The mask's share is added to CLIP's own logits, which a mask of ones leaves exact.
-            logits = cosine_logits(image, text, scale) + scale * correction
+            # The quotient is 1, and brings the gradient of s.
+            logits = cosine_logits(image, text, scale) + scale / fixed * correction
             return HeadOutput(logits, self.regularizer(delta), 1 + delta)
 
 
@@ -228,44 +232,23 @@ class RationalAttention(nn.Module):
         text: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What this layer adds to the mask, (B, K, D), of R (B, K, D), s, f (B, D) and h (K, D).
+        """What this layer adds to the mask, (B, K, D), of s R (B, K, D), s, f (B, D) and h (K, D).
 
         ``mask`` is the mask so far, (B, K, D); None in the first layer.
         """
         root = scale.sqrt()
         attended = mask_attention(
-            self._rows(rational, scale, mask),
-            self._query("image", image, root),
-            self._query("text", text, root),
+            self.key(rational) * self.factor,  # once, instead of in the queries or the scores
+            self.value(rational),
+            rational=self._query("rational", rational if mask is None else mask),
+            image=self._query("image", None if image is None else image * root),
+            text=self._query("text", None if text is None else text * root),
+            heads=self.num_heads,
             joint=self.joint,
-        )  # (B, K, H, Dh)
-        return self.out(attended.flatten(-2))  # (B, K, D)
+        )  # (B, K, D)
+        return self.out(attended)  # (B, K, D)
 
-    def _query(self, name: str, features: Tensor | None, root: Tensor) -> Tensor | None:
+    def _query(self, name: str, features: Tensor | None) -> Tensor | None:
         if name not in self.query or features is None:
             return None
-        # The scores' factor goes into the query's weights, which are smaller than the scores.
-        weight, bias = self._projection(self.query[name], self.factor)
-        return F.linear(features * root, weight, bias).unflatten(-1, (self.num_heads, -1))
-
-    def _rows(self, rational: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries, keys and values of every row of R in one product: (B, K, 2 or 3, H, Dh)."""
-        projections = [self._projection(self.key), self._projection(self.value)]
-        if "rational" in self.query:
-            query = self._projection(self.query["rational"], self.factor)
-            projections = [query, *projections] if mask is None else projections
-        weight, bias = (torch.cat(parts) for parts in zip(*projections, strict=True))
-        if rational.numel() < weight.numel():  # s goes into the smaller of the two
-            rows = F.linear(rational * scale, weight, bias)  # (B, K, 2 or 3 times D)
-        else:
-            rows = F.linear(rational, weight * scale, bias)
-        if mask is not None:  # later layers ask with the mask so far, not with R
-            rows = torch.cat([F.linear(mask, *query), rows], -1)
-        return rows.unflatten(-1, (-1, self.num_heads, rational.shape[-1] // self.num_heads))
-
-    @staticmethod
-    def _projection(layer: Any, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a layer whose output is multiplied by ``factor``."""
-        return (layer.weight * factor, layer.bias * factor) if factor != 1 else (
-            layer.weight, layer.bias
-        )  # fmt: skip
+        return self.query[name](features)

@@ -74,7 +74,7 @@ def plain(head: RationalHead, f: Tensor, h: Tensor, s: Tensor, *, temp, joint, n
     return s * (M * R).sum(-1), penalty, M
 
 
-SHAPES = [(1, 2, 16), (3, 7, 16), (2, 33, 24), (5, 12, 32)]  # R smaller and larger than the weights
+SHAPES = [(1, 2, 16), (3, 7, 16), (2, 33, 24), (5, 12, 32), (11, 5, 16)]  # B below and above H
 
 
 @pytest.mark.parametrize("chunk", [1, 300, 10**6], ids="chunk{}".format)
@@ -99,17 +99,45 @@ def test_query_sets_equal_the_plain_formula(queries, softmax):
     check((3, 5, 16), softmax=softmax, queries=queries)
 
 
+@pytest.mark.parametrize("kept", [0, 10**6], ids=["again", "kept"])
+@pytest.mark.parametrize("num_heads", [1, 2, 8])
+@pytest.mark.parametrize("batch", [2, 9])
+@pytest.mark.parametrize("softmax", ["joint", "row"])
+def test_matrices_kept_or_made_again_equal_the_plain_formula(
+    softmax, batch, num_heads, kept, monkeypatch
+):
+    monkeypatch.setattr(kernel, "KEPT_ELEMENTS", kept)
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", 100)
+    check((batch, 6, 16), softmax=softmax, num_heads=num_heads)
+
+
+def test_matrices_are_kept_for_a_backward_pass_only(monkeypatch):
+    rows = torch.ones(2, 3, 4, requires_grad=True)
+    results = []
+    apply = kernel._MaskAttention.apply
+
+    def record(*arguments):
+        results.append(apply(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(kernel._MaskAttention, "apply", record)
+    kernel.mask_attention(rows, rows, rational=rows, heads=2, joint=True)
+    with torch.no_grad():
+        kernel.mask_attention(rows, rows, rational=rows, heads=2, joint=True)
+    assert [kept.numel() for _, kept in results] == [2 * 2 * 3 * 3, 0]
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("reg", ["l2", "l1", "linf"])
 def test_layers_and_regularizers_equal_the_plain_formula(layers, reg):
     check((2, 6, 16), layers=layers, reg=reg)
 
 
-def check(shape, *, softmax="joint", temp=1.0, queries=QUERIES, layers=1, reg="l2"):
+def check(shape, *, softmax="joint", temp=1.0, queries=QUERIES, layers=1, reg="l2", num_heads=8):
     torch.manual_seed(0)  # of the head's own start
     batch, classes, width = shape
     f, h = features(*shape)
-    head = trained(RationalHead(width, 8, temp, queries, softmax, layers, reg), 0.3)
+    head = trained(RationalHead(width, num_heads, temp, queries, softmax, layers, reg), 0.3)
     label = torch.arange(batch) % classes
     parameters = [*head.parameters(), f, h]
 
@@ -117,7 +145,8 @@ def check(shape, *, softmax="joint", temp=1.0, queries=QUERIES, layers=1, reg="l
         return F.cross_entropy(logits, label) + 1.5 * penalty
 
     out = head(f, h, SCALE)
-    expected = plain(head, f, h, SCALE, temp=temp, joint=softmax == "joint", num_heads=8, reg=reg)
+    form = {"temp": temp, "joint": softmax == "joint", "num_heads": num_heads, "reg": reg}
+    expected = plain(head, f, h, SCALE, **form)
     assert expected[2].eq(0).any() or classes < 5, "the relu must have something to do"
     torch.testing.assert_close(out.logits, expected[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out.penalty, expected[1], rtol=1e-9, atol=1e-9)
@@ -266,13 +295,15 @@ def test_bad_arguments_of_the_ablations():
         FeatureAttentionHead(16, num_heads=3)
     with pytest.raises(ValueError, match="HEAD: 'vision' is not available"):
         FeatureAttentionHead(16, on="vision")
+    rows = torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="needs queries"):
-        kernel.mask_attention(torch.zeros(1, 2, 2, 1, 4), joint=True)
+        kernel.mask_attention(rows, rows, heads=1, joint=True)
 
 
 def test_no_matrix_of_a_batch_is_ever_held(monkeypatch):
     """The largest tensor of a step is far below the B x H x K x K of the plain formula."""
     monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", 2**14)
+    monkeypatch.setattr(kernel, "KEPT_ELEMENTS", 2**14)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
