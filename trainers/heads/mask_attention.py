@@ -1,4 +1,4 @@
-"""The attention of RAda's mask, without ever holding more than a few K x K matrices.
+"""The attention of RAda's mask, without holding the K x K matrices of many images.
 
 Notation: B images, K classes, H heads, Dh head width, D = H Dh. Written out, each of the three
 query sets needs a K x K matrix per image and head: 32 MB an image at K = 1000 in fp32, kept for the
