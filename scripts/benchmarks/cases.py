@@ -58,6 +58,7 @@ class Case(NamedTuple):
 
 CASES = [
     *(Case("LightRA", k, b, "LightRA", lightra.LightRA) for k in (24, 100, 500) for b in (4, 16)),
+    Case("LightRA", 1000, 4, "LightRA", lightra.LightRA),
     Case("LightRA-text", 100, PROMPTS_A_CLASS, "LightRA", lightra.LightRAText, "texts"),
     *(
         Case("RAda-head", k, b, "RAda", rada.RAdaHead, "features")
