@@ -26,7 +26,8 @@ from dassl.engine import (
 )
 from datasets.rows import ROWS
 from tests.conftest import REPOSITORY, config_of_run
-from tests.trainers.plain import SMALL
+from tests.trainers.plain import FEW_TEMPLATES
+from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
@@ -49,6 +50,7 @@ CHOOSERS = {
     *("CLIPAdapter", "CoCoOp", "CoPrompt", "DePT", "IVLP", "KgCoOp", "MMA", "ProGrad"),
     *("PromptAlign", "PromptSRC", "ProVP", "RAdaAdapter", "TPT", "VPT"),
 }
+SMALL = (*ONE_SHOT, *FEW_TEMPLATES)
 # Trained values so few that three epochs move accuracy by less than its scatter.
 FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
@@ -308,7 +310,14 @@ class TestTrainer:
         """Two epochs on two classes' worth of pictures lower the loss."""
         if name in FEW_VALUES:
             return
-        options = [*SMALL, "DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "3", *FASTER.get(name, ())]
+        options = [
+            *ONE_SHOT,
+            "DATASET.NUM_SHOTS",
+            "8",
+            "OPTIM.MAX_EPOCH",
+            "3",
+            *FASTER.get(name, ()),
+        ]
         # On all test pictures: on a few of them accuracy scatters too much.
         trainer = build_trainer(own_config(name, *options, "DATASET.ROOT", whole_shapes))
         if not trainable_state(trainer.model):

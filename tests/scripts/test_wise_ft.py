@@ -7,10 +7,12 @@ import pytest
 
 from dassl.engine import build_trainer, read_result
 from scripts.wise_ft import OOD, choose_targets, main
+from tests.trainers.plain import FEW_TEMPLATES
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
     *("OPTIM.WARMUP_STEP", "1"),
+    *FEW_TEMPLATES,
 )
 
 
@@ -38,10 +40,11 @@ def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
     assert main([*words, "--targets", "shapes_v2", "shapes_a"]) == 0
     found = rows(directory / "wise_ft")
     assert [row["alpha"] for row in found] == [0, 0.5, 1]
-    zero = build_trainer(make_config("ZeroshotCLIP2/fft", output="zero"))
+    zero = build_trainer(make_config("ZeroshotCLIP2/fft", *FEW_TEMPLATES, output="zero"))
     assert found[0]["Shapes"] == zero.test()
     assert found[2]["Shapes"] == accuracy
-    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", output="v2", dataset="shapes_v2"))
+    options = {"output": "v2", "dataset": "shapes_v2"}
+    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", *FEW_TEMPLATES, **options))
     assert found[0]["shapes_v2"] == v2.test()
     for row in found:
         assert row[OOD] == pytest.approx((row["shapes_v2"] + row["shapes_a"]) / 2)

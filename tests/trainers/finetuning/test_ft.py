@@ -40,7 +40,7 @@ def test_starts_with_the_logits_of_the_ensemble(build_fft, method):
 def test_classifier_is_the_mean_over_templates(build_fft):
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-    trainer = build_fft("FT")
+    trainer = build_fft("FT", "TRAINER.FT.TEMPLATES", "80")
     backbone = trainer.model.backbone
     name = trainer.dm.dataset.classnames[7].replace("_", " ")
     texts = [template(name) for template in OPENAI_IMAGENET_TEMPLATES]
