@@ -1,7 +1,6 @@
 """Killed at any moment and started again, a run ends with the very same weights."""
 
 import json
-import multiprocessing
 import random
 import sys
 import time
@@ -12,13 +11,13 @@ import torch
 
 import train
 from tests.conftest import REPOSITORY
+from tests.processes import fork
 
 EPOCHS, KILLS = 24, 10
 
 
 def run_training(root: str, output: Path) -> None:
     """What a process of its own does; what it prints goes beside its folder."""
-    torch.set_num_threads(1)  # a pool of threads does not survive the fork
     with output.with_suffix(".txt").open("a", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
         train.main(
@@ -30,15 +29,8 @@ def run_training(root: str, output: Path) -> None:
         )  # fmt: skip
 
 
-def start(root: str, output: Path) -> BaseProcess:
-    # Forked, so that a dozen processes do not spend most of their time on the same imports.
-    process = multiprocessing.get_context("fork").Process(target=run_training, args=(root, output))
-    process.start()
-    return process
-
-
 def finish(root: str, output: Path) -> tuple[dict, dict]:
-    process = start(root, output)
+    process = fork(run_training, root, output)
     process.join(timeout=300)
     assert process.exitcode == 0, output.with_suffix(".txt").read_text()
     weights = torch.load(
@@ -64,7 +56,7 @@ def test_ten_kills_leave_the_weights_bit_identical(shapes_root, tmp_path):
         file = output / "resume.pth.tar"
         seen = file.stat().st_mtime_ns if file.exists() else 0
         resumed += seen > 0
-        process = start(shapes_root, output)
+        process = fork(run_training, shapes_root, output)
         if kill % 5 == 4:
             time.sleep(draw.uniform(0, 1))  # anywhere, most likely before the first step
         else:
