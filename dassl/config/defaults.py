@@ -56,7 +56,7 @@ OPTIONS: dict[str, Option] = {
         "how images are resized",
     ),
     "INPUT.FAST_RESIZE": Option(
-        False, None, "resize in less than half the time; some pixels differ by a level; ours"
+        False, None, "resize in about half the time; some pixels differ by a level; ours"
     ),
     "INPUT.TRANSFORMS": Option(
         (),

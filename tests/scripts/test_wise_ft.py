@@ -12,7 +12,6 @@ from tests.trainers.plain import FEW_TEMPLATES
 SMALL = (
     *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
     *("OPTIM.WARMUP_STEP", "1"),
-    *FEW_TEMPLATES,
 )
 
 
@@ -40,11 +39,10 @@ def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
     assert main([*words, "--targets", "shapes_v2", "shapes_a"]) == 0
     found = rows(directory / "wise_ft")
     assert [row["alpha"] for row in found] == [0, 0.5, 1]
-    zero = build_trainer(make_config("ZeroshotCLIP2/fft", *FEW_TEMPLATES, output="zero"))
+    zero = build_trainer(make_config("ZeroshotCLIP2/fft", output="zero"))
     assert found[0]["Shapes"] == zero.test()
     assert found[2]["Shapes"] == accuracy
-    options = {"output": "v2", "dataset": "shapes_v2"}
-    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", *FEW_TEMPLATES, **options))
+    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", output="v2", dataset="shapes_v2"))
     assert found[0]["shapes_v2"] == v2.test()
     for row in found:
         assert row[OOD] == pytest.approx((row["shapes_v2"] + row["shapes_a"]) / 2)
@@ -52,7 +50,8 @@ def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
 
 
 def test_between_two_runs(finished, tmp_path):
-    (one, first), (two, second) = finished("LP", "one"), finished("LP", "two", "OPTIM.LR", "0.01")
+    one, first = finished("LP", "one", *FEW_TEMPLATES)
+    two, second = finished("LP", "two", *FEW_TEMPLATES, "OPTIM.LR", "0.01")
     words = ["--model-dir", str(two), "--start", str(one), "--alphas", "0", "1"]
     words += ["--targets", "shapes_r", "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(words) == 0
@@ -72,11 +71,11 @@ def test_targets_are_the_shifts_unless_named():
 def test_what_cannot_be_interpolated_is_said(finished, tmp_path, capsys):
     assert main(["--model-dir", str(tmp_path / "none")]) == 1
     assert "--model-dir: no directory" in capsys.readouterr().err
-    zero, _ = finished("ZeroshotCLIP2", "zero")
+    zero, _ = finished("ZeroshotCLIP2", "zero", *FEW_TEMPLATES)
     assert main(["--model-dir", str(zero), "--targets", "shapes_r", "--device", "cpu"]) == 1
     assert "trained nothing" in capsys.readouterr().err
-    lp, _ = finished("LP", "lp")
-    ft, _ = finished("FT", "ft")
+    lp, _ = finished("LP", "lp", *FEW_TEMPLATES)
+    ft, _ = finished("FT", "ft", *FEW_TEMPLATES)
     words = ["--model-dir", str(lp), "--start", str(ft), "--targets", "shapes_r"]
     assert main([*words, "--device", "cpu"]) == 1
     assert "No checkpoint" in capsys.readouterr().err

@@ -27,6 +27,15 @@ def test_loaders_give_the_same_kind_of_batches(root):
     assert abs(ours["img"].mean() - theirs[0].mean()) < 0.2
 
 
+def test_steps_of_a_picture(root, monkeypatch):
+    monkeypatch.setattr(bench_loading, "REPEATS", 2)
+    picture = next((root / "pictures" / "train").rglob("*.jpg"))
+    decoding, *transforms = bench_loading.steps_of_a_picture(picture, 48)
+    assert decoding[1] == decoding[2] > 0, "decoding is the same"
+    assert [name for name, *_ in transforms] == ["test transform", "training transform"]
+    assert all(ms > 0 for _, *both in transforms for ms in both)
+
+
 @pytest.mark.parametrize("kind", bench_loading.KINDS)
 def test_an_epoch_drops_the_last_short_batch(root, kind):
     assert sum(bench_loading._pictures(bench_loading.build_loader(kind, root, 0, 48))) == 64
