@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import filelock
 import open_clip
 import pytest
 import torch
@@ -55,9 +56,12 @@ def whole_shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data root with the bundled suite drawn into it, for tests that count its pictures."""
     from datasets.shapes import ensure_rendered
 
-    root = tmp_path_factory.mktemp("whole")
-    ensure_rendered(root)
-    return str(root)
+    folder = tmp_path_factory.getbasetemp()
+    # Workers of pytest-xdist have folders beside each other: the first one draws it for all.
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with filelock.FileLock(shared / "whole.lock"):
+        ensure_rendered(shared / "whole")
+    return str(shared / "whole")
 
 
 TEST_PICTURES = 5  # of a class, in ``shapes_root``
