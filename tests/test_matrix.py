@@ -183,7 +183,7 @@ def own_config(shapes_root, tmp_path_factory):
 
     @functools.cache
     def first_stage(method_file: str, *options: str) -> str:
-        trainer = build_trainer(make(method_file, *options, "TEST.NO_TEST", "True"))
+        trainer = build_trainer(make(method_file, *options))
         trainer.train()
         return trainer.output_dir
 
