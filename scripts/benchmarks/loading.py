@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +102,18 @@ def milliseconds(step: Callable[[], object]) -> float:
 def steps_of_a_picture(path: Path, side: int) -> list[tuple[str, float, float]]:
     """Rows (step, ms with Pillow, ms with INPUT.FAST_RESIZE) of a picture cut to ``side``."""
     torch.set_num_threads(1)  # as a worker of a loader has it
-    rows = [("decoding", *[milliseconds(lambda: read_image(path))] * 2)]
+    decoding = milliseconds(partial(read_image, path))
+    rows = [("decoding", decoding, decoding)]
     image = read_image(path)
     for name, is_train in (("test transform", False), ("training transform", True)):
         found = []
         for fast in (False, True):
             cfg = default_config()
             cfg.VERBOSE, cfg.INPUT.SIZE, cfg.INPUT.FAST_RESIZE = False, (side, side), fast
-            transform = build_transform(cfg, is_train)
+            transform: Any = build_transform(cfg, is_train)
             torch.manual_seed(0)  # the same crops
-            found.append(milliseconds(lambda transform=transform: transform(image)))
-        rows.append((name, *found))
+            found.append(milliseconds(partial(transform, image)))
+        rows.append((name, found[0], found[1]))
     return rows
 
 
