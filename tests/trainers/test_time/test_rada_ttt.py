@@ -342,7 +342,7 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
     options = trainer.options
     settings = {"selected": 2, "entropy": "marginal", "steps": 3, "lr": options.LR,
                 "weight_decay": 0.01}  # fmt: skip
-    views = views_of(trainer, (5, 200, 400))
+    views = views_of(trainer, (1, 66, 133))
     found = trainer.model_inference(views).softmax(-1)
     text, scale = trainer.model.class_weights(), trainer.model.scale
     for one, probabilities in zip(trainer.recipe.encode(views), found, strict=True):
@@ -354,7 +354,7 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
 def test_tpt_equals_the_formula(build, monkeypatch, steps):
     """Logits, gradients and adapted tokens, with texts that a tower written out has encoded."""
     trainer = build("TPT", "TRAINER.TPT.STEPS", str(steps))
-    features = trainer.recipe.encode(views_of(trainer, (5, 200, 400))).double()
+    features = trainer.recipe.encode(views_of(trainer, (1, 66, 133))).double()
     trainer.model.double()
     model = clip.load("shapes").double().model
     start = model.token_embedding.weight[clip.tokenize("a photo of a")[0, 1:5]]
