@@ -12,6 +12,7 @@ import filelock
 import open_clip
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from clip.backbones import Backbone, InputSpec
 
@@ -91,6 +92,26 @@ def shapes_root(whole_shapes: str, tmp_path_factory: pytest.TempPathFactory) -> 
     (target / CHECKSUMS).write_text(json.dumps(kept))
     shutil.copy2(source / "version.txt", target)
     return str(root)
+
+
+@pytest.fixture(autouse=True)
+def ended_workers(monkeypatch: pytest.MonkeyPatch):
+    """End the worker processes of a test's loaders with it.
+
+    Left to the garbage collector they may lose their queues before they are told to stop, and then
+    it waits five seconds for each.
+    """
+    started: list[_MultiProcessingDataLoaderIter] = []
+    start = _MultiProcessingDataLoaderIter.__init__
+
+    def noted(self, *args, **kwargs):
+        started.append(self)
+        start(self, *args, **kwargs)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__init__", noted)
+    yield
+    for iterator in started:
+        iterator._shutdown_workers()
 
 
 @pytest.fixture

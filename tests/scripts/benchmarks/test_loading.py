@@ -21,8 +21,8 @@ def test_loaders_give_the_same_kind_of_batches(root):
     )
     assert ours["img"].shape == theirs[0].shape == (32, 3, 48, 48)
     assert ours["img"].dtype == theirs[0].dtype == torch.float32
-    # The same crops of the same pictures.
-    assert 0 < (fast["img"] - ours["img"]).abs().max() < 0.02
+    # The same crops of the same pictures: two levels of 255 are 0.03 when normalised.
+    assert 0 < (fast["img"] - ours["img"]).abs().max() < 0.04
     # Random pictures: means of a batch differ by little, and much if one were not normalised.
     assert abs(ours["img"].mean() - theirs[0].mean()) < 0.2
 
