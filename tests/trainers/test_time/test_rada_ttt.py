@@ -390,17 +390,18 @@ def test_tpt_needs_words_to_start_from(build):
         build("TPT", "TRAINER.TPT.N_CTX", "5")
 
 
+@pytest.fixture(scope="module")
+def rada(shapes_root, tmp_path_factory):
+    """RAda trained on 20 classes: one shot, one epoch."""
+    folder = tmp_path_factory.mktemp("rada")
+    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0")
+    trainer = build_trainer(config_of_run(shapes_root, folder, "RAda/base2novel", *options))
+    trainer.train()
+    return trainer
+
+
 class TestDagger:
     """RAdaTTT from a trained adapter."""
-
-    @pytest.fixture(scope="class")
-    def rada(self, shapes_root, tmp_path_factory):
-        """RAda trained on 20 classes: one shot, one epoch."""
-        folder = tmp_path_factory.mktemp("rada")
-        options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0")
-        trainer = build_trainer(config_of_run(shapes_root, folder, "RAda/base2novel", *options))
-        trainer.train()
-        return trainer
 
     @pytest.fixture
     def trained(self, rada, tmp_path):
