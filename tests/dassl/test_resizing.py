@@ -115,3 +115,10 @@ def test_a_run_says_it_and_is_another_one(make_config, capsys):
     trainer = build_trainer(fast)
     assert said in capsys.readouterr().out
     assert "FastResize" in repr(trainer.test_loader.dataset.transform)
+
+
+def test_views_of_a_test_image_are_made_by_it_too(make_config):
+    cfg = make_config("TPT/ttt", "INPUT.FAST_RESIZE", "True", dataset="shapes_v2")
+    shown = repr(build_trainer(cfg).test_loader.dataset.transform)
+    assert "FastResize" in shown
+    assert "FastRandomResizedCrop" in shown

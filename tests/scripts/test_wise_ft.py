@@ -1,12 +1,14 @@
 """The curve between two models."""
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
 
 from dassl.engine import build_trainer, read_result
 from scripts.wise_ft import OOD, choose_targets, main
+from tests.conftest import config_of_run
 from tests.trainers.plain import FEW_TEMPLATES
 
 SMALL = (
@@ -27,23 +29,34 @@ def finished(make_config):
     return train
 
 
+@pytest.fixture(scope="module")
+def zero_shot(shapes_root, tmp_path_factory):
+    """(dataset) -> accuracy of the pre-trained model, which all runs start from."""
+
+    @functools.cache
+    def test(dataset: str) -> float:
+        folder = tmp_path_factory.mktemp("zero")
+        cfg = config_of_run(shapes_root, folder, "ZeroshotCLIP2/fft", dataset=dataset)
+        return build_trainer(cfg).test()
+
+    return test
+
+
 def rows(directory: Path) -> list[dict[str, float]]:
     with (directory / "wise_ft.csv").open() as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("method", ["FT", "FLYP", "RAdaFFT"])
-def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
+def test_from_the_pre_trained_model_to_the_run(finished, zero_shot, method):
     directory, accuracy = finished(method)
     words = ["--model-dir", str(directory), "--alphas", "1", "0", "0.5", "--device", "cpu"]
     assert main([*words, "--targets", "shapes_v2", "shapes_a"]) == 0
     found = rows(directory / "wise_ft")
     assert [row["alpha"] for row in found] == [0, 0.5, 1]
-    zero = build_trainer(make_config("ZeroshotCLIP2/fft", output="zero"))
-    assert found[0]["Shapes"] == zero.test()
+    assert found[0]["Shapes"] == zero_shot("shapes")
     assert found[2]["Shapes"] == accuracy
-    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", output="v2", dataset="shapes_v2"))
-    assert found[0]["shapes_v2"] == v2.test()
+    assert found[0]["shapes_v2"] == zero_shot("shapes_v2")
     for row in found:
         assert row[OOD] == pytest.approx((row["shapes_v2"] + row["shapes_a"]) / 2)
     assert (directory / "wise_ft/wise_ft.png").read_bytes().startswith(b"\x89PNG")
