@@ -1,14 +1,18 @@
 """A tiny random CLIP in OpenAI's format, shared by all tests."""
 
 import copy
+import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import filelock
 import open_clip
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from clip.backbones import Backbone, InputSpec
 
@@ -49,13 +53,65 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data root with the bundled suite drawn into it."""
+def whole_shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data root with the bundled suite drawn into it, for tests that count its pictures."""
     from datasets.shapes import ensure_rendered
 
+    folder = tmp_path_factory.getbasetemp()
+    # Workers of pytest-xdist have folders beside each other: the first one draws it for all.
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with filelock.FileLock(shared / "whole.lock"):
+        ensure_rendered(shared / "whole")
+    return str(shared / "whole")
+
+
+TEST_PICTURES = 5  # of a class, in ``shapes_root``
+
+
+@pytest.fixture(scope="session")
+def shapes_root(whole_shapes: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data root with the bundled suite but few test pictures.
+
+    Every run ends with an evaluation, which costs more than the one epoch that most tests train.
+    """
+    from datasets.shapes import CHECKSUMS
+
     root = tmp_path_factory.mktemp("data")
-    ensure_rendered(root)
+    source, target = Path(whole_shapes, "shapes"), root / "shapes"
+    target.mkdir()
+    sums, kept = json.loads((source / CHECKSUMS).read_text()), {}
+    for file in source.glob("split_zhou_*.json"):
+        parts = json.loads(file.read_text())
+        # A picture's file is named by its number in its class.
+        parts["test"] = [row for row in parts["test"] if int(Path(row[0]).stem) < TEST_PICTURES]
+        (target / file.name).write_text(json.dumps(parts))
+        kept |= {path: sums[path] for rows in parts.values() for path, _, _ in rows}
+    for path in kept:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / path, target / path)
+    (target / CHECKSUMS).write_text(json.dumps(kept))
+    shutil.copy2(source / "version.txt", target)
     return str(root)
+
+
+@pytest.fixture(autouse=True)
+def ended_workers(monkeypatch: pytest.MonkeyPatch):
+    """End the worker processes of a test's loaders with it.
+
+    Left to the garbage collector they may lose their queues before they are told to stop, and then
+    it waits five seconds for each.
+    """
+    started: list[_MultiProcessingDataLoaderIter] = []
+    start = _MultiProcessingDataLoaderIter.__init__
+
+    def noted(self, *args, **kwargs):
+        started.append(self)
+        start(self, *args, **kwargs)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__init__", noted)
+    yield
+    for iterator in started:
+        iterator._shutdown_workers()
 
 
 @pytest.fixture

@@ -31,14 +31,14 @@ BLOCKS = [match.groups() for match in FENCE.finditer(section("Your own data"))]
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, shapes_root) -> Path:
+def checkout(tmp_path_factory, whole_shapes) -> Path:
     """A copy of the repository in which the whole example was followed, block by block."""
     root = tmp_path_factory.mktemp("guide")
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
     shutil.copy(REPOSITORY / "train.py", root)
-    shutil.copytree(shapes_root, root / "data")  # drawing it again would take seconds
+    shutil.copytree(whole_shapes, root / "data")  # drawing it again would take seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for language, name, text in BLOCKS:

@@ -1,6 +1,8 @@
 """Every registered trainer, dataset row and config file goes through the same checks."""
 
 import copy
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from dassl.engine import (
     trainable_state,
 )
 from datasets.rows import ROWS
-from tests.conftest import REPOSITORY
-from tests.trainers.plain import SMALL
+from tests.conftest import REPOSITORY, config_of_run
+from tests.trainers.plain import FEW_TEMPLATES
+from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
@@ -47,6 +50,7 @@ CHOOSERS = {
     *("CLIPAdapter", "CoCoOp", "CoPrompt", "DePT", "IVLP", "KgCoOp", "MMA", "ProGrad"),
     *("PromptAlign", "PromptSRC", "ProVP", "RAdaAdapter", "TPT", "VPT"),
 }
+SMALL = (*ONE_SHOT, *FEW_TEMPLATES)
 # Trained values so few that three epochs move accuracy by less than its scatter.
 FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
@@ -170,59 +174,81 @@ def test_every_row_has_a_file_and_every_file_a_row():
     assert files == {**rows, "folder": "Folder", "split": "Split"}
 
 
-@pytest.fixture
-def own_config(make_config, tmp_path):
-    """(method, trailing options, output) -> the config of a run, whose first stage is trained."""
+@pytest.fixture(scope="module")
+def own_config(shapes_root, tmp_path_factory):
+    """(method, trailing options) -> the config of a run, whose first stage is trained."""
 
-    def make(name: str, *options: str, output: str = "run"):
-        cfg = make_config(own_file(name), *options, output=output)
-        if not cfg.FIRST_STAGE.CONFIG:
+    def make(method_file: str, *options: str):
+        return config_of_run(shapes_root, tmp_path_factory.mktemp("run"), method_file, *options)
+
+    @functools.cache
+    def first_stage(method_file: str, *options: str) -> str:
+        trainer = build_trainer(make(method_file, *options))
+        trainer.train()
+        return trainer.output_dir
+
+    def make_own(name: str, *options: str):
+        cfg = make(own_file(name), *options)
+        if not cfg.FIRST_STAGE.CONFIG or cfg.FIRST_STAGE.DIR:
             return cfg
-        if not (tmp_path / "first").exists():
-            build_trainer(make_config(cfg.FIRST_STAGE.CONFIG, *options, output="first")).train()
-        first = ("FIRST_STAGE.DIR", str(tmp_path / "first"))
-        return make_config(own_file(name), *options, *first, output=output)
+        folder = first_stage(cfg.FIRST_STAGE.CONFIG, *options)
+        return make(own_file(name), *options, "FIRST_STAGE.DIR", folder)
 
-    return make
+    return make_own
 
 
-@pytest.mark.parametrize("name", OURS)
+@dataclass(frozen=True)
+class FinishedRun:
+    """A trainer behind its small run, and what its model was before."""
+
+    trainer: CLIPTrainer
+    start: dict[str, torch.Tensor]  # all parameters by name
+    declared: set[str]  # names of what required a gradient
+    logits: tuple[torch.Tensor, torch.Tensor]  # of a black picture, before and after
+
+
+def black_picture_logits(trainer: CLIPTrainer) -> torch.Tensor:
+    """(1, 20)."""
+    return trainer.model.eval()(torch.zeros(1, 3, 48, 48)).detach()
+
+
+@pytest.fixture(scope="module")
+def finished(name, own_config) -> FinishedRun:
+    """The method's small run: trained once for all tests that only look at it."""
+    trainer = build_trainer(own_config(name, *SMALL))
+    before = black_picture_logits(trainer)  # makes what is made when needed
+    parameters = dict(trainer.model.named_parameters())
+    start = {n: p.detach().clone() for n, p in parameters.items()}
+    declared = {n for n, p in parameters.items() if p.requires_grad}
+    trainer.train()
+    return FinishedRun(trainer, start, declared, (before, black_picture_logits(trainer)))
+
+
+# In the scope of the module all tests of a method follow each other and share its run.
+@pytest.mark.parametrize("name", OURS, scope="module")
 class TestTrainer:
     """On the bundled suite: 20 classes, one shot, one epoch."""
 
-    def test_trains_saves_loads_and_reports(self, name, own_config):
-        cfg = own_config(name, *SMALL)
-        trainer = build_trainer(cfg)
-        model = trainer.model
-        before = model.eval()(torch.zeros(1, 3, 48, 48)).detach()  # makes what is made when needed
-        frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-        declared = {n for n, p in model.named_parameters() if p.requires_grad}
-        start = {n: p.clone() for n, p in model.named_parameters() if n in declared}
-
-        trainer.train()
-
-        now = dict(model.named_parameters())
+    def test_trains_saves_loads_and_reports(self, name, own_config, finished):
+        declared, (before, after) = finished.declared, finished.logits
+        now = dict(finished.trainer.model.named_parameters())
         assert {n for n, p in now.items() if p.requires_grad} == declared
-        assert all(torch.equal(now[n], p) for n, p in frozen.items())
-        after = model.eval()(torch.zeros(1, 3, 48, 48)).detach()
+        assert all(torch.equal(now[n], p) == (n not in declared) for n, p in finished.start.items())
         assert torch.equal(before, after) != bool(declared)
-        assert all(not torch.equal(now[n], start[n]) for n in declared)
 
+        cfg = finished.trainer.cfg
         result = read_result(cfg.OUTPUT_DIR)
         assert result["trainable_parameters"] == sum(now[n].numel() for n in declared)
         assert result["config_hash"] == config_hash(cfg)
         assert result["num_classes"] == 20
 
-        other = build_trainer(own_config(name, *SMALL, output="other"))
+        other = build_trainer(own_config(name, *SMALL))
         other.load_model(cfg.OUTPUT_DIR if declared else "")
-        assert torch.equal(other.model.eval()(torch.zeros(1, 3, 48, 48)), after)
+        assert torch.equal(black_picture_logits(other), after)
 
-    def test_checkpoint_holds_only_what_trains(self, name, own_config):
-        cfg = own_config(name, *SMALL)
-        trainer = build_trainer(cfg)
-        trainer.train()
-        files = list(Path(cfg.OUTPUT_DIR).glob("*/model.pth.tar-*"))
-        expected = trainable_state(trainer.model)
+    def test_checkpoint_holds_only_what_trains(self, name, finished):
+        files = list(Path(finished.trainer.output_dir).glob("*/model.pth.tar-*"))
+        expected = trainable_state(finished.trainer.model)
         assert bool(files) == bool(expected)
         for file in files:
             content = torch.load(file, weights_only=True)
@@ -256,19 +282,18 @@ class TestTrainer:
             off = backbone.encode_image(images), backbone.encode_text(tokens)
         assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
 
-    def test_new_classes_are_evaluated_with_base_weights(self, name, own_config):
+    def test_new_classes_are_evaluated_with_base_weights(self, name, own_config, finished):
         if "base2novel" not in TRAINER_REGISTRY.get(name).protocols:
             return
-        cfg = own_config(name, *SMALL)
-        trained = build_trainer(cfg)
-        trained.train()
-        options = [*SMALL[:2], "DATASET.SUBSAMPLE_CLASSES", "new", *SMALL[4:]]
-        new = build_trainer(own_config(name, *options, output="new"))
-        new.load_model(cfg.OUTPUT_DIR)
+        base = finished.trainer
+        first_stage = ("FIRST_STAGE.DIR", base.cfg.FIRST_STAGE.DIR)
+        options = [*SMALL[:2], "DATASET.SUBSAMPLE_CLASSES", "new", *SMALL[4:], *first_stage]
+        new = build_trainer(own_config(name, *options))
+        new.load_model(base.output_dir)
         new.test()
         assert read_result(new.output_dir)["eval_only"]
-        assert set(new.dm.dataset.classnames).isdisjoint(trained.dm.dataset.classnames)
-        state = trainable_state(trained.model)
+        assert set(new.dm.dataset.classnames).isdisjoint(base.dm.dataset.classnames)
+        state = trainable_state(base.model)
         assert all(torch.equal(v, state[k]) for k, v in trainable_state(new.model).items())
 
     def test_steps_on_a_batch_lower_its_loss(self, name, own_config):
@@ -281,12 +306,20 @@ class TestTrainer:
         losses = [trainer.forward_backward(batch)["loss"] for _ in range(20)]
         assert min(losses[-5:]) < losses[0]
 
-    def test_learns(self, name, own_config):
+    def test_learns(self, name, own_config, whole_shapes):
         """Two epochs on two classes' worth of pictures lower the loss."""
         if name in FEW_VALUES:
             return
-        options = [*SMALL, "DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "3", *FASTER.get(name, ())]
-        trainer = build_trainer(own_config(name, *options))
+        options = [
+            *ONE_SHOT,
+            "DATASET.NUM_SHOTS",
+            "8",
+            "OPTIM.MAX_EPOCH",
+            "3",
+            *FASTER.get(name, ()),
+        ]
+        # On all test pictures: on a few of them accuracy scatters too much.
+        trainer = build_trainer(own_config(name, *options, "DATASET.ROOT", whole_shapes))
         if not trainable_state(trainer.model):
             return
         start = copy.deepcopy(trainer.test())

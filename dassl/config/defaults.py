@@ -55,6 +55,9 @@ OPTIONS: dict[str, Option] = {
         names_of("dassl.data.transforms:INTERPOLATION_MODES"),
         "how images are resized",
     ),
+    "INPUT.FAST_RESIZE": Option(
+        False, None, "resize in about half the time; some pixels differ by a level; ours"
+    ),
     "INPUT.TRANSFORMS": Option(
         (),
         each(names_of("dassl.data.transforms.transforms:AVAILABLE_TRANSFORMS")),

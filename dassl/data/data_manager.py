@@ -181,6 +181,8 @@ class DataManager:
         self.tfm_train, self.tfm_test = (
             crop_border_first(tfm, border) for tfm in (self.tfm_train, self.tfm_test)
         )
+        if cfg.INPUT.FAST_RESIZE:
+            print("* INPUT.FAST_RESIZE: some pixels differ from Pillow's, by one level of 255")
         self._wrapper = dataset_wrapper
         self._build_loaders(cfg)
         self._num_classes = self.dataset.num_classes

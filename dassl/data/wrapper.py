@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.pixels import to_rgb
-from dassl.data.transforms import INTERPOLATION_MODES
+from dassl.data.transforms import INTERPOLATION_MODES, resize_step
 from dassl.names import check_availability
 
 __all__ = [
@@ -125,7 +125,7 @@ class DatasetWrapper(Dataset[Any]):
         """Return the transform of img0: no augmentation, normalised if training images are."""
         cfg = self.cfg.INPUT
         mode = INTERPOLATION_MODES[cfg.INTERPOLATION]
-        steps: list[Any] = [T.Resize(tuple(cfg.SIZE), interpolation=mode), T.ToTensor()]
+        steps: list[Any] = [resize_step(cfg.FAST_RESIZE, tuple(cfg.SIZE), mode), T.ToTensor()]
         if "normalize" in cfg.TRANSFORMS:
             steps.append(T.Normalize(mean=cfg.PIXEL_MEAN, std=cfg.PIXEL_STD))
         return T.Compose(steps)

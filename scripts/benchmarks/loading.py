@@ -4,8 +4,9 @@
 
 Both decode JPEG files and apply the same training transform (random resized crop, flip,
 normalisation; torchvision's as its users write it) in batches of 32. Ours also seeds every picture
-separately, so that what is loaded does not depend on the number of workers. Every measurement has a
-process of its own, and the two loaders take turns.
+separately, so that what is loaded does not depend on the number of workers; "fast resize" is ours
+with INPUT.FAST_RESIZE. Every measurement has a process of its own, and the loaders take turns. A
+second table has the milliseconds that one picture of a photograph's usual size costs, step by step.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader
@@ -26,21 +29,26 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from dassl.data.transforms import build_transform
+from dassl.data.wrapper import read_image
 from scripts.benchmarks.command import answer, ask_process, make_parser, require_least
-from scripts.benchmarks.tools import begin_training, build_run, write_pictures
+from scripts.benchmarks.tools import begin_training, build_run, write_picture, write_pictures
+from scripts.training.config import default_config
 
 BATCH, CLASSES, EPOCHS = 32, 10, 5
-KINDS = ("torchvision", "ours")
+PHOTOGRAPH, REPEATS = (500, 375), 100  # pixels; times that a step is repeated
+KINDS = ("torchvision", "ours", "fast resize")
 
 
 def build_loader(kind: str, root: Path, workers: int, side: int) -> Any:
     """Return one of ``KINDS`` of loaders over the training pictures, cropped to ``side`` pixels."""
     options = ["DATASET.NUM_SHOTS", -1, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH]
     options += ["DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", f"({side}, {side})"]
+    options += ["INPUT.FAST_RESIZE", kind == "fast resize"]
     trainer = build_run("ZeroshotCLIP", root, "shapes", "cpu", *options)
     begin_training(trainer)
     ours = trainer.train_loader_x
-    if kind == "ours":
+    if kind != "torchvision":
         return ours
     given, bicubic = trainer.cfg.INPUT, T.InterpolationMode.BICUBIC
     transform = T.Compose(
@@ -81,23 +89,51 @@ def _pictures(loader: Any) -> Iterator[int]:
         yield len(batch["img"] if isinstance(batch, dict) else batch[0])
 
 
+def milliseconds(step: Callable[[], object]) -> float:
+    """Of processor time that a step takes: the median, which other programs hardly change."""
+    found = []
+    for _ in range(REPEATS + 1):
+        started = time.process_time()
+        step()
+        found.append(1000 * (time.process_time() - started))
+    return statistics.median(found[1:])
+
+
+def steps_of_a_picture(path: Path, side: int) -> list[tuple[str, float, float]]:
+    """Rows (step, ms with Pillow, ms with INPUT.FAST_RESIZE) of a picture cut to ``side``."""
+    torch.set_num_threads(1)  # as a worker of a loader has it
+    decoding = milliseconds(partial(read_image, path))
+    rows = [("decoding", decoding, decoding)]
+    image = read_image(path)
+    for name, is_train in (("test transform", False), ("training transform", True)):
+        found = []
+        for fast in (False, True):
+            cfg = default_config()
+            cfg.VERBOSE, cfg.INPUT.SIZE, cfg.INPUT.FAST_RESIZE = False, (side, side), fast
+            transform: Any = build_transform(cfg, is_train)
+            torch.manual_seed(0)  # the same crops
+            found.append(milliseconds(partial(transform, image)))
+        rows.append((name, found[0], found[1]))
+    return rows
+
+
 def _measure_apart(kind: str, root: Path, workers: int, side: int) -> float:
     return ask_process("loading", "--workers", workers, "--side", side, "--worker", kind, root)
 
 
 def compare(
     root: Path, workers: Sequence[int], side: int, rounds: int
-) -> list[tuple[int, float, float, float, float]]:
-    """Per number of workers: pictures/s of both, ours per core, and the median ratio."""
+) -> list[tuple[int, float, float, float, float, float]]:
+    """Per number of workers: pictures/s of all, ours per core, median ratio of ours to theirs."""
     rows = []
     for count in tqdm(workers, disable=None):
         found: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for kind in KINDS * rounds:
             found[kind].append(_measure_apart(kind, root, count, side))
-        theirs, ours = (statistics.median(found[kind]) for kind in KINDS)
-        ratios = [b / a for a, b in zip(*found.values(), strict=True)]
+        theirs, ours, fast = (statistics.median(found[kind]) for kind in KINDS)
+        ratios = [b / a for a, b in zip(found["torchvision"], found["ours"], strict=True)]
         cores = min(max(count, 1), os.cpu_count() or 1)  # 0 workers load in the main process
-        rows.append((count, theirs, ours, ours / cores, statistics.median(ratios)))
+        rows.append((count, theirs, ours, fast, ours / cores, statistics.median(ratios)))
     return rows
 
 
@@ -118,6 +154,11 @@ def main(argv: Sequence[str]) -> int:
         pictures = Path(temporary)
         write_pictures(pictures, CLASSES, args.pictures // CLASSES, test=1, side=args.side)
         rows = compare(pictures, args.workers, args.side, args.rounds)
-    headers = ["workers", "torchvision, pictures/s", "ours", "ours per core", "times faster"]
-    print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".2f")))
+        photograph = pictures / "photograph.jpg"
+        write_picture(photograph, PHOTOGRAPH, np.random.default_rng(0))
+        steps = steps_of_a_picture(photograph, args.side)
+    headers = ["workers", "torchvision, pictures/s", *KINDS[1:], "ours per core", "times faster"]
+    print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".0f", ".2f")))
+    headers = [f"ms of a picture of {PHOTOGRAPH[0]} x {PHOTOGRAPH[1]}", *KINDS[1:]]
+    print("\n" + tabulate(steps, headers, floatfmt=".2f"))
     return 0

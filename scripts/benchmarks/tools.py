@@ -173,15 +173,20 @@ def write_pictures(
     texts = {name: [f"a picture of {name.replace('_', ' ')}."] for name in folders}
     (root / DESCRIPTIONS).write_text(json.dumps(texts))
     rng = np.random.default_rng(0)
-    coarse = max(2, side // 16)  # blobs: noise would be slower to decode than photographs are
     for part, number, kinds in (("train", train, classes), ("val", 1, 1), ("test", test, classes)):
         for kind in range(kinds):
             folder = root / "pictures" / part / folders[kind]
             folder.mkdir(parents=True)
             for picture in range(number):
-                pixels = rng.integers(0, 256, (coarse, coarse, 3), dtype=np.uint8)
-                image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-                image.save(folder / f"{picture:04}.jpg")
+                write_picture(folder / f"{picture:04}.jpg", (side, side), rng)
+
+
+def write_picture(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """Write a random picture of ``size``, its width and height."""
+    # Blobs: noise would be slower to decode than photographs are.
+    width, height = (max(2, side // 16) for side in size)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
 def run_config(method: str, root: Path, backbone: str, device: str, *options: object) -> CfgNode:

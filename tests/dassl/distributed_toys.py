@@ -1,4 +1,4 @@
-"""Runs on two processes, for the tests: Gloo, spawned, each job leaving what it saw in files."""
+"""Runs on two processes, for the tests: Gloo, each job leaving what it saw in files."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY, StepOutput, TrainerX, build_trainer
@@ -19,6 +19,7 @@ from dassl.engine.distributed import (
 )
 from dassl.utils.distributed import barrier, gather_objects, rank
 from tests.dassl.toys import toy_cfg
+from tests.processes import fork
 
 # Every run: clipped gradients, a batch whose share is uneven where the images are few.
 COMMON = {
@@ -182,7 +183,6 @@ def terminated(roots, output):
 
 
 def _process(number, size, port, job, roots, output):
-    torch.set_num_threads(1)
     os.environ.update(
         RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -194,7 +194,7 @@ def _process(number, size, port, job, roots, output):
         (output / "lost.txt").write_text(str(error))
 
 
-def spawn(job, roots, output, size=2):
+def run_processes(job, roots, output, size=2):
     """Run a job on several processes.
 
     Args:
@@ -208,13 +208,7 @@ def spawn(job, roots, output, size=2):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_process, args=(number, size, port, job, roots, output))
-        for number in range(size)
-    ]
-    for process in processes:
-        process.start()
+    processes = [fork(_process, number, size, port, job, roots, output) for number in range(size)]
     for process in processes:
         process.join(timeout=300)
     return [process.exitcode for process in processes]

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from dassl.engine import build_trainer, read_result
 from dassl.engine.resume import read_resume
 from tests.dassl.torch_files import flip_bit_in
 from tests.dassl.toys import ToyMethod
+from tests.processes import fork
 
 CHANGES = {
     "DATASET__NUM_SHOTS": 4,
@@ -70,35 +69,20 @@ def test_interrupted_equals_uninterrupted(
     assert not (Path(cfg.OUTPUT_DIR) / "resume.pth.tar").exists()
 
 
-KILLED = """
-import os, signal, sys
-from tests.dassl.toys import ToyMethod, toy_cfg
-from tests.dassl.test_engine_resume import CHANGES
-import dassl.utils.files as files
-
-class Killed(ToyMethod):
-    def forward_loss(self, image, label):
-        if (self.epoch, self.batch_idx) == (2, 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward_loss(image, label)
-
-    model_name = "ToyMethod"
-
-Killed(toy_cfg(sys.argv[1], sys.argv[2], **CHANGES)).train()
-"""
-
-
-def test_sigkill_in_another_process(make_cfg, toy_root, uninterrupted):
+def test_sigkill_in_another_process(make_cfg, uninterrupted):
     cfg = make_cfg(**CHANGES)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(toy_root), cfg.OUTPUT_DIR],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+    class Killed(ToyMethod):
+        model_name = "ToyMethod"
+
+        def forward_loss(self, image, label):
+            if (self.epoch, self.batch_idx) == (2, 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward_loss(image, label)
+
+    process = fork(lambda: Killed(cfg).train())
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
     assert read_resume(cfg.OUTPUT_DIR)["epoch"] == 2
     build_trainer(cfg).train()
     assert_same_run(cfg, uninterrupted)

@@ -243,8 +243,8 @@ class TestSuite:
 
 @every_set
 class TestFiles:
-    def test_split_file_lists_every_picture(self, name, shapes_root):
-        suite_set, folder = SUITE[name], Path(shapes_root, "shapes")
+    def test_split_file_lists_every_picture(self, name, whole_shapes):
+        suite_set, folder = SUITE[name], Path(whole_shapes, "shapes")
         split = json.loads((folder / f"split_zhou_{name}.json").read_text())
         assert list(split) == list(PARTS)
         for part, size in zip(PARTS, suite_set.per_class, strict=True):
@@ -256,8 +256,8 @@ class TestFiles:
         files = (folder / suite_set.folder).rglob("*")
         assert listed == {f.relative_to(folder).as_posix() for f in files if f.is_file()}
 
-    def test_pictures_are_what_draw_class_gives(self, name, shapes_root):
-        suite_set, folder = SUITE[name], Path(shapes_root, "shapes", SUITE[name].folder)
+    def test_pictures_are_what_draw_class_gives(self, name, whole_shapes):
+        suite_set, folder = SUITE[name], Path(whole_shapes, "shapes", SUITE[name].folder)
         for label in (0, len(suite_set.classes) - 1):
             pictures = draw_class(name, label, "test", suite_set.per_class[2])
             where = folder / "test" / suite_set.classes[label].replace(" ", "_")
@@ -444,8 +444,8 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
-def test_what_killed_jobs_left_goes_and_what_is_being_drawn_stays(tmp_path, shapes_root):
-    (tmp_path / "shapes").symlink_to(Path(shapes_root, "shapes"))
+def test_what_killed_jobs_left_goes_and_what_is_being_drawn_stays(tmp_path, whole_shapes):
+    (tmp_path / "shapes").symlink_to(Path(whole_shapes, "shapes"))
     for name in (".shapes-1a", ".shapes-1a-old", ".shapes-2b", ".shapes-2b-old"):
         (tmp_path / name / "main").mkdir(parents=True)
     (tmp_path / ".shapes-3c.lock").touch()

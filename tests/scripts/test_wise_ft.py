@@ -1,12 +1,15 @@
 """The curve between two models."""
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
 
 from dassl.engine import build_trainer, read_result
 from scripts.wise_ft import OOD, choose_targets, main
+from tests.conftest import config_of_run
+from tests.trainers.plain import FEW_TEMPLATES
 
 SMALL = (
     *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
@@ -26,30 +29,42 @@ def finished(make_config):
     return train
 
 
+@pytest.fixture(scope="module")
+def zero_shot(shapes_root, tmp_path_factory):
+    """(dataset) -> accuracy of the pre-trained model, which all runs start from."""
+
+    @functools.cache
+    def test(dataset: str) -> float:
+        folder = tmp_path_factory.mktemp("zero")
+        cfg = config_of_run(shapes_root, folder, "ZeroshotCLIP2/fft", dataset=dataset)
+        return build_trainer(cfg).test()
+
+    return test
+
+
 def rows(directory: Path) -> list[dict[str, float]]:
     with (directory / "wise_ft.csv").open() as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("method", ["FT", "FLYP", "RAdaFFT"])
-def test_from_the_pre_trained_model_to_the_run(finished, make_config, method):
+def test_from_the_pre_trained_model_to_the_run(finished, zero_shot, method):
     directory, accuracy = finished(method)
     words = ["--model-dir", str(directory), "--alphas", "1", "0", "0.5", "--device", "cpu"]
     assert main([*words, "--targets", "shapes_v2", "shapes_a"]) == 0
     found = rows(directory / "wise_ft")
     assert [row["alpha"] for row in found] == [0, 0.5, 1]
-    zero = build_trainer(make_config("ZeroshotCLIP2/fft", output="zero"))
-    assert found[0]["Shapes"] == zero.test()
+    assert found[0]["Shapes"] == zero_shot("shapes")
     assert found[2]["Shapes"] == accuracy
-    v2 = build_trainer(make_config("ZeroshotCLIP2/fft", output="v2", dataset="shapes_v2"))
-    assert found[0]["shapes_v2"] == v2.test()
+    assert found[0]["shapes_v2"] == zero_shot("shapes_v2")
     for row in found:
         assert row[OOD] == pytest.approx((row["shapes_v2"] + row["shapes_a"]) / 2)
     assert (directory / "wise_ft/wise_ft.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_between_two_runs(finished, tmp_path):
-    (one, first), (two, second) = finished("LP", "one"), finished("LP", "two", "OPTIM.LR", "0.01")
+    one, first = finished("LP", "one", *FEW_TEMPLATES)
+    two, second = finished("LP", "two", *FEW_TEMPLATES, "OPTIM.LR", "0.01")
     words = ["--model-dir", str(two), "--start", str(one), "--alphas", "0", "1"]
     words += ["--targets", "shapes_r", "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(words) == 0
@@ -69,11 +84,11 @@ def test_targets_are_the_shifts_unless_named():
 def test_what_cannot_be_interpolated_is_said(finished, tmp_path, capsys):
     assert main(["--model-dir", str(tmp_path / "none")]) == 1
     assert "--model-dir: no directory" in capsys.readouterr().err
-    zero, _ = finished("ZeroshotCLIP2", "zero")
+    zero, _ = finished("ZeroshotCLIP2", "zero", *FEW_TEMPLATES)
     assert main(["--model-dir", str(zero), "--targets", "shapes_r", "--device", "cpu"]) == 1
     assert "trained nothing" in capsys.readouterr().err
-    lp, _ = finished("LP", "lp")
-    ft, _ = finished("FT", "ft")
+    lp, _ = finished("LP", "lp", *FEW_TEMPLATES)
+    ft, _ = finished("FT", "ft", *FEW_TEMPLATES)
     words = ["--model-dir", str(lp), "--start", str(ft), "--targets", "shapes_r"]
     assert main([*words, "--device", "cpu"]) == 1
     assert "No checkpoint" in capsys.readouterr().err

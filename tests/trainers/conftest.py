@@ -1,8 +1,12 @@
 """Fixtures of the trainers' tests."""
 
+import functools
+import shutil
+
 import pytest
 
 from dassl.engine import build_trainer
+from tests.conftest import config_of_run
 from tests.trainers.finetuning.runs import SMALL
 from tests.trainers.plain import SMALL as ONE_SHOT
 
@@ -35,13 +39,27 @@ def build_fft(make_config):
     return make
 
 
-@pytest.fixture
-def train_fft(build_fft):
-    """As ``build_fft``; trains, and returns the run's directory."""
+@pytest.fixture(scope="session")
+def finished_fft(shapes_root, tmp_path_factory):
+    """(method, trailing options) -> the directory of a finished run, trained once per worker."""
 
-    def run(method, *options, output):
-        trainer = build_fft(method, *options, output=output)
+    @functools.cache
+    def run(method: str, *options: str) -> str:
+        folder = tmp_path_factory.mktemp("fft") / "run"
+        trainer = build_trainer(
+            config_of_run(shapes_root, folder, f"{method}/fft", *SMALL, *options)
+        )
         trainer.train()
         return trainer.output_dir
+
+    return run
+
+
+@pytest.fixture
+def train_fft(finished_fft, tmp_path):
+    """As ``build_fft``; the directory of the trained run, a copy that the test may spoil."""
+
+    def run(method, *options, output):
+        return str(shutil.copytree(finished_fft(method, *options), tmp_path / output))
 
     return run

@@ -12,6 +12,15 @@ SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
 )
+# Seven, the fewest: to encode the default's 80 texts of each class takes longer than a small run.
+FEW_TEMPLATES = tuple(
+    word
+    for method in (
+        *("CLIPAdapterFFT", "CLIPAdapterFT", "FLYP", "FT", "L2SP", "LP", "LPFT", "RAdaFFT"),
+        *("RAdaFT", "WiseFT", "ZeroshotCLIP2"),
+    )
+    for word in (f"TRAINER.{method}.TEMPLATES", "7")
+)
 
 
 def plain_text(model, tokens, sets=()):

@@ -191,7 +191,7 @@ def test_disabled_is_clip_with_the_placeholders_words(build):
 
 
 def test_texts_are_encoded_once_per_evaluation(build, count_calls):
-    trainer = build("OPTIM.MAX_EPOCH", "1")
+    trainer = build("OPTIM.MAX_EPOCH", "1", "DATALOADER.TEST.BATCH_SIZE", "50")
     calls = count_calls(trainer.model.structured, "encode_all")
     trainer.train()
     assert len(trainer.test_loader) > 1

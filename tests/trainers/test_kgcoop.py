@@ -33,6 +33,13 @@ def build(make_config):
     return make
 
 
+def put_back(trainer, start):
+    """Forget what was stepped: the context is where it started, without gradients."""
+    trainer._aside = None
+    context = trainer.model.backbone.text_prompts.vectors
+    context.data, context.grad = start.clone(), None
+
+
 def one_step(trainer, seed=1):
     """A step in double precision from a context away from its start, to which it is put back."""
     torch.manual_seed(seed)
@@ -88,9 +95,11 @@ def test_kgcoop_equals_the_formula(build, dataset):
 @pytest.mark.parametrize("agree", [False, True])
 def test_prograd_equals_the_formula(build, strength, temperature, agree):
     options = ("TRAINER.ProGrad.LAMBDA", str(strength), "TRAINER.ProGrad.T", str(temperature))
+    trainer = build("ProGrad", *options)
+    start = trainer.model.double().backbone.text_prompts.vectors.detach().clone()
     # Seeds of batches with and without a conflict.
     for seed in range(30):
-        trainer = build("ProGrad", *options, output=f"run{seed}")
+        put_back(trainer, start)
         image, label, out, gradient = one_step(trainer, seed)
         if bool(trainer._conflict) != agree:
             break
@@ -118,10 +127,17 @@ def test_prograd_aligns_the_gradients_of_the_whole_batch(build, monkeypatch, pro
     label = torch.randint(20, (6,), generator=generator)
     batch = {"img": image, "label": label, "domain": torch.zeros(6, dtype=torch.long)}
 
+    trainers = {
+        options: build("ProGrad", *options, output=f"run{len(options)}")
+        for options in ((), ("OPTIM.ACCUMULATE", "2"))
+    }
+    start = trainers[()].model.double().backbone.text_prompts.vectors.detach().clone()
+
     def gradient_of(*options, seed):
-        trainer = build("ProGrad", *options, output=f"run{seed}{len(options)}")
+        trainer = trainers[options]
         begin_training(trainer)
         parameter = trainer.model.double().backbone.text_prompts.vectors
+        put_back(trainer, start)
         torch.manual_seed(seed)
         parameter.data += 0.2 * torch.randn_like(parameter)
         if not options:

@@ -169,7 +169,9 @@ class Episodes(Recipe):
         """A loader of the same images' views, BATCH images at a time."""
         clean, self.normalize = split_transform(plain.dataset.transform)
         trainer, options, cfg = self.trainer, self.options, self.trainer.cfg.INPUT
-        views = Views(clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, trainer.seed)
+        views = Views(
+            clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, trainer.seed, cfg.FAST_RESIZE
+        )
         border = getattr(trainer.dm.dataset, "border", 0)
         views.augment = crop_border_first(views.augment, border)
         if options.get("AUGMIX"):

@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
 from dassl.data.samplers.epochs import mix_seed
+from dassl.data.transforms import random_resized_crop_step
 from dassl.data.wrapper import preserved_randomness, seed_randomness
 
 
@@ -33,16 +34,22 @@ class Views:
         number: V.
         scale: Least and largest share of the area.
         seed: The run's.
+        fast: Resize by PyTorch's kernels, see :mod:`dassl.data.transforms.resizing`.
     """
 
     def __init__(
-        self, clean: Any, size: Sequence[int], number: int, scale: Sequence[float], seed: int
+        self,
+        clean: Any,
+        size: Sequence[int],
+        number: int,
+        scale: Sequence[float],
+        seed: int,
+        fast: bool = False,
     ) -> None:
         self.clean, self.number, self.seed = clean, number, seed
         # TPT's are bilinear, whatever the backbone's own transform is.
-        crop = T.RandomResizedCrop(
-            tuple(size), scale=tuple(scale), interpolation=InterpolationMode.BILINEAR
-        )
+        mode = InterpolationMode.BILINEAR
+        crop = random_resized_crop_step(fast, tuple(size), tuple(scale), mode)
         self.augment = T.Compose([crop, T.RandomHorizontalFlip()])
 
     def __call__(self, image: Image.Image) -> Tensor:

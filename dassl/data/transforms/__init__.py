@@ -1,6 +1,7 @@
 """Image transforms."""
 
 from dassl.data.transforms.border import CropBorder, crop_border_first
+from dassl.data.transforms.resizing import random_resized_crop_step, resize_step
 from dassl.data.transforms.transforms import (
     AVAILABLE_TRANSFORMS,
     INTERPOLATION_MODES,
@@ -13,4 +14,6 @@ __all__ = [
     "CropBorder",
     "build_transform",
     "crop_border_first",
+    "random_resized_crop_step",
+    "resize_step",
 ]

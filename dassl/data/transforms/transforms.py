@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from dassl.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from dassl.data.transforms.randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
+from dassl.data.transforms.resizing import random_resized_crop_step, resize_step
 from dassl.names import check_availability
 
 __all__ = ["AVAILABLE_TRANSFORMS", "AVAI_CHOICES", "INTERPOLATION_MODES", "build_transform"]
@@ -104,8 +105,8 @@ class InstanceNormalization:
 _ON_IMAGE: dict[str, _Factory] = {
     "random_translation": lambda cfg, size, mode: Random2DTranslation(*size),  # always bilinear
     "random_crop": lambda cfg, size, mode: T.RandomCrop(size, padding=cfg.CROP_PADDING),
-    "random_resized_crop": lambda cfg, size, mode: T.RandomResizedCrop(
-        size, scale=tuple(cfg.RRCROP_SCALE), interpolation=mode
+    "random_resized_crop": lambda cfg, size, mode: random_resized_crop_step(
+        cfg.FAST_RESIZE, size, tuple(cfg.RRCROP_SCALE), mode
     ),
     "random_flip": lambda cfg, size, mode: T.RandomHorizontalFlip(),
     "imagenet_policy": lambda cfg, size, mode: ImageNetPolicy(),
@@ -183,7 +184,7 @@ def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     steps: list[Any] = []
     # A random crop resizes by itself.
     if not any(name in names for name in _CROPS):
-        steps.append(T.Resize(size, interpolation=mode))
+        steps.append(resize_step(cfg.INPUT.FAST_RESIZE, size, mode))
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_IMAGE.items() if name in names]
     steps.append(T.ToTensor())
     steps += [make(cfg.INPUT, size, mode) for name, make in _ON_TENSOR.items() if name in names]
@@ -192,5 +193,6 @@ def _train_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
 
 def _test_steps(cfg: CfgNode, size: Any, names: Sequence[str]) -> list[Any]:
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    steps = [T.Resize(max(size), interpolation=mode), T.CenterCrop(size), T.ToTensor()]
+    resize = resize_step(cfg.INPUT.FAST_RESIZE, max(size), mode)
+    steps = [resize, T.CenterCrop(size), T.ToTensor()]
     return steps + [_ON_TENSOR[n](cfg.INPUT, size, mode) for n in _AT_TEST if n in names]

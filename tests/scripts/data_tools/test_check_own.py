@@ -32,15 +32,15 @@ def test_suite_is_drawn_on_first_use_and_not_by_a_check(tmp_path, check):
     assert "drawn when a run asks for it" in check("--root", tmp_path, "--datasets", "shapes")[1]
 
 
-def test_drawn_suite_is_checked(shapes_root, tmp_path, check):
-    status, _, found = check("--root", shapes_root, "--datasets", "shapes_forms", "--json")
+def test_drawn_suite_is_checked(whole_shapes, tmp_path, check):
+    status, _, found = check("--root", whole_shapes, "--datasets", "shapes_forms", "--json")
     assert (status, found["shapes_forms"]["status"]) == (0, "ok")
     assert (found["shapes_forms"]["classes"], found["shapes_forms"]["counts"]) == (
         8, [192, 48, 320],
     )  # fmt: skip
-    shutil.copytree(Path(shapes_root) / "shapes" / "forms", tmp_path / "shapes" / "forms")
+    shutil.copytree(Path(whole_shapes) / "shapes" / "forms", tmp_path / "shapes" / "forms")
     split = "split_zhou_ShapesForms.json"
-    shutil.copy(Path(shapes_root) / "shapes" / split, tmp_path / "shapes")
+    shutil.copy(Path(whole_shapes) / "shapes" / split, tmp_path / "shapes")
     status, out, _ = check("--root", tmp_path, "--datasets", "shapes_forms")
     assert (status, "was not drawn by this project" in out) == (1, True)
     (tmp_path / "shapes" / "version.txt").write_text("0\n")  # will be drawn anew
@@ -49,7 +49,7 @@ def test_drawn_suite_is_checked(shapes_root, tmp_path, check):
     (tmp_path / "shapes" / "version.txt").write_text("1\n")  # but without checksums
     status, out, _ = check("--root", tmp_path, "--datasets", "shapes_forms")
     assert (status, "on first use" in out) == (0, True)
-    shutil.copytree(Path(shapes_root) / "shapes", tmp_path / "whole" / "shapes")
+    shutil.copytree(Path(whole_shapes) / "shapes", tmp_path / "whole" / "shapes")
     image = next((tmp_path / "whole" / "shapes" / "forms").rglob("*.png"))
     image.unlink()
     assert check("--root", tmp_path / "whole", "--datasets", "shapes_forms")[0] == 0

@@ -223,7 +223,7 @@ class TestChoosing:
     @pytest.mark.parametrize(
         ("words", "error", "message"),
         [
-            (["0", "500"], ValueError, "no image 500; the split has 500, numbered from 0 to 499"),
+            (["0", "500"], ValueError, "no image 500; the split has 100, numbered from 0 to 99"),
             (["@-1"], FileNotFoundError, "@-1 is neither"),
             (["13"], ValueError, "from 1 to 12 images can be drawn, got 13"),
             (["0"], ValueError, "from 1 to 12 images can be drawn, got 0"),

@@ -1,5 +1,6 @@
 """What is learned per class is matched by name: contexts of CoOp, classifiers, probes."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 import train
 from dassl.engine import build_trainer, read_result
+from tests.conftest import config_of_run
 from tests.trainers.baselines import write_released
 from tests.trainers.finetuning.runs import SMALL as TUNED
 from tests.trainers.plain import SMALL
@@ -62,14 +64,16 @@ def _link(source, target):
     Path(target).symlink_to(Path(source).resolve())
 
 
-@pytest.fixture
-def trained(make_config):
-    """(method, options) -> a trainer that has trained on all classes."""
+@pytest.fixture(scope="module")
+def trained(shapes_root, tmp_path_factory):
+    """(method, options) -> a trainer that has trained, on all classes unless told otherwise."""
 
+    @functools.cache
     def run(method, *options):
         config, own = METHODS[method]
         settings = (*own, HALF, "all", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1")
-        trainer = build_trainer(make_config(config, *settings, *options))
+        folder = tmp_path_factory.mktemp("trained")
+        trainer = build_trainer(config_of_run(shapes_root, folder, config, *settings, *options))
         trainer.train()
         return trainer
 
@@ -94,13 +98,13 @@ def test_another_order_of_the_classes_changes_nothing(trained, make_config, reor
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_some_of_the_classes(trained, make_config, method):
+def test_some_of_the_classes(trained, make_config, monkeypatch, method):
     run = trained(method)
     config, own = METHODS[method]
     other = build_trainer(make_config(config, *own, HALF, "new", output="other"))
     other.load_model(run.output_dir)
     if method == "DePT":  # its probe does not count on new classes
-        run.model.mixes = False
+        monkeypatch.setattr(run.model, "mixes", False)
     image = torch.randn(2, 3, 48, 48)
     for trainer in (run, other):
         trainer.set_model_mode("eval")

@@ -263,6 +263,7 @@ def fresh(build, tmp_path):
         (("DATASET.NUM_SHOTS", "2"), {"train"}),
         (("DATALOADER.TEST.BATCH_SIZE", "6"), {"train", "test"}),
         (("INPUT.RRCROP_SCALE", "(0.5, 1.0)"), {"train", "test"}),
+        (("INPUT.FAST_RESIZE", "True"), {"train", "test"}),
         (("TRAINER.FrozenLinearHead.PREC", "bf16"), {"train", "test"}),
     ],
 )

@@ -39,9 +39,9 @@ def wnid(label: int) -> str:
 
 
 @pytest.fixture
-def rendition(shapes_root: str, tmp_path: Path) -> Callable[..., Path]:
+def rendition(whole_shapes: str, tmp_path: Path) -> Callable[..., Path]:
     """A root with ImageNet-R; ``folder(k)`` says in whose folder the pictures of class k lie."""
-    split = json.loads((Path(shapes_root) / "shapes" / "split_zhou_Shapes.json").read_text())
+    split = json.loads((Path(whole_shapes) / "shapes" / "split_zhou_Shapes.json").read_text())
     names = dict(sorted({entry[1]: entry[2] for entry in split["test"]}.items()))
     chosen = list(names)[:: len(names) // CLASSES][:CLASSES]  # of many colours and forms
 
@@ -55,7 +55,7 @@ def rendition(shapes_root: str, tmp_path: Path) -> Callable[..., Path]:
             directory.mkdir(parents=True)
             for path, of, _ in split["test"]:
                 if of == label:
-                    (directory / Path(path).name).symlink_to(Path(shapes_root) / "shapes" / path)
+                    (directory / Path(path).name).symlink_to(Path(whole_shapes) / "shapes" / path)
         return root
 
     return make

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tests.trainers.plain import FEW_TEMPLATES
+
 SMALL = (
     *("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
     *("OPTIM.WARMUP_STEP", "1"),
+    *FEW_TEMPLATES,
 )
 HALF = ("DATASET.SUBSAMPLE_CLASSES", "base")
 ENCODER, W = "backbone.model.visual.", "classifier"

@@ -55,7 +55,7 @@ def test_contrast_of_distinct_classes_is_the_same_however_positives_count():
 
 
 def test_flyp_draws_captions_of_the_labels(build_fft):
-    trainer = build_fft("FLYP")
+    trainer = build_fft("FLYP", "TRAINER.FLYP.TEMPLATES", "80")
     label = torch.tensor([3, 3, 3, 11] * 50)
     drawn = trainer.draw_captions(label)
     assert torch.equal(trainer.model.bank.owner[drawn], label)

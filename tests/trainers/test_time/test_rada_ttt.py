@@ -6,6 +6,7 @@ import copy
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 import clip
 from dassl.data.samplers.epochs import SeededIndex
 from dassl.engine import build_trainer, read_result
+from tests.conftest import config_of_run
 from tests.dassl.torch_files import SPOILED, spoil
+from tests.trainers.plain import SMALL
 from tests.trainers.test_time.starts import (
     context_by_hand,
     record_gradients,
@@ -185,7 +188,7 @@ def build(make_config):
 
 @pytest.mark.parametrize("name", ["RAdaTTT", "TPT"])
 class TestTrainers:
-    rows = (0, 70, 140, 299, 455)
+    rows = (0, 24, 46, 99, 151)
 
     def test_order_of_images_does_not_matter(self, name, build):
         trainer = build(name)
@@ -339,7 +342,7 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
     options = trainer.options
     settings = {"selected": 2, "entropy": "marginal", "steps": 3, "lr": options.LR,
                 "weight_decay": 0.01}  # fmt: skip
-    views = views_of(trainer, (5, 200, 400))
+    views = views_of(trainer, (1, 66, 133))
     found = trainer.model_inference(views).softmax(-1)
     text, scale = trainer.model.class_weights(), trainer.model.scale
     for one, probabilities in zip(trainer.recipe.encode(views), found, strict=True):
@@ -351,7 +354,7 @@ def test_rada_from_pictures_equals_an_episode_by_hand(build):
 def test_tpt_equals_the_formula(build, monkeypatch, steps):
     """Logits, gradients and adapted tokens, with texts that a tower written out has encoded."""
     trainer = build("TPT", "TRAINER.TPT.STEPS", str(steps))
-    features = trainer.recipe.encode(views_of(trainer, (5, 200, 400))).double()
+    features = trainer.recipe.encode(views_of(trainer, (1, 66, 133))).double()
     trainer.model.double()
     model = clip.load("shapes").double().model
     start = model.token_embedding.weight[clip.tokenize("a photo of a")[0, 1:5]]
@@ -387,18 +390,24 @@ def test_tpt_needs_words_to_start_from(build):
         build("TPT", "TRAINER.TPT.N_CTX", "5")
 
 
+@pytest.fixture(scope="module")
+def rada(shapes_root, tmp_path_factory):
+    """RAda trained on 20 classes: one shot, one epoch."""
+    folder = tmp_path_factory.mktemp("rada")
+    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0")
+    trainer = build_trainer(config_of_run(shapes_root, folder, "RAda/base2novel", *options))
+    trainer.train()
+    return trainer
+
+
 class TestDagger:
     """RAdaTTT from a trained adapter."""
 
     @pytest.fixture
-    def trained(self, make_config):
-        """A run of RAda: 20 classes, one shot, one epoch."""
-        options = ("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base",
-                   "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "0",
-                   "DATALOADER.TRAIN_X.BATCH_SIZE", "4")  # fmt: skip
-        trainer = build_trainer(make_config("RAda/base2novel", *options, output="trained"))
-        trainer.train()
-        return trainer
+    def trained(self, rada, tmp_path):
+        """Its model, and a copy of its folder that a test may spoil."""
+        folder = shutil.copytree(rada.output_dir, tmp_path / "trained")
+        return SimpleNamespace(model=rada.model, output_dir=str(folder))
 
     def test_episodes_start_from_the_trained_mask(self, trained, build):
         named = build("RAdaTTT", "TRAINER.RAdaTTT.FROM", trained.output_dir)
@@ -410,7 +419,7 @@ class TestDagger:
                 assert torch.equal(value, state[name])
             assert not any(p.requires_grad for p in trainer.model.parameters())
         assert loaded.identity.loaded_from == (trained.output_dir, None)
-        views = views_of(named, (0, 70))
+        views = views_of(named, (0, 24))
         adapted = named.model_inference(views)
         assert torch.equal(adapted, loaded.model_inference(views))
         fresh = build("RAdaTTT", output="fresh").model_inference(views)

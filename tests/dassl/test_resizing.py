@@ -1,0 +1,124 @@
+"""Images are resized by Pillow to the byte; with INPUT.FAST_RESIZE they differ by little."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from PIL import Image
+
+from dassl.config import config_hash, get_cfg_default
+from dassl.data.transforms import build_transform
+from dassl.engine import build_trainer
+
+# Wide, high, square, smaller and much larger than the result, and sides that divide by nothing.
+SIZES = [(500, 375), (375, 500), (64, 64), (33, 20), (7, 90), (1, 5), (401, 397), (1200, 90)]
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+SIDE = 48
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    """Noise and plain areas: steps between them are where filters overshoot."""
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[: height // 2, : width // 2] = (0, 255, 128)
+    return Image.fromarray(pixels)
+
+
+def transform(fast: bool, mode: str, *names: str, train: bool = False):
+    cfg = get_cfg_default()
+    cfg.VERBOSE = False
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (SIDE, SIDE), mode
+    cfg.INPUT.TRANSFORMS, cfg.INPUT.FAST_RESIZE = names, fast
+    return build_transform(cfg, is_train=train)
+
+
+def levels(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) of 0 to 1 -> of 0 to 255."""
+    return (image * 255).round()
+
+
+def width_first(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    """Pillow's resizing in two passes, in the order that PyTorch's kernels always have."""
+    return image.resize((size[0], image.height), FILTERS[mode]).resize(size, FILTERS[mode])
+
+
+def check_close(fast: torch.Tensor, exact: torch.Tensor, most: int = 2) -> None:
+    assert fast.shape == exact.shape
+    difference = (levels(fast) - levels(exact)).abs()
+    assert difference.max() <= most
+    assert (difference > 0).float().mean() < 0.05
+
+
+@pytest.mark.parametrize("mode", FILTERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_test_images(size, mode):
+    image = picture(size)
+    scale = SIDE / min(size)
+    # The longer side is rounded down.
+    width, height = (SIDE if side == min(size) else int(side * scale + 1e-9) for side in size)
+    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
+    resized = image.resize((width, height), FILTERS[mode])
+    expected = T.functional.to_tensor(resized.crop((left, top, left + SIDE, top + SIDE)))
+    assert torch.equal(transform(False, mode)(image), expected)
+    resized = width_first(image, (width, height), mode)
+    near = T.functional.to_tensor(resized.crop((left, top, left + SIDE, top + SIDE)))
+    check_close(transform(True, mode)(image), near)
+
+
+@pytest.mark.parametrize("mode", FILTERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_random_crops(size, mode):
+    image = picture(size)
+    draw = T.RandomResizedCrop(SIDE, scale=(0.08, 1.0))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        top, left, height, width = draw.get_params(image, draw.scale, draw.ratio)
+        part = image.crop((left, top, left + width, top + height))
+        expected = T.functional.to_tensor(part.resize((SIDE, SIDE), FILTERS[mode]))
+        found, states = [], []
+        for fast in (False, True):
+            torch.manual_seed(seed)
+            found.append(transform(fast, mode, "random_resized_crop", train=True)(image))
+            states.append(torch.get_rng_state())
+        assert torch.equal(found[0], expected)
+        check_close(found[1], T.functional.to_tensor(width_first(part, (SIDE, SIDE), mode)))
+        assert torch.equal(*states), "what is drawn next is the same"
+
+
+@pytest.mark.parametrize("mode", FILTERS)
+def test_training_images_without_a_crop(mode):
+    image = picture((500, 375))
+    expected = T.functional.to_tensor(image.resize((SIDE, SIDE), FILTERS[mode]))
+    assert torch.equal(transform(False, mode, train=True)(image), expected)
+    check_close(transform(True, mode, train=True)(image), expected, most=1)
+
+
+def test_it_is_another_way_of_resizing():
+    """Else the comparisons above would hold without it."""
+    image = picture((500, 375))
+    assert not torch.equal(*(transform(fast, "bicubic")(image) for fast in (False, True)))
+
+
+def test_the_nearest_pixel_is_taken_as_ever():
+    image = picture((500, 375))
+    assert torch.equal(*(transform(fast, "nearest")(image) for fast in (False, True)))
+
+
+def test_a_run_says_it_and_is_another_one(make_config, capsys):
+    options = ("DATASET.NUM_SHOTS", "1")
+    plain = make_config("ZeroshotCLIP/base2novel", *options)
+    fast = make_config("ZeroshotCLIP/base2novel", *options, "INPUT.FAST_RESIZE", "True")
+    assert config_hash(plain) != config_hash(fast)
+    said = "INPUT.FAST_RESIZE: some pixels differ from Pillow's"
+    build_trainer(plain)
+    assert said not in capsys.readouterr().out
+    trainer = build_trainer(fast)
+    assert said in capsys.readouterr().out
+    assert "FastResize" in repr(trainer.test_loader.dataset.transform)
+
+
+def test_views_of_a_test_image_are_made_by_it_too(make_config):
+    cfg = make_config("TPT/ttt", "INPUT.FAST_RESIZE", "True", dataset="shapes_v2")
+    shown = repr(build_trainer(cfg).test_loader.dataset.transform)
+    assert "FastResize" in shown
+    assert "FastRandomResizedCrop" in shown
