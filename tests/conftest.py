@@ -95,6 +95,14 @@ def shapes_root(whole_shapes: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(autouse=True)
+def same_threads():
+    """Undo ``torch.set_num_threads``: with a pool of threads, a fork of a later test would hang."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def ended_workers(monkeypatch: pytest.MonkeyPatch):
     """End the worker processes of a test's loaders with it.
 

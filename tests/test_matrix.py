@@ -315,7 +315,7 @@ class TestTrainer:
             "DATASET.NUM_SHOTS",
             "8",
             "OPTIM.MAX_EPOCH",
-            "3",
+            "2",
             *FASTER.get(name, ()),
         ]
         # On all test pictures: on a few of them accuracy scatters too much.

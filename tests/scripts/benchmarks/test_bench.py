@@ -23,7 +23,7 @@ from scripts.benchmarks.tools import (
     write_checkpoint,
 )
 from tests.conftest import tiny_model
-from trainers.heads import RationalHead
+from trainers.heads import RationalHead, mask_attention
 
 CPU = torch.device("cpu")
 
@@ -52,8 +52,10 @@ class TestTools:
         assert counted == 4 * 2 * 8 * 64 * 64 + 2 * 2 * 8 * 8 * 64
         assert torch.backends.mha.get_fastpath_enabled()
 
-    def test_counts_inside_the_mask(self):
-        """Its attention is a custom function that makes the matrices again in its backward."""
+    @pytest.mark.parametrize("kept", [0, 2**20], ids=["again", "kept"])
+    def test_counts_inside_the_mask(self, kept, monkeypatch):
+        """Its attention is a custom function, which may make matrices again in its backward."""
+        monkeypatch.setattr(mask_attention, "KEPT_ELEMENTS", kept)
         b, k, d = 2, 6, 64
         image, text, head = unit(b, d), unit(k, d), RationalHead(d)
         scale = torch.tensor(100.0)
@@ -66,7 +68,8 @@ class TestTools:
         both = flops(lambda: head(image, text, scale).logits.sum().backward())
         # gradients of the weights, and through out; per set scores again, queries and keys; once
         # scores and values; the image's three; and some dot products, less than one such product
-        backward = linear + 2 * d * d * b * k + (2 * 3 + 2) * pairs + 3 * rows
+        of_a_set = 2 if kept else 3
+        backward = linear + 2 * d * d * b * k + (2 * of_a_set + 2) * pairs + 3 * rows
         assert forward + backward <= both < forward + backward + pairs
 
     @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

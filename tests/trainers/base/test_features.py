@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,11 +15,10 @@ from dassl.data.features.cache import list_cache
 from dassl.data.features.key import hash_files, hash_tensors
 from dassl.engine import TRAINER_REGISTRY, StepOutput, build_trainer, read_result
 from tests.dassl.toys import make_images
+from tests.processes import fork
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.base import features as module
 from trainers.base.features import FeatureLoader, FrozenEncoder
-
-FORK = multiprocessing.get_context("fork")
 
 
 class LinearHeadCLIP(PromptedCLIP):
@@ -448,9 +446,7 @@ def evaluate(build, monkeypatch, pause, log):
 def test_two_runs_at_once_encode_once(build, tmp_path, monkeypatch):
     log = tmp_path / "log"
     arguments = (build, monkeypatch, 0.3, log)
-    jobs = [FORK.Process(target=evaluate, args=arguments) for _ in range(2)]
-    for job in jobs:
-        job.start()
+    jobs = [fork(evaluate, *arguments) for _ in range(2)]
     for job in jobs:
         job.join(60)
     assert [job.exitcode for job in jobs] == [0, 0]
@@ -461,8 +457,7 @@ def test_two_runs_at_once_encode_once(build, tmp_path, monkeypatch):
 
 def test_the_run_after_a_killed_one_succeeds(build, tmp_path, monkeypatch):
     log = tmp_path / "log"
-    job = FORK.Process(target=evaluate, args=(build, monkeypatch, 60, log))
-    job.start()
+    job = fork(evaluate, build, monkeypatch, 60, log)
     while not log.exists():
         assert job.is_alive()
         time.sleep(0.01)
