@@ -42,6 +42,7 @@ OURS = [
 # its consistency CoPrompt takes three epochs to get back to where it starts (two sets have 0.1).
 FASTER = {
     "CLIPAdapter": ("OPTIM.LR", "0.02"),
+    "CLIPAdapterFFT": ("OPTIM.MAX_EPOCH", "3"),
     "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
 }
 
@@ -51,7 +52,7 @@ CHOOSERS = {
     *("PromptAlign", "PromptSRC", "ProVP", "RAdaAdapter", "TPT", "VPT"),
 }
 SMALL = (*ONE_SHOT, *FEW_TEMPLATES)
-# Trained values so few that three epochs move accuracy by less than its scatter.
+# Trained values so few that two epochs move accuracy by less than its scatter.
 FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
 
