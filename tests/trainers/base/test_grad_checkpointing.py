@@ -74,15 +74,17 @@ def test_gradients_are_those_without_it(gradients, monkeypatch, method):
 
 
 def test_episodes_on_the_context_give_the_same_logits(make_config):
+    """What is made again must be of an episode's own prompts: a second step's gradient tells."""
     views = torch.randint(256, (2, 4, 3, 48, 48), dtype=torch.uint8)
     logits = []
-    for switch in ("False", "True"):
-        options = (*views_options("TPT"), "TRAINER.TPT.STEPS", "2")
-        cfg = make_config("TPT/ttt", *options, "TRAIN.GRAD_CHECKPOINTING", switch, output=switch)
+    for switch, kept in (("False", "0"), ("True", "0"), ("False", "60")):
+        options = (*views_options("TPT"), "TRAINER.TPT.STEPS", "2", "TRAIN.KEPT_TOKENS", kept)
+        options += ("TRAIN.GRAD_CHECKPOINTING", switch)
+        cfg = make_config("TPT/ttt", *options, output=switch + kept)
         trainer = build_trainer(cfg)
         trainer.set_model_mode("eval")
         logits.append(trainer.model_inference(views))
-    assert torch.equal(*logits)
+    assert all(torch.equal(other, logits[0]) for other in logits[1:])
 
 
 @pytest.mark.parametrize("method", ["TPT/ttt_maple", "PromptAlign/ttt"])
