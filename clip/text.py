@@ -267,20 +267,23 @@ class TextBank(nn.Module):
         sums.index_add_(0, self.owner, features)
         return sums / self.counts.to(features)[:, None]
 
-    def class_features(self, encoder: Any) -> Tensor:
-        """Class weights for evaluation: means over each class's unit-norm prompt features, (K, D).
+    def class_features(self, encoder: Any, unit: bool = True) -> Tensor:
+        """Class weights for evaluation: means over each class's prompt features, (K, D).
+
+        Those have unit norm before the mean, unless ``unit`` is False.
 
         Kept until :meth:`drop_cache` (called by the engine after every optimiser step and load) or
         ``train(True)``, separately for every state of the adapters' switches. Never in training.
         """
         if self.training:
-            return self.class_means(self.encode_all(encoder))
+            return self.class_means(self.encode_all(encoder, unit))
         device = self.tokens.device.type
         autocast = torch.is_autocast_enabled(device)
         # Features differ between precisions too: under autocast they are not those outside of it.
-        key = adapter_switches(encoder), torch.get_autocast_dtype(device) if autocast else None
+        dtype = torch.get_autocast_dtype(device) if autocast else None
+        key = adapter_switches(encoder), dtype, unit
         if key not in self._cache:
-            self._cache[key] = self.class_means(self.encode_all(encoder))
+            self._cache[key] = self.class_means(self.encode_all(encoder, unit))
         return self._cache[key]
 
     def drop_cache(self) -> None:

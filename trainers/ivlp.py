@@ -30,31 +30,38 @@ def ivlp_clip(
     text: tuple[int, int],
     vision: tuple[int, int],
     words: str,
+    kind: type[PromptedCLIP] = PromptedCLIP,
 ) -> PromptedCLIP:
     """The frozen backbone with prompts of their own in both towers.
 
     ``text`` and ``vision`` are n and J of each tower; ``prompts_of`` makes the classes' texts, as
-    :meth:`trainers.base.CLIPTrainer.prompts` does; ``words`` is CTX_INIT.
+    :meth:`trainers.base.CLIPTrainer.prompts` does; ``words`` is CTX_INIT; ``kind`` of model.
     """
     init, words = text_context(backbone, text[0], words)
     attach_vision_prompts(backbone, n_ctx=vision[0], depth=vision[1])
     prompts = attach_text_prompts(backbone, n_ctx=text[0], depth=text[1], init=init)
     freeze_except(backbone)
     texts = prompts_of(words, prompts is not None)
-    model = PromptedCLIP(backbone, texts, renormalize=True)
+    model = kind(backbone, texts, renormalize=True)
     if prompts is not None:
         prompts.check_texts(model.bank.tokens)
     return model
 
 
-def both_towers(backbone: Backbone, prompts_of: PromptsOf, options: CfgNode) -> PromptedCLIP:
-    """What the ``options`` of :class:`IVLP` describe."""
+def both_towers(
+    backbone: Backbone,
+    prompts_of: PromptsOf,
+    options: CfgNode,
+    kind: type[PromptedCLIP] = PromptedCLIP,
+) -> PromptedCLIP:
+    """What the ``options`` of :class:`IVLP` describe, as a ``kind`` of model."""
     return ivlp_clip(
         backbone,
         prompts_of,
         text=(options.N_CTX_TEXT, options.PROMPT_DEPTH_TEXT),
         vision=(options.N_CTX_VISION, options.PROMPT_DEPTH_VISION),
         words=options.CTX_INIT,
+        kind=kind,
     )
 
 

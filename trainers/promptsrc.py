@@ -13,14 +13,12 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip import adapters_disabled
-from clip.prompts import readable
 from clip.text import unit_norm
 from dassl.config.schema import Option, number, one_of
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.step import drop_caches
-from trainers.base import CLIPTrainer, PromptedCLIP, released
+from trainers.base import CLIPTrainer, released, template_means
 from trainers.base.averages import GaussianAverage
 from trainers.base.options import weight
 from trainers.heads import cosine_logits
@@ -78,7 +76,8 @@ class PromptSRC(CLIPTrainer):
     def teacher_text(self) -> Tensor:
         """``h0``: the frozen model's features of the classes in 60 templates, (K, D)."""
         if self._teacher_text is None:
-            self._teacher_text = template_means(self.model, self.dm.dataset.classnames)
+            names = self.dm.dataset.classnames
+            self._teacher_text = unit_norm(template_means(self.model, names, TEACHER_TEMPLATES))
         return self._teacher_text
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
@@ -119,12 +118,3 @@ class PromptSRC(CLIPTrainer):
         """Restore what :meth:`extra_state` returned."""
         super().load_extra_state(state)
         self.average.load_state_dict(state)
-
-
-def template_means(model: PromptedCLIP, classnames: list[str]) -> Tensor:
-    """The frozen features of the classes, mean over the teacher's templates, unit norm, (K, D)."""
-    backbone = model.backbone
-    prompts = [[template(readable(name)) for template in TEACHER_TEMPLATES] for name in classnames]
-    bank = backbone.text_bank(prompts).to(model.bank.tokens.device)
-    with adapters_disabled(model):
-        return unit_norm(bank.class_means(bank.encode_all(backbone, unit=False)))

@@ -27,7 +27,7 @@ MASK_DEFAULTS: dict[str, Any] = {
     "QUERIES": Option(QUERIES, each(one_of(*QUERIES), 1, 2, 3), "what the mask's queries are"),
     "SOFTMAX": Option("joint", one_of(*SOFTMAX), "over all scores of a head, or each row"),
     "REG": Option("l2", one_of(*REGULARIZERS), "norm of the mask's regulariser"),
-    "PROJ_LAYERS": Option(1, count(1, LAYERS), "attention layers of the mask"),
+    "MASK_LAYERS": Option(1, count(1, LAYERS), "attention layers of the mask"),
 }
 HEADS = ("rational", "mlp", "text", "image", "both")
 
@@ -40,7 +40,7 @@ def rational_head(cfg: CfgNode, options: CfgNode, embed_dim: int) -> RationalHea
         temperature=cfg.TEMP,
         queries=options.QUERIES,
         softmax=options.SOFTMAX,
-        layers=options.PROJ_LAYERS,
+        layers=options.MASK_LAYERS,
         regularizer=options.REG,
     )
 
@@ -52,6 +52,23 @@ def mask_loss(output: HeadOutput, label: Tensor, alpha: float) -> StepOutput:
     return StepOutput(ce + alpha * output.penalty, output.logits, parts)
 
 
+def mask_choices(options: CfgNode, alpha: float) -> list[str]:
+    """Which form of the mask a trainer's section describes, where paper and release differ."""
+    softmax = {
+        "joint": "one over all K x K scores of a head, as in the released code",
+        "row": "one per row, as the paper reads; the released code has one over all K x K scores",
+    }
+    regularizer = {
+        "l2": "l2, as in the paper and all released trainers but rada.py, which runs linf",
+        "linf": "linf, as the released rada.py runs; the paper and its other trainers have l2",
+        "l1": "l1, of the paper's Table 7",
+    }
+    lines = [f"softmax: {softmax[options.SOFTMAX]} (SOFTMAX)"]
+    if alpha:
+        lines.append(f"regulariser: {regularizer[options.REG]} (REG)")
+    return lines
+
+
 @TRAINER_REGISTRY.register()
 class RAda(CLIPTrainer):
     """RAda, efficient fine-tuning: both encoders and the text features are frozen.
@@ -60,9 +77,10 @@ class RAda(CLIPTrainer):
     to 2.5), and TEMP, temperature of the mask's attention; in ``TRAINER.RADA``, CTX_INIT "" stands
     for each dataset's own prompts. Ours: SOFTMAX ``joint`` (released code: one softmax over all
     K * K scores of a head, times K) or ``row`` (as the paper reads); REG ``l2`` (paper), ``l1`` or
-    ``linf`` (what the released ``rada.py`` runs); HEAD, which replaces the mask's attention as in
-    Table 4: ``mlp``, or attention on the features instead of the rational matrix, ``text``,
-    ``image`` or ``both``.
+    ``linf`` (what the released ``rada.py`` runs); MASK_LAYERS, of the mask's attention (appendix
+    H); HEAD, which replaces it as in Table 4: ``mlp``, or attention on the features instead of the
+    rational matrix, ``text``, ``image`` or ``both``. PROJ_LAYERS is read by nothing in the release,
+    whose YAML sets it to 4.
     """
 
     config_section = "RADA"
@@ -73,6 +91,7 @@ class RAda(CLIPTrainer):
         "N_CTX": Option(4, count(0, MANY), "no effect, as in the released code"),
         "CTX_INIT": context_words("a photo of a", "words before the class name"),
         "PROMPT_DEPTH": Option(9, count(0, LAYERS), "no effect, as in the released code"),
+        "PROJ_LAYERS": Option(1, count(1, LAYERS), "no effect, as released; see MASK_LAYERS"),
         "HEAD": Option("rational", one_of(*HEADS), "what masks the features"),
     }
 
@@ -93,6 +112,19 @@ class RAda(CLIPTrainer):
         if kind == "mlp":
             return MLPMaskHead(embed_dim, regularizer=options.REG)
         return FeatureAttentionHead(embed_dim, num_heads=options.HEADS, on=kind)
+
+    def choices(self) -> list[str]:
+        """See :meth:`trainers.base.CLIPTrainer.choices`."""
+        options = self.options
+        lines = mask_choices(options, self.cfg.ALPHA) if options.HEAD == "rational" else []
+        if options.PROJ_LAYERS != 1:
+            lines.append(
+                f"PROJ_LAYERS {options.PROJ_LAYERS} has no effect, as in the released code; the "
+                f"mask has {options.MASK_LAYERS} attention layer(s), which MASK_LAYERS sets"
+            )
+        if self.precision == "fp16":
+            lines.append("the release computes in single precision whatever PREC is; this run not")
+        return lines
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:
         """One training step: images (B, 3, S, S) or cached features (B, D), labels (B,)."""

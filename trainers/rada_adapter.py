@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP
 from trainers.base.options import context_words, depth
 from trainers.mma import rescaling
-from trainers.rada import MASK_DEFAULTS, mask_loss, rational_head
+from trainers.rada import MASK_DEFAULTS, mask_choices, mask_loss, rational_head
 
 
 @TRAINER_REGISTRY.register()
@@ -57,7 +57,10 @@ class RAdaAdapter(CLIPTrainer):
         """See :meth:`trainers.base.CLIPTrainer.choices`."""
         return [
             "the paper does not say what its adapter is; this is MMA's, starting at zero",
+            "the release's adapters, behind both encoders, start where a ReLU lets no gradient "
+            "through, and never train: the published numbers cannot come from them",
             rescaling(self.options.RESCALE_GRADIENT, self.options.SCALE),
+            *mask_choices(self.options, self.cfg.ALPHA),
         ]
 
     def forward_loss(self, image: Tensor, label: Tensor) -> StepOutput:

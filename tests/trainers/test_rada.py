@@ -102,6 +102,32 @@ def test_released_checkpoints_load_and_evaluate(build, tmp_path):
     check_released(source, build(output="loaded"), folder, epoch=13)
 
 
+def test_the_released_number_of_layers_has_no_effect_and_is_said(build, capsys):
+    trainer = build("TRAINER.RADA.PROJ_LAYERS", "4")  # what the released YAML has
+    assert len(trainer.model.head.layers) == 1
+    printed = capsys.readouterr().out
+    assert "RAda: PROJ_LAYERS 4 has no effect, as in the released code; the mask has 1" in printed
+    build("TRAINER.RADA.MASK_LAYERS", "2", output="two")
+    assert "PROJ_LAYERS 1 has" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), ("over all K x K scores of a head, as in the released code", "l2, as in the paper")),
+        (("TRAINER.RADA.SOFTMAX", "row"), ("one per row, as the paper reads",)),
+        (("TRAINER.RADA.REG", "linf"), ("linf, as the released rada.py runs",)),
+    ],
+)
+def test_the_log_says_which_form_of_the_mask_runs(build, capsys, options, said):
+    build(*options)
+    printed = capsys.readouterr().out
+    for words in said:
+        assert f"{words}" in printed
+    build("TRAINER.RADA.HEAD", "mlp", output="mlp")  # which has no attention
+    assert "SOFTMAX)" not in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_width_says_so(build, tmp_path):
     state = {
         name: torch.zeros([32] * tensor.ndim) if name.startswith("mha.") else tensor
@@ -114,11 +140,11 @@ def test_a_checkpoint_of_another_width_says_so(build, tmp_path):
 
 @pytest.mark.parametrize(("saved", "now"), [(1, 2), (3, 1)])
 def test_a_checkpoint_with_another_number_of_layers_says_so(build, tmp_path, saved, now):
-    trainer = build("TRAINER.RADA.PROJ_LAYERS", str(saved))
+    trainer = build("TRAINER.RADA.MASK_LAYERS", str(saved))
     trainer.train()
-    other = build("TRAINER.RADA.PROJ_LAYERS", str(now), output="other")
+    other = build("TRAINER.RADA.MASK_LAYERS", str(now), output="other")
     other.any_config = True
-    expected = rf"has {saved} attention layers, the model's has {now}; set PROJ_LAYERS.*to {saved}"
+    expected = rf"has {saved} attention layers, the model's has {now}; set MASK_LAYERS.*to {saved}"
     with pytest.raises(ValueError, match=expected):
         other.load_model(trainer.output_dir)
 

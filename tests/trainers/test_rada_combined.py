@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch.nn import functional as F
 
 from clip import adapters_disabled
@@ -10,6 +11,11 @@ from dassl.engine import trainable_state
 from tests.trainers.heads.test_rational import plain
 
 NAMES = ("RAdaPrompt", "RAdaAdapter", "LightRAda")
+FORMS = (*NAMES, "RAdaPrompt/ivlp", "RAdaPrompt/mask_recipe")
+NO_PROMPTS = (
+    *("TRAINER.RAdaPrompt.PROMPT_DEPTH_TEXT", "0"),
+    *("TRAINER.RAdaPrompt.PROMPT_DEPTH_VISION", "0"),
+)
 
 
 def masked_loss(trainer, f, h, label):
@@ -20,6 +26,21 @@ def masked_loss(trainer, f, h, label):
     return F.cross_entropy(logits, label) + cfg.ALPHA * penalty
 
 
+@torch.no_grad()
+def frozen_text(trainer):
+    """Raw features of 80 templates without prompts, mean of each class: (K, D)."""
+    backbone = trainer.model.backbone
+    with adapters_disabled(backbone):
+        return torch.stack(
+            [
+                backbone.model.encode_text(
+                    backbone.tokenize([template(name) for template in OPENAI_IMAGENET_TEMPLATES])
+                ).mean(0)
+                for name in (n.replace("_", " ") for n in trainer.dm.dataset.classnames)
+            ]
+        )
+
+
 def expected_loss(trainer, image, label):
     """The loss from whole, uncut texts and the formula of the mask."""
     model, backbone = trainer.model, trainer.model.backbone
@@ -28,6 +49,10 @@ def expected_loss(trainer, image, label):
     def text(tokens):
         return unit_norm(backbone.model.encode_text(tokens))
 
+    if trainer.cfg.TRAINER.NAME == "RAdaPrompt" and trainer.options.FROZEN_TEXT:
+        g = backbone.model.encode_text(model.bank.tokens)
+        h = unit_norm((g + frozen_text(trainer)) / 2)
+        return masked_loss(trainer, f, h, label)
     if trainer.cfg.TRAINER.NAME != "LightRAda":
         return masked_loss(trainer, f, text(model.bank.tokens), label)
     state = trainer.prompt_generator.get_state()
@@ -41,7 +66,7 @@ def expected_loss(trainer, image, label):
     return F.cross_entropy(mixed, label) + 9 * distance + masked_loss(trainer, f, h, label)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMS)
 def test_loss_and_gradients_equal_the_formula(build, name):
     trainer = build(method=name)
     trainer.model.double()
@@ -75,7 +100,7 @@ def test_starts_as_clip_to_the_last_bit(build, name):
         ("RAdaPrompt", (), {"text_prompts", "vision_prompts", "head"}),
         ("RAdaAdapter", (), {"multimodal_adapters", "head"}),
         ("LightRAda", (), {"residual", "head"}),
-        ("RAdaPrompt", ("TRAINER.RAdaPrompt.PROMPT_DEPTH", "0"), {"head"}),
+        ("RAdaPrompt", NO_PROMPTS, {"head"}),
         ("RAdaAdapter", ("TRAINER.RAdaAdapter.LAYERS", "0"), {"head"}),
     ],
 )
@@ -83,6 +108,29 @@ def test_what_trains(build, name, options, kinds):
     names = trainable_state(build(*options, method=name).model)
     assert {kind for kind in kinds if any(kind in n.split(".") for n in names)} == kinds
     assert all(kinds & set(n.split(".")) for n in names)
+
+
+@pytest.mark.parametrize("form", ["RAdaPrompt", "RAdaPrompt/ivlp"])
+def test_class_weights_are_those_of_training(build, form):
+    """Kept for evaluation until a step, with or without the frozen text features."""
+    model = build(method=form).model
+    trained = model.training_weights().detach()
+    model.eval()
+    torch.testing.assert_close(model.class_weights(), trained, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        model.backbone.text_prompts.vectors.add_(torch.randn(128))  # layer norms undo a shift
+    model.bank.drop_cache()
+    assert (model.class_weights() - trained).abs().max() > 1e-3
+
+
+def test_frozen_text_features_are_of_the_classes_of_the_run(build):
+    base = build(method="RAdaPrompt").model
+    new = build("DATASET.SUBSAMPLE_CLASSES", "new", method="RAdaPrompt", output="new")
+    new.model.load_state_dict(trainable_state(base), strict=False)
+    plain = frozen_text(new)
+    g = new.model.backbone.model.encode_text(new.model.bank.tokens)
+    expected = unit_norm((g + plain) / 2)
+    torch.testing.assert_close(new.model.eval().class_weights(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prompts_start_from_the_first_words(build):
@@ -115,12 +163,12 @@ def test_prompts_without_words_start_at_random_before_placeholders(build):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_with_another_number_of_layers_says_so(build, name):
     section = "RADA" if name == "LightRAda" else name
-    layers = (f"TRAINER.{section}.PROJ_LAYERS", "2")
+    layers = (f"TRAINER.{section}.MASK_LAYERS", "2")
     trainer = build(*layers, method=name)
     trainer.train()
     other = build(method=name, output="other")
     with pytest.raises(ValueError, match=rf"{layers[0]} was 2, is 1\."):
         other.load_model(trainer.output_dir)
     other.any_config = True
-    with pytest.raises(ValueError, match="2 attention layers, the model's has 1; set PROJ_LAYERS"):
+    with pytest.raises(ValueError, match="2 attention layers, the model's has 1; set MASK_LAYERS"):
         other.load_model(trainer.output_dir)

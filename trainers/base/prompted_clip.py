@@ -5,11 +5,14 @@ Notation: B images, K classes, D embedding width, S their side in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
+from clip.prompts import readable
 from clip.text import unit_norm
 from trainers.heads import CosineHead, HeadOutput, cosine_logits
 
@@ -125,3 +128,18 @@ class FrozenTextCLIP(PromptedCLIP):
     def training_weights(self) -> Tensor:
         """The same: nothing that trains takes part in them."""
         return self.class_weights()
+
+
+@torch.no_grad()
+def template_means(
+    model: PromptedCLIP, classnames: Sequence[str], templates: Sequence[Callable[[str], str]]
+) -> Tensor:
+    """The pre-trained model's features of the classes, mean over templates, (K, D).
+
+    They are not normalised, neither before the mean nor after it.
+    """
+    backbone = model.backbone
+    prompts = [[template(readable(name)) for template in templates] for name in classnames]
+    bank = backbone.text_bank(prompts).to(model.bank.tokens.device)
+    with clip.adapters_disabled(model):
+        return bank.class_means(bank.encode_all(backbone, unit=False))

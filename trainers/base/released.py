@@ -205,6 +205,13 @@ def rada(state: State, model: Any, method: str) -> State:
     return converted or state
 
 
+def rada_prompt(state: State, model: Any, method: str) -> State:
+    """RAda + Prompt, and IVLP + mask: IVLP's prompts and the mask, among whole CLIPs' weights."""
+    prompts = ivlp(state, model, method)
+    # Weights of our own layout come back as the same object.
+    return state if prompts is state else {**prompts, **rada(state, model, method)}
+
+
 def dept(state: State, model: Any, host: str, convert: Convert, dataset: Any, novel: bool) -> State:
     """DePT: a host's keys among a whole CLIP's weights, and the probe's.
 

@@ -152,7 +152,7 @@ class RationalHead(MaskHead):
         if temperature <= 0:
             raise ValueError(f"TEMP must be positive, got {temperature}")
         if layers < 1:
-            raise ValueError(f"PROJ_LAYERS must be at least 1, got {layers}")
+            raise ValueError(f"MASK_LAYERS must be at least 1, got {layers}")
         if not queries or len(set(queries)) < len(queries):
             raise ValueError(f"QUERIES must name at least one query once, got {tuple(queries)}")
         for name in queries:
@@ -180,7 +180,7 @@ class RationalHead(MaskHead):
         if len(saved) != len(self.layers):
             raise ValueError(
                 f"The checkpoint's mask has {len(saved)} attention layers, the model's has "
-                f"{len(self.layers)}; set PROJ_LAYERS in the trainer's section to {len(saved)}"
+                f"{len(self.layers)}; set MASK_LAYERS in the trainer's section to {len(saved)}"
             )
         key = state.get("head.layers.0.key.weight")
         if key is not None and key.shape[-1] != self.embed_dim:

@@ -32,7 +32,7 @@ from trainers.test_time.mask import Masks, load_mask, start_logits
 from trainers.test_time.starts import FLAG
 
 _KEY = "TRAINER.RAdaTTT.FROM"
-_FORM = ("HEADS", "QUERIES", "SOFTMAX", "PROJ_LAYERS")  # what a mask's weights do not tell
+_FORM = ("HEADS", "QUERIES", "SOFTMAX", "MASK_LAYERS")  # what a mask's weights do not tell
 
 
 def adapted_logits(

@@ -85,6 +85,24 @@ def coprompt(trainer):
     return state, ours
 
 
+MASK = {
+    **{"q_proj1": "query.image", "q_proj2": "query.text", "q_proj3": "query.rational"},
+    **{"k_proj": "key", "v_proj": "value", "out_proj": "out"},
+}
+
+
+def rada_prompt(trainer):
+    """PromptSRC's with the mask; that of the release's IVLP has factors which nothing reads."""
+    state, ours = promptsrc(trainer)
+    state["mha.alpha"] = torch.ones(3)
+    for theirs, name in MASK.items():
+        for part, size in (("weight", (128, 128)), ("bias", (128,))):
+            state[f"mha.{theirs}.{part}"] = 0.3 * torch.randn(size)
+            ours[f"head.layers.0.{name}.{part}"] = state[f"mha.{theirs}.{part}"]
+    state["prompt_learner.token_prefix"] = torch.randn(20, 1, 128).half()
+    return state, ours
+
+
 LAYOUTS = {
     "IVLP": (ivlp, "VLPromptLearner"),
     "PromptSRC": (promptsrc, "VLPromptLearner"),
@@ -92,6 +110,8 @@ LAYOUTS = {
     "CoPrompt": (coprompt, "MultiModalPromptLearner"),
     "VPT": (vpt, "prompt_learner"),
     "ProVP": (provp, "Prompt_learner"),
+    "RAdaPrompt": (rada_prompt, "VLPromptLearner"),
+    "RAdaPrompt/ivlp": (rada_prompt, "VLPromptLearner"),
 }
 
 

@@ -91,7 +91,7 @@ def test_first_stage_with_another_mask_is_refused(train_fft, build_fft):
     first = train_fft("RAdaFFT", "TRAINER.RAdaFFT.SOFTMAX", "row", output="first")
     with pytest.raises(FirstStageError, match=r"SOFTMAX row, this run has joint"):
         build_fft("RAdaFT", "FIRST_STAGE.DIR", first).train()
-    layers = train_fft("RAdaFFT", "TRAINER.RAdaFFT.PROJ_LAYERS", "2", output="layers")
+    layers = train_fft("RAdaFFT", "TRAINER.RAdaFFT.MASK_LAYERS", "2", output="layers")
     with pytest.raises(FirstStageError, match=r"unknown head.layers.1"):
         build_fft("RAdaFT", "FIRST_STAGE.DIR", layers, output="b").train()
 

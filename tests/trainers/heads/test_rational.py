@@ -274,7 +274,7 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch():
         ({"num_heads": 5}, "HEADS.*D = 16 is not divisible by 5 heads; 1, 2, 4, 8, 16 would"),
         ({"num_heads": 0}, "HEADS"),
         ({"temperature": 0.0}, "TEMP must be positive, got 0"),
-        ({"layers": 0}, "PROJ_LAYERS must be at least 1, got 0"),
+        ({"layers": 0}, "MASK_LAYERS must be at least 1, got 0"),
         ({"queries": ()}, "QUERIES must name at least one"),
         ({"queries": ("text", "text")}, "QUERIES"),
         ({"queries": ("texts",)}, "QUERIES: 'texts' is not available. Did you mean 'text'"),

@@ -440,7 +440,7 @@ class TestDagger:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (("TRAINER.RAdaTTT.PROJ_LAYERS", "2"), ["PROJ_LAYERS", "1", "2"]),
+            (("TRAINER.RAdaTTT.MASK_LAYERS", "2"), ["MASK_LAYERS", "1", "2"]),
             (("TRAINER.RAdaTTT.QUERIES", "['text']"), ["QUERIES", "image"]),
             (("TRAINER.RAdaTTT.HEADS", "4"), ["HEADS", "8", "4"]),
             (("TRAINER.RAdaTTT.SOFTMAX", "row"), ["SOFTMAX", "joint", "row"]),
@@ -450,7 +450,7 @@ class TestDagger:
     @pytest.mark.parametrize("recorded", [True, False])
     def test_mask_of_another_form(self, trained, build, options, said, recorded):
         if not recorded:
-            if options[0].split(".")[-1] not in ("PROJ_LAYERS", "QUERIES"):
+            if options[0].split(".")[-1] not in ("MASK_LAYERS", "QUERIES"):
                 return  # weights alone do not tell
             Path(trained.output_dir, "result.json").unlink()
             said = said[:1]
