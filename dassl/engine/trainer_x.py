@@ -25,8 +25,9 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
-        self.set_model_mode("train")
+        # First: as long as no weight is rounded, it is the same on all processes.
         self.parallel = parallel_step(self, self.parallel)
+        self.set_model_mode("train")
         self._caching = None  # the model may have changed between epochs
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
