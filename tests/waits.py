@@ -86,11 +86,8 @@ class Waits(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func in COPYING and self.device.has(args[0]):
             self.found.append(name)
-        if (
-            func is Tensor.to
-            and not self.device.has(args[0])
-            and self._names_a_device(args, kwargs)
-        ):
+        on_host = func is Tensor.to and not self.device.has(args[0])
+        if on_host and self._names_a_device(args, kwargs):
             if not kwargs.get("non_blocking"):
                 self.found.append("to, without non_blocking")
             moved = func(*args, **kwargs).clone()  # not the same tensor: the host's stays there

@@ -119,6 +119,19 @@ def has_fused_kernel(name: str, params: Sequence[torch.Tensor]) -> bool:
     return all(p.device.type in devices and p.is_floating_point() for p in params)
 
 
+def _start_momentum(sgd: torch.optim.Optimizer, *_: Any) -> None:
+    """Let the momentum of parameters start at 0 before the fused kernel sees them.
+
+    PyTorch starts it with uninitialised memory that the first step fills, and a gradient scaler
+    often skips the very first one. It also fails if some parameters have momentum and others, which
+    get their first gradient now, have none. From 0, without dampening, the first step is the same.
+    """
+    for group in sgd.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and sgd.state[p].get("momentum_buffer") is None:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
 def _keep_own_kernels(optim: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Let a state that another device has saved keep this optimiser's choice of kernels."""
     groups = [
@@ -139,13 +152,17 @@ def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer
         return RAdam(groups, betas=betas, **common)
     common["fused"] = has_fused_kernel(cfg.NAME, [p for g in groups for p in g["params"]])
     if cfg.NAME == "sgd":
-        return torch.optim.SGD(
+        common["fused"] &= cfg.SGD_DAMPNING == 0  # see `_start_momentum`
+        sgd = torch.optim.SGD(
             groups,
             momentum=cfg.MOMENTUM,
             dampening=cfg.SGD_DAMPNING,
             nesterov=cfg.SGD_NESTEROV,
             **common,
         )
+        if common["fused"] and cfg.MOMENTUM > 0:
+            sgd.register_step_pre_hook(_start_momentum)
+        return sgd
     if cfg.NAME == "adamw":
         return torch.optim.AdamW(groups, betas=betas, **common)
     return torch.optim.Adam(groups, betas=betas, amsgrad=cfg.NAME == "amsgrad", **common)

@@ -213,6 +213,54 @@ def test_every_optimiser_with_such_a_kernel_is_told(monkeypatch, name, fused):
     assert getattr(optim, "_step_supports_amp_scaling", False) is fused
 
 
+def two_layers(monkeypatch, fused, **changes):
+    """Two parameters, and SGD with one kernel for both or without."""
+    monkeypatch.setattr("dassl.optim.optimizer.has_fused_kernel", lambda *args: fused)
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    return params, build_optimizer(params, optim_cfg(NAME="sgd", LR=0.1, **changes))
+
+
+def uninitialised(tensor, **_):
+    return torch.full_like(tensor, torch.nan)
+
+
+@pytest.mark.parametrize("changes", [{}, {"SGD_NESTEROV": True}, {"MOMENTUM": 0.0}])
+def test_a_skipped_first_step_leaves_no_uninitialised_momentum(monkeypatch, changes):
+    found = []
+    monkeypatch.setattr(torch, "empty_like", uninitialised)
+    for fused in (True, False):
+        params, optim = two_layers(monkeypatch, fused, **changes)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for slope in (torch.inf, 1.0, -2.0):
+            optim.zero_grad()
+            scaler.scale(sum((slope * p.square()).sum() for p in params)).backward()
+            scaler.step(optim)
+            scaler.update()
+        assert scaler.get_scale() == 2.0
+        found.append(params)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one[0] != 1
+
+
+def test_a_parameter_may_get_its_first_gradient_later(monkeypatch):
+    found = []
+    for fused in (True, False):
+        params, optim = two_layers(monkeypatch, fused)
+        for used in (params[:1], params, params[1:]):
+            optim.zero_grad()
+            sum(p.square().sum() for p in used).backward()
+            optim.step()
+        found.append(params)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_dampened_momentum_is_not_fused(monkeypatch):
+    _, optim = two_layers(monkeypatch, True, SGD_DAMPNING=0.5)
+    assert optim.param_groups[0]["fused"] is False
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "radam"])
 def test_a_state_from_another_device_leaves_the_kernels_alone(monkeypatch, name):
     def stepped(fused):

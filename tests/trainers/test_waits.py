@@ -9,17 +9,8 @@ from tests.waits import Waits
 
 METHODS = [
     *("LightRA", "MaPLe", "CoOp", "CoCoOp", "RAda", "PromptSRC", "KgCoOp", "ProGrad", "MMA"),
-    *(
-        "VPT",
-        "IVLP",
-        "DePT",
-        "HPT",
-        "ProVP",
-        "CLIPAdapter",
-        "RAdaPrompt",
-        "RAdaAdapter",
-        "LightRAda",
-    ),
+    *("VPT", "IVLP", "DePT", "HPT", "ProVP", "CLIPAdapter", "RAdaPrompt", "RAdaAdapter"),
+    "LightRAda",
 ]
 OPTIONS = ("TRAIN.PRINT_FREQ", "2", "DATALOADER.NUM_WORKERS", "0")
 
@@ -93,9 +84,10 @@ def test_without_late_reading_every_step_waits(build):
 
 def test_a_test_waits_for_its_result_alone(build, late_reading):
     trainer = build(*OPTIONS, "DATALOADER.TEST.BATCH_SIZE", "7", method="CoOp")
+    trainer.test_loader = list(trainer.test_loader)  # reading images is the host's own affair
+    assert len(trainer.test_loader) > 3
     with Waits(on_the_device(trainer)) as waits:
         trainer.test()
-    assert len(trainer.test_loader) > 3
     assert waits.found == ["tolist"]
 
 
