@@ -103,3 +103,11 @@ def test_the_stand_in_knows_the_hosts_tensors_from_the_devices():
         rows.sum().item()
         (rows + 1).tolist()
     assert waits.found == ["aten._local_scalar_dense.default", "tolist"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gradient_scaler_waits_unless_the_step_is_fused(build, late_reading, monkeypatch, fused):
+    monkeypatch.setattr("dassl.optim.optimizer.has_fused_kernel", lambda *args: fused)
+    trainer = build(*OPTIONS, method="ProGrad")
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    assert (steps(trainer) == ["tolist", "tolist"]) is fused
