@@ -1,14 +1,17 @@
 """Training with frozen weights that are rounded once: the same run, with fewer operations."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from yacs.config import CfgNode
 
 from clip.rounded_weights import RoundedWeights
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import trainable_state
+from trainers.base import CLIPTrainer, clip_trainer
 
 METHODS = ["LightRA", "MaPLe", "CoOp", "RAda", "PromptSRC", "CoCoOp", "KgCoOp", "MMA", "HPT"]
 QUIET = ("TEST.NO_TEST", "True", "TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "0")
@@ -129,3 +132,12 @@ def test_a_step_rounds_no_frozen_weight_but_one(build):
     # The matrix that tells open_clip in which type texts enter the tower.
     assert counts[0] == 1
     assert counts[1] > 10 * layers
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_for_a_gpu_are_kernels_laid_out_anew(count_calls, device):
+    calls = count_calls(clip_trainer, "lay_out_for_gpu")
+    name = CfgNode({"MODEL": {"BACKBONE": {"NAME": "shapes"}}})
+    trainer = SimpleNamespace(cfg=name, precision="fp32", device=torch.device(device))
+    backbone = CLIPTrainer.load_backbone(trainer)
+    assert calls == ([(backbone,)] if device == "cuda" else [])
