@@ -264,7 +264,7 @@ class TextBank(nn.Module):
         features.append(self.encode(encoder, torch.tensor(batch), unit))
         sorted_features = torch.cat(features)
         out = torch.empty_like(sorted_features)
-        out[torch.tensor(order, device=out.device)] = sorted_features
+        out[torch.tensor(order).to(out.device, non_blocking=True)] = sorted_features
         return out
 
     def class_means(self, features: Tensor) -> Tensor:
