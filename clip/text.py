@@ -71,7 +71,7 @@ def encode_embeddings(
     length = embeddings.shape[1]
     dtype = tower.transformer.get_cast_dtype()
     x = embeddings.to(dtype) + tower.positional_embedding[:length].to(dtype)
-    mask, end = tower.attn_mask[:length, :length], end.to(x.device)
+    mask, end = tower.attn_mask[:length, :length], end.to(x.device, non_blocking=True)
     if not is_open(tower.transformer):
         x = tower.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), end]
     elif ends is not None and ends.shared:
@@ -111,6 +111,12 @@ def unit_norm(features: Tensor) -> Tensor:
     Half precision would round the small distances between adapted and frozen features away.
     """
     return F.normalize(at_least_single(features), dim=-1)
+
+
+def take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table on any device, by numbers on the host: (N, ...), (n,) -> (n, ...)."""
+    # A few numbers are copied without waiting; to index by them would wait for the device.
+    return table.index_select(0, index.to(table.device, non_blocking=True))
 
 
 def encode_in_parts(
@@ -219,7 +225,7 @@ class TextBank(nn.Module):
     def cut_tokens(self, index: Tensor) -> Tensor:
         """Tokens of the prompts numbered ``index`` (n,), up to the longest one's end: (n, L)."""
         length = max(self.lengths[i] for i in index.tolist())
-        return self.tokens[index.to(self.tokens.device), :length]
+        return take_rows(self.tokens, index)[:, :length]
 
     def ends(self, index: Tensor) -> Ends | None:
         """What is known of the prompts numbered ``index`` (n,); None if nothing may be cut."""
@@ -258,14 +264,14 @@ class TextBank(nn.Module):
         features.append(self.encode(encoder, torch.tensor(batch), unit))
         sorted_features = torch.cat(features)
         out = torch.empty_like(sorted_features)
-        out[torch.tensor(order, device=out.device)] = sorted_features
+        out[torch.tensor(order).to(out.device, non_blocking=True)] = sorted_features
         return out
 
     def class_means(self, features: Tensor) -> Tensor:
         """Mean of each class's prompt features, not normalised again: (P, D) -> (K, D)."""
         sums = features.new_zeros(self.num_classes, features.shape[1])  # (K, D)
         sums.index_add_(0, self.owner, features)
-        return sums / self.counts.to(features)[:, None]
+        return sums / self.counts.to(features, non_blocking=True)[:, None]
 
     def class_features(self, encoder: Any, unit: bool = True) -> Tensor:
         """Class weights for evaluation: means over each class's prompt features, (K, D).

@@ -140,6 +140,12 @@ def count_calls(monkeypatch: pytest.MonkeyPatch):
     return count
 
 
+@pytest.fixture
+def late_reading(monkeypatch: pytest.MonkeyPatch):
+    """Let the CPU's numbers wait as those of a GPU do."""
+    monkeypatch.setattr("dassl.utils.readings.LATE_DEVICES", {"cpu"})
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from clip import FeatureAdapter, TextBank, adapters_disabled
 from clip.layouts import Ends
 from clip.prompts import class_descriptions
-from clip.text import at_least_single
+from clip.text import at_least_single, take_rows
 from dassl.config.paths import resolve
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP, released
@@ -122,7 +122,7 @@ class CoPrompt(CLIPTrainer):
                 self._teacher = bank, bank.encode_all(backbone)  # features (P, D)
         bank, features = self._teacher
         index = bank.sample(self.sentence_generator, together=True)  # (K,)
-        return features[index.to(features.device)]
+        return take_rows(features, index)
 
     def parse_batch_train(self, batch: Any) -> Any:
         """Images (B, 2, 3, S, S), both views of each; labels and domains."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import Backbone, adapters_disabled, attach_residual_attention, freeze_except
+from clip.text import take_rows
 from dassl.config.schema import Option, count
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from trainers.base import CLIPTrainer, PromptedCLIP, released
@@ -34,7 +35,7 @@ class LightRACLIP(PromptedCLIP):
         """Features f, h, f0, h0 of a step with the prompts numbered ``index``, one per class."""
         f0, f = self.frozen_image_features(image), self.image_features(image)  # (B, D)
         h = self.bank.encode(self.backbone, index)  # (K, D)
-        return f, h, f0, self.frozen_text_features()[index]
+        return f, h, f0, take_rows(self.frozen_text_features(), index)
 
 
 def lightra_loss(

@@ -15,6 +15,7 @@ from dassl.config.schema import Option, number
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.engine.base import Names
 from dassl.engine.distributed import gather_features
+from dassl.utils.readings import reads_late
 from trainers.base import CLIPTrainer, released
 from trainers.base.options import precision, text_prompts, weight
 from trainers.base.templates import DEFAULT, HINT_FIRST
@@ -70,7 +71,7 @@ class ProGrad(CLIPTrainer):
     def build_model(self) -> nn.Module:
         """The frozen backbone with a context, and the teacher."""
         self._aside: Tensor | None = None  # its gradient is L_g's of the batch
-        self._conflict = 0.0
+        self._conflict: Tensor | float = 0.0
         backbone = self.load_backbone()
         template = self.template(HINT_FIRST.get(self.cfg.DATASET.NAME, DEFAULT))
         init = template.partition("{}")[0].strip() if self.options.CTX_INIT else ""
@@ -104,7 +105,9 @@ class ProGrad(CLIPTrainer):
 
     def gradient(self, loss: Tensor, parameter: Tensor) -> Tensor:
         """Gradient of a loss, computed at the loss scale of amp, as it would be in backward."""
-        scale = self.scaler.get_scale() if self.scaler else 1.0
+        # As a tensor: the scaler's own number would have to be waited for.
+        one = torch.ones((), device=loss.device)
+        scale = self.scaler.scale(one) if self.scaler else one
         with torch.autocast(loss.device.type, enabled=False):  # as everywhere in backward passes
             return torch.autograd.grad(loss * scale, parameter, retain_graph=True)[0] / scale
 
@@ -115,10 +118,10 @@ class ProGrad(CLIPTrainer):
             # Both are multiples of the true gradients by the same loss scale, which goes through.
             b = gather_features(self._aside.grad[None]).mean(0)
             context.grad, conflict = aligned_gradient(context.grad, b, self.options.LAMBDA)
-            self._conflict = conflict.item()
+            self._conflict = conflict if reads_late(conflict.device) else conflict.item()
         super().model_update(names)
 
-    def forward_backward(self, batch: Any) -> dict[str, float]:
+    def forward_backward(self, batch: Any) -> dict[str, Any]:
         """A step; its numbers say whether the gradients were in conflict."""
         self._aside = None  # as with other gradients, what a step that failed has left is dropped
         return {**super().forward_backward(batch), "conflict": self._conflict}

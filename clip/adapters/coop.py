@@ -20,7 +20,7 @@ from clip.adapters import refuse_second
 from clip.adapters.prompts import Phrase, TextPrompts, phrase_of, random_vectors
 from clip.backbones import Backbone
 from clip.layouts import Ends
-from clip.text import TextBank, encode_embeddings, encode_in_parts, text_tower
+from clip.text import TextBank, encode_embeddings, encode_in_parts, take_rows, text_tower
 
 POSITIONS = ("end", "middle", "front")  # of the class name
 PLACEHOLDER = "X"
@@ -190,7 +190,7 @@ class ClassContextBank(TextBank):
         prompts = encoder.text_prompts
         if not prompts.enabled:
             return super()._encode_part(encoder, index)
-        contexts = prompts.vectors[self.owner[index.to(self.owner.device)]]  # (N, n, W)
+        contexts = prompts.vectors[take_rows(self.owner, index)]  # (N, n, W)
         return prompts.encode(encoder, self.cut_tokens(index), contexts, self.ends(index))
 
 

@@ -22,7 +22,7 @@ from clip.adapters.hpt_structures import Structure, related_positions
 from clip.adapters.prompts import INIT_STD
 from clip.backbones import Backbone
 from clip.layouts import Ends, Padded
-from clip.text import TextBank, text_tower
+from clip.text import TextBank, take_rows, text_tower
 from clip.transformer import is_open
 
 PLACEHOLDER = "X"  # stands in texts where prompts go
@@ -221,7 +221,7 @@ class StructuredBank(TextBank):
         return ends if ends is None else ends._replace(shared=0)
 
     def _encode_part(self, encoder: Any, index: Tensor) -> Tensor:
-        states = self.states[self.owner[index.to(self.owner.device)]]  # (n, J-1, S, W)
+        states = self.states[take_rows(self.owner, index)]  # (n, J-1, S, W)
         with encoder.hierarchical_prompts.serving(states, self.ties(index)):
             return super()._encode_part(encoder, index)
 
@@ -237,7 +237,7 @@ class StructuredBank(TextBank):
             for kind, positions in enumerate(self._ties[number]):
                 one = torch.ones(positions.shape[1])
                 counts[kind, row].index_put_(tuple(positions), one, accumulate=True)
-        return Ties(*counts.to(self.states.device))
+        return Ties(*counts.to(self.states.device, non_blocking=True))
 
 
 def _tied_positions(

@@ -59,17 +59,23 @@ class ResidualAttention(Adapter):
         num_heads, n_ctx, head_dim = self.key.shape
         keys = self.key * head_dim**-0.5
         wq = query_weight.view(num_heads, head_dim, -1)  # (H, Dh, W)
-        to_scores = (keys @ wq.to(keys.dtype)).flatten(0, 1)  # (H * N, W)
+        to_scores = (keys @ _in_type_of(keys, wq)).flatten(0, 1)  # (H * N, W)
         bias = None
         if query_bias is not None:
             bq = query_bias.view(num_heads, head_dim, 1)  # (H, Dh, 1)
-            bias = (keys @ bq.to(keys.dtype)).flatten().to(x.dtype)  # (H * N,)
+            bias = (keys @ _in_type_of(keys, bq)).flatten().to(x.dtype)  # (H * N,)
         scores = nn.functional.linear(x, to_scores.to(x.dtype), bias)  # (B, L, H * N)
         # One softmax per head, over its N keys; amp computes it in single precision.
         weights = scores.unflatten(-1, (num_heads, n_ctx)).softmax(-1).flatten(-2)
         wo = out_weight.view(-1, num_heads, head_dim).permute(1, 2, 0)  # (H, Dh, W)
-        to_output = (self.value @ wo.to(self.value.dtype)).flatten(0, 1)  # (H * N, W)
+        to_output = (self.value @ _in_type_of(self.value, wo)).flatten(0, 1)  # (H * N, W)
         return weights.to(x.dtype) @ to_output.to(x.dtype)  # (B, L, W)
+
+
+def _in_type_of(learned: Tensor, weight: Tensor) -> Tensor:
+    """A frozen weight in the type of what it is multiplied by; autocast sees to it by itself."""
+    autocast = torch.is_autocast_enabled(weight.device.type)
+    return weight if autocast else weight.to(learned.dtype)
 
 
 def attach_residual_attention(

@@ -214,6 +214,9 @@ OPTIONS: dict[str, Option] = {
         "tokens of a step's texts whose activations are kept, the others' are computed again in "
         "the backward pass; 0 keeps all; ours",
     ),
+    "TRAIN.TF32": Option(
+        False, None, "products of fp32 on recent GPUs with factors of 11 bits, faster; ours"
+    ),
     "TRAIN.TIMEOUT": Option(
         1800, count(1, 31_536_000), "seconds that processes wait for each other, torchrun; ours"
     ),

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dassl.engine.checkpoint import (
@@ -21,7 +20,9 @@ from dassl.engine.checkpoint import (
 )
 from dassl.engine.progress import Scalars
 from dassl.engine.saving import Checkpoints
+from dassl.engine.step import check_loss
 from dassl.names import nearest
+from dassl.utils.readings import Readings
 
 __all__ = ["Names", "TrainerBase"]
 
@@ -35,6 +36,7 @@ class TrainerBase:
 
     Attributes:
         checkpoints: Saves and restores the registered models.
+        readings: Losses that a GPU has computed and nobody has looked at yet.
         epoch: Current epoch, from 0.
         start_epoch: First epoch of this process.
         max_epoch: Number of epochs.
@@ -58,6 +60,7 @@ class TrainerBase:
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self.checkpoints = Checkpoints(self._models, self._optims, self._scheds)
+        self.readings = Readings()
         self._scalars = Scalars()
 
     # ------------------------------------------------------------------ registered models
@@ -144,18 +147,15 @@ class TrainerBase:
         loss.backward()
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Refuse a loss that is infinite or NaN.
+        """Refuse a loss that is infinite or NaN, on a GPU when `readings` are read.
+
+        They are read every PRINT_FREQ batches and before anything is saved, averaged or tested.
 
         Raises:
             FloatingPointError: It is not finite.
         """
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f"the loss is infinite or NaN ({loss.detach().float().mean().item()}) in epoch "
-                f"{getattr(self, 'epoch', -1) + 1}, batch {getattr(self, 'batch_idx', -1) + 1}, at "
-                f"learning rate {self.get_current_lr():.4e}; nothing was updated or saved since. "
-                "Try a lower OPTIM.LR or TRAINER.<name>.PREC fp32"
-            )
+        epoch, batch = getattr(self, "epoch", -1) + 1, getattr(self, "batch_idx", -1) + 1
+        check_loss(loss, epoch, batch, self.get_current_lr(), self.readings)
 
     def model_update(self, names: Names = None) -> None:
         """Step the optimisers."""
@@ -206,7 +206,11 @@ class TrainerBase:
         """Save the trainable part of every registered model, see `Checkpoints.save`.
 
         ``epoch`` counts from 0; the file's name has the number of epochs done.
+
+        Raises:
+            FloatingPointError: A loss since the last look, or a weight, is not finite.
         """
+        self.readings.read()
         self.checkpoints.save(
             directory,
             epoch + 1,
@@ -298,6 +302,7 @@ class TrainerBase:
             self.begin_epoch()
             self.before_epoch()
             self.run_epoch()
+            self.readings.read()  # nothing is saved, averaged or tested after a bad loss
             self.after_epoch()
             self.end_epoch()
         self.after_train()

@@ -13,8 +13,10 @@ from dassl.names import check_availability
 from dassl.utils.distributed import launched_size, local_rank
 
 __all__ = [
+    "AUTOCAST_TYPES",
     "PRECISIONS",
     "autocast_context",
+    "prepare_device",
     "requested_precision",
     "resolve_device",
     "resolve_precision",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 PRECISIONS = ["fp32", "fp16", "bf16", "amp"]
+AUTOCAST_TYPES = {"amp": torch.float16, "bf16": torch.bfloat16}  # what it rounds to
 
 
 def resolve_device(cfg: CfgNode) -> torch.device:
@@ -56,6 +59,19 @@ def resolve_device(cfg: CfgNode) -> torch.device:
     if count <= int(match.group(1) or 0):
         raise ValueError(f"DEVICE is {name}, but PyTorch sees {count} CUDA devices; try auto")
     return torch.device(name)
+
+
+def prepare_device(cfg: CfgNode) -> torch.device:
+    """Choose the device as `resolve_device` does, and how a GPU computes products of fp32.
+
+    TRAIN.TF32 True rounds their factors to TensorFloat-32, in convolutions too; False rounds
+    nothing, not even in convolutions, which is not PyTorch's default.
+    """
+    device = resolve_device(cfg)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
+        torch.backends.cudnn.allow_tf32 = cfg.TRAIN.TF32
+    return device
 
 
 def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
@@ -124,8 +140,5 @@ def _has_bf16(device: torch.device) -> bool:
 
 def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which a forward pass runs."""
-    if precision == "amp":
-        return torch.autocast(device.type, dtype=torch.float16)
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    dtype = AUTOCAST_TYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dassl.engine.distributed import WorldSizeError
@@ -181,6 +182,24 @@ def _check_counts(counts: list[int]) -> None:
         )
 
 
-def reduce_means(means: Mapping[str, float]) -> dict[str, float]:
-    """Add up, by name, every process's part of the means over a batch; equal names everywhere."""
-    return dict(zip(means, sum_over_ranks(list(means.values())), strict=True))
+def reduce_means(means: Mapping[str, Any]) -> dict[str, Any]:
+    """Add up, by name, every process's part of the means over a batch; equal names everywhere.
+
+    Numbers that wait on a GPU stay there, and no process waits for another here. They are added up
+    in every step, not only when they are read: methods see those of the whole batch in what
+    ``forward_backward`` returns.
+    """
+    tensors = [value for value in means.values() if isinstance(value, Tensor)]
+    if world_size() == 1 or not tensors:
+        return dict(zip(means, sum_over_ranks(list(means.values())), strict=True))
+    sums = torch.stack(  # of all means, (n,)
+        [
+            value.double().reshape(())
+            if isinstance(value, Tensor)
+            # Filled in by the device itself: Python would have to wait to copy it there.
+            else torch.full((), value, dtype=torch.float64, device=tensors[0].device)
+            for value in means.values()
+        ]
+    )
+    dist.all_reduce(sums)
+    return dict(zip(means, sums.unbind(), strict=True))

@@ -83,8 +83,9 @@ def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
     """Return everything that the rest of a run depends on, after a number of epochs.
 
     Raises:
-        FloatingPointError: A weight is not finite.
+        FloatingPointError: A loss since the last look, or a weight, is not finite.
     """
+    trainer.readings.read()
     scaler = trainer.scaler
     return {
         "config_hash": config_hash(trainer.cfg),

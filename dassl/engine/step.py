@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dassl.metrics import compute_accuracy
+from dassl.utils.readings import Readings, reads_late
 
 __all__ = [
     "StepOutput",
+    "add_share",
     "caching_modules",
+    "check_loss",
     "drop_caches",
     "freeze_statistics",
     "keep_no_activations",
@@ -34,14 +39,66 @@ class StepOutput:
     logits: Tensor | None = None
     parts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
-    def numbers(self, label: Tensor) -> dict[str, float]:
-        """Return ``loss``, ``acc`` (if there are logits) and the parts, for the log."""
-        found = {"loss": self.loss.item()}
+    def numbers(self, label: Tensor) -> dict[str, Any]:
+        """Return ``loss``, ``acc`` (if there are logits) and the parts, for the log.
+
+        They are floats, but tensors of one element where the device is not to be waited for.
+        """
+        found: dict[str, Any] = {"loss": self.loss}
         if self.logits is not None:
-            found["acc"] = compute_accuracy(self.logits.detach(), label)[0].item()
-        for name, value in self.parts.items():
-            found[name] = value.item() if isinstance(value, Tensor) else float(value)
-        return found
+            found["acc"] = compute_accuracy(self.logits.detach(), label)[0]
+        found.update(self.parts)
+        if reads_late(self.loss.device):
+            return {n: v.detach() if isinstance(v, Tensor) else float(v) for n, v in found.items()}
+        return {n: v.item() if isinstance(v, Tensor) else float(v) for n, v in found.items()}
+
+
+def add_share(means: dict[str, Any], numbers: Mapping[str, Any], share: float) -> None:
+    """Add what `StepOutput.numbers` says of a part of a batch to the means over the batch.
+
+    Args:
+        means: The sums so far, by name; changed.
+        numbers: Means over the part.
+        share: The part's share of the images.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, Tensor):
+            means[name] = means.get(name, 0.0) + share * value
+            continue
+        if share != 1:  # in double precision, as floats are
+            value = share * value.double()
+        means[name] = means[name] + value if name in means else value
+
+
+def check_loss(loss: Tensor, epoch: int, batch: int, rate: float, readings: Readings) -> None:
+    """Refuse a loss that is infinite or NaN, on a GPU when the readings are read.
+
+    Args:
+        loss: A scalar; if it has more elements, all have to be finite.
+        epoch: Number of the epoch, from 1.
+        batch: Number of the batch, from 1.
+        rate: Learning rate.
+        readings: Where the losses of a GPU wait.
+
+    Raises:
+        FloatingPointError: It is not finite.
+    """
+    spared = "saved" if reads_late(loss.device) else "updated or saved"
+
+    def refuse(values: list[float]) -> None:
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(
+                f"the loss is infinite or NaN ({values[0]}) in epoch {epoch}, batch {batch}, at "
+                f"learning rate {rate:.4e}; nothing was {spared} since. "
+                "Try a lower OPTIM.LR or TRAINER.<name>.PREC fp32"
+            )
+
+    if reads_late(loss.device):
+        # Of the loss itself, not of its gradients: those may be infinite under a gradient scaler,
+        # which skips the step then and lowers the scale.
+        readings.keep([loss.mean() if loss.ndim else loss], refuse)
+    elif not torch.isfinite(loss).all():
+        refuse([loss.detach().float().mean().item()])
 
 
 def step_optimizers(optims: Iterable[Any], max_norm: float = 0.0, scaler: Any = None) -> None:

@@ -24,7 +24,7 @@ from dassl.engine.build import adopt
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import (
     autocast_context,
-    resolve_device,
+    prepare_device,
     resolve_precision,
     stated_precision,
 )
@@ -98,7 +98,7 @@ class SimpleTrainer(TrainerBase):
         check_availability(cfg.TEST.SPLIT, ["test", "val"])
         self.check_cfg(cfg)
         self.cfg = cfg
-        self.device = resolve_device(cfg)
+        self.device = prepare_device(cfg)
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dassl.engine.parallel import check_epoch, parallel_step, reduce_means, split_batch
 from dassl.engine.progress import EpochProgress
-from dassl.engine.step import StepOutput, caching_modules
+from dassl.engine.step import StepOutput, add_share, caching_modules
 from dassl.engine.trainer import SimpleTrainer
-from dassl.utils import MetricMeter, check_availability
+from dassl.utils import check_availability
 
 __all__ = ["TrainerX", "TrainerXU"]
 
@@ -25,18 +25,17 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
-        self.set_model_mode("train")
+        # First: as long as no weight is rounded, it is the same on all processes.
         self.parallel = parallel_step(self, self.parallel)
+        self.set_model_mode("train")
         self._caching = None  # the model may have changed between epochs
-        losses = MetricMeter()
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
         self.batch_idx = -1
         for index, batch in enumerate(self.train_loader_x):
             self.batch_idx = index
             progress.loaded()
-            losses.update(self.forward_backward(batch))
-            progress.trained(losses)
+            progress.trained(self.forward_backward(batch))
         check_epoch()
         if self.batch_idx + 1 < self.num_batches:
             # The last batches were skipped as unreadable, so no step has updated the schedule.
@@ -50,23 +49,25 @@ class TrainerX(SimpleTrainer):
             f"{type(self).__name__} must define forward_loss (or its own forward_backward)"
         )
 
-    def forward_backward(self, batch: Any) -> dict[str, float]:
+    def forward_backward(self, batch: Any) -> dict[str, Any]:
         """Do one training step: loss, check, backward, optimiser, schedule.
 
         Args:
             batch: This process's share of a batch, taken in OPTIM.ACCUMULATE parts.
 
         Returns:
-            ``loss``, ``acc`` (if there are logits) and the parts of the loss, for the log.
+            ``loss``, ``acc`` (if there are logits) and the parts of the loss, for the log: floats,
+            or tensors of one element on a GPU, which works on meanwhile.
 
         Raises:
-            FloatingPointError: The loss is not finite; nothing was updated.
+            FloatingPointError: The loss is not finite; nothing was updated. A GPU's are looked at
+                later, see `detect_anomaly`.
         """
         image, label, *_ = self.parse_batch_train(batch)
         parts = split_batch(len(label), self.cfg.OPTIM.ACCUMULATE)
         step = self.parallel
         loss_of: Any = self.forward_loss if step is None else step
-        means: dict[str, float] = {}
+        means: dict[str, Any] = {}
         self.model_zero_grad()
         for part in parts:
             whole = part.share == 1  # then nothing is copied
@@ -76,8 +77,7 @@ class TrainerX(SimpleTrainer):
                     out = loss_of(x, y)
                 self.model_backward(out.loss if part.weight == 1 else out.loss * part.weight)
             self._drop_caches()
-            for name, value in out.numbers(y).items():
-                means[name] = means.get(name, 0.0) + part.share * value
+            add_share(means, out.numbers(y), part.share)
         self.model_update()
         summary = reduce_means(means)
         per_step = any(getattr(sched, "per_step", False) for sched in self._scheds.values())
@@ -128,7 +128,6 @@ class TrainerXU(SimpleTrainer):
                 f"{self.cfg.DATASET.NAME} has none (train_u)"
             )
         self.set_model_mode("train")
-        losses = MetricMeter()
         progress = EpochProgress(self)
         labelled, unlabelled = len(self.train_loader_x), len(self.train_loader_u)
         counts = {
@@ -143,8 +142,7 @@ class TrainerXU(SimpleTrainer):
             batch_x, batch_u = next(batches)
             self.batch_idx = index
             progress.loaded()
-            losses.update(self.forward_backward(batch_x, batch_u))
-            progress.trained(losses)
+            progress.trained(self.forward_backward(batch_x, batch_u))
 
     def forward_backward(self, batch_x: Any, batch_u: Any) -> Any:  # type: ignore[override]
         """Do one training step on a labelled and an unlabelled batch."""

@@ -15,12 +15,14 @@ from yacs.config import CfgNode
 from dassl.evaluation.record import recorded
 from dassl.names import check_availability
 from dassl.utils.distributed import gather_objects, is_main
+from dassl.utils.readings import reads_late
 from dassl.utils.registry import Registry
 from dassl.utils.torchtools import atomic_torch_save
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
+MOST_WAITING = 100  # batches; a NaN among their logits is found that late
 
 
 class EvaluatorBase:
@@ -62,12 +64,36 @@ class EvaluatorBase:
         raise NotImplementedError
 
 
+class _Count:
+    """A running count of an evaluator; whoever reads it has what waits on a GPU counted first."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, evaluator: Any, owner: type | None = None) -> Any:
+        if evaluator is None:
+            return self
+        evaluator.count_waiting()
+        return vars(evaluator)[self._name]
+
+    def __set__(self, evaluator: Any, value: Any) -> None:
+        vars(evaluator)[self._name] = value
+
+
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
     """Accuracy over all images and macro-averaged F1 score.
 
-    The running counts have Dassl's names, since subclasses change `process` or read them.
+    The running counts have Dassl's names, since subclasses change `process` or read them. On a GPU,
+    labels and predictions wait there until a count is read or there are `MOST_WAITING` batches.
     """
+
+    _correct: Any = _Count()  # right predictions
+    _total: Any = _Count()  # images
+    _y_true: Any = _Count()  # list of labels
+    _y_pred: Any = _Count()  # list of predictions
+    _per_class_res: Any = _Count()  # list of right (1) and wrong (0) by label, or None
+    _waiting: tuple[Tensor, ...] = ()  # one batch each, see `process`
 
     def __init__(
         self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **kwargs: object
@@ -79,27 +105,52 @@ class Classification(EvaluatorBase):
 
     def reset(self) -> None:
         """Forget all batches."""
+        self._waiting = ()
         self._correct = 0
         self._total = 0
-        self._y_true: list[int] = []
-        self._y_pred: list[int] = []
-        self._per_class_res: defaultdict[int, list[int]] | None = (
-            defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
-        )
+        self._y_true = []
+        self._y_pred = []
+        self._per_class_res = defaultdict(list) if self.cfg.TEST.PER_CLASS_RESULT else None
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Add a batch of logits ``mo``, (B, K), with labels ``gt``, (B,).
 
         Raises:
-            FloatingPointError: A logit is NaN, so the largest of them would mean nothing.
+            FloatingPointError: A logit is NaN, so the largest of them would mean nothing. Those of
+                a GPU are looked at later, by `evaluate` at the latest.
         """
-        if torch.isnan(mo).any():
+        predicted = mo.max(dim=1).indices  # (B, K) -> (B,)
+        spoiled = torch.isnan(mo).any()
+        if reads_late(mo.device) and gt.device == mo.device:
+            # One tensor for all, so that many batches are one transfer.
+            self._waiting += (torch.cat([gt.long(), predicted, spoiled.long()[None]]),)  # 2B + 1
+            if len(self._waiting) >= MOST_WAITING:
+                self.count_waiting()
+            return
+        self._count(gt.tolist(), predicted.tolist(), bool(spoiled))
+
+    def count_waiting(self) -> None:
+        """Count the batches that wait on a GPU.
+
+        Raises:
+            FloatingPointError: A logit was NaN.
+        """
+        waiting, self._waiting = self._waiting, ()
+        numbers = torch.cat(waiting).tolist() if waiting else []
+        start = 0
+        for batch in waiting:
+            images, end = len(batch) // 2, start + len(batch)
+            labels, predictions = numbers[start : start + images], numbers[start + images : end - 1]
+            self._count(labels, predictions, bool(numbers[end - 1]))
+            start = end
+
+    def _count(self, labels: list[int], predictions: list[int], spoiled: bool) -> None:
+        """Add a batch's labels and predictions; refuse it if a logit was NaN."""
+        if spoiled:
             raise FloatingPointError(
                 "the model's logits contain NaN: it has diverged, or the precision is too low "
                 "(try TRAINER.<name>.PREC fp32)"
             )
-        labels = gt.cpu().tolist()
-        predictions = mo.max(dim=1).indices.cpu().tolist()  # (B, K) -> B
         matches = [int(t == p) for t, p in zip(labels, predictions, strict=True)]
         self._correct += sum(matches)
         self._total += len(labels)

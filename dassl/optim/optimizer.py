@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from dassl.names import check_availability, nearest
 from dassl.optim.radam import RAdam
 
-__all__ = ["AVAILABLE_OPTIMIZERS", "AVAI_OPTIMS", "build_optimizer"]
+__all__ = ["AVAILABLE_OPTIMIZERS", "AVAI_OPTIMS", "build_optimizer", "has_fused_kernel"]
 
 AVAILABLE_OPTIMIZERS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 AVAI_OPTIMS = AVAILABLE_OPTIMIZERS  # Dassl's name
@@ -62,7 +62,9 @@ def build_optimizer(
             "nothing to optimise: "
             + ("no parameter requires a gradient" if trainable_only else "there is no parameter")
         )
-    return _create(groups, optim_cfg)
+    optim = _create(groups, optim_cfg)
+    optim.register_load_state_dict_pre_hook(_keep_own_kernels)
+    return optim
 
 
 def _groups(param_groups: Iterable[Any]) -> list[dict[str, Any]]:
@@ -102,28 +104,65 @@ def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
     return [{"params": base, "lr": base_lr}, {"params": new}]
 
 
+def has_fused_kernel(name: str, params: Sequence[torch.Tensor]) -> bool:
+    """Tell whether one kernel updates all parameters, instead of a dozen that each pass over them.
+
+    Such a step also looks itself whether a gradient scaler has found infinite gradients; for the
+    others the scaler waits for the GPU in every step. SGD's is for GPUs only: PyTorch's default on
+    a CPU is as fast, and the numbers that were made with it stay the same.
+
+    Args:
+        name: One of sgd, adam, amsgrad and adamw.
+        params: All of the optimiser's.
+    """
+    devices = ("cuda",) if name == "sgd" else ("cpu", "cuda")
+    return all(p.device.type in devices and p.is_floating_point() for p in params)
+
+
+def _start_momentum(sgd: torch.optim.Optimizer, *_: Any) -> None:
+    """Let the momentum of parameters start at 0 before the fused kernel sees them.
+
+    PyTorch starts it with uninitialised memory that the first step fills, and a gradient scaler
+    often skips the very first one. It also fails if some parameters have momentum and others, which
+    get their first gradient now, have none. From 0, without dampening, the first step is the same.
+    """
+    for group in sgd.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and sgd.state[p].get("momentum_buffer") is None:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def _keep_own_kernels(optim: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Let a state that another device has saved keep this optimiser's choice of kernels."""
+    groups = [
+        {**saved, **{key: own[key] for key in ("fused", "foreach") if key in own}}
+        for saved, own in zip(state["param_groups"], optim.param_groups, strict=False)
+    ]
+    # With another number of groups PyTorch refuses the state, and says so.
+    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}
+
+
 def _create(groups: list[dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
     """Call the constructor of the optimiser that ``cfg.NAME`` names."""
     common: dict[str, Any] = {"lr": cfg.LR, "weight_decay": cfg.WEIGHT_DECAY}
     betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
+    if cfg.NAME == "rmsprop":
+        return torch.optim.RMSprop(groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
+    if cfg.NAME == "radam":
+        return RAdam(groups, betas=betas, **common)
+    common["fused"] = has_fused_kernel(cfg.NAME, [p for g in groups for p in g["params"]])
     if cfg.NAME == "sgd":
-        return torch.optim.SGD(
+        common["fused"] &= cfg.SGD_DAMPNING == 0  # see `_start_momentum`
+        sgd = torch.optim.SGD(
             groups,
             momentum=cfg.MOMENTUM,
             dampening=cfg.SGD_DAMPNING,
             nesterov=cfg.SGD_NESTEROV,
             **common,
         )
-    if cfg.NAME == "rmsprop":
-        return torch.optim.RMSprop(groups, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA, **common)
-    if cfg.NAME == "radam":
-        return RAdam(groups, betas=betas, **common)
-    # One pass over the parameters instead of a dozen: on a CPU, most of the time of a small step.
-    common["fused"] = all(
-        p.device.type in ("cpu", "cuda") and p.is_floating_point()
-        for g in groups
-        for p in g["params"]
-    )
+        if common["fused"] and cfg.MOMENTUM > 0:
+            sgd.register_step_pre_hook(_start_momentum)
+        return sgd
     if cfg.NAME == "adamw":
         return torch.optim.AdamW(groups, betas=betas, **common)
     return torch.optim.Adam(groups, betas=betas, amsgrad=cfg.NAME == "amsgrad", **common)

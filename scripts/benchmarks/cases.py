@@ -191,7 +191,7 @@ def our_step(case: Case, trainer: Any, batch: dict[str, Any]) -> Callable[[], to
     """Our step of a case: its loss, the logits of an episode, or the class weights."""
     begin_training(trainer)
     if case.input in ("pictures", "features"):
-        return lambda: torch.tensor(trainer.forward_backward(batch)["loss"])
+        return lambda: torch.as_tensor(trainer.forward_backward(batch)["loss"])
     trainer.set_model_mode("eval")
     model = trainer.model
 

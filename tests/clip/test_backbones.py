@@ -6,7 +6,7 @@ import torch
 
 import clip
 from clip import backbones, checkpoints, names
-from clip.backbones import has_vision_transformer, input_spec
+from clip.backbones import has_vision_transformer, input_spec, lay_out_for_gpu
 from tests.conftest import tiny_model
 from tests.dassl.torch_files import flip_bit_in
 
@@ -123,7 +123,9 @@ def test_training_checkpoint_with_module_prefix(tmp_path):
     assert_same_model(clip.load(str(tmp_path / "m.pt")), tiny_model())
 
 
-def test_resnet_checkpoint(tmp_path):
+@pytest.fixture
+def resnet(tmp_path):
+    """A tiny ResNet of OpenAI's form, and its file."""
     stock = open_clip.model.CLIP(
         embed_dim=64,
         vision_cfg=open_clip.model.CLIPVisionCfg(layers=(1, 1, 1, 1), width=64, image_size=32),
@@ -131,9 +133,33 @@ def test_resnet_checkpoint(tmp_path):
         quick_gelu=True,
     ).eval()
     torch.save(stock.state_dict(), tmp_path / "rn.pt")
-    backbone = clip.load(str(tmp_path / "rn.pt"))
+    return stock, str(tmp_path / "rn.pt")
+
+
+def test_resnet_checkpoint(resnet):
+    stock, file = resnet
+    backbone = clip.load(file)
     assert_same_model(backbone, stock)
     assert backbone.vision_transformer is None
+
+
+def test_a_resnet_for_a_gpu_has_its_channels_last(resnet):
+    stock, file = resnet
+    backbone = clip.load(file)
+    images = torch.randn(2, 3, 32, 32)
+    expected = backbone.encode_image(images)
+    # Kernels of one pixel or one channel lie the same either way.
+    kernels = [p for p in backbone.parameters() if p.ndim == 4 and min(p.shape) > 1]
+    assert not any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    lay_out_for_gpu(backbone)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert_same_model(backbone, stock)
+    torch.testing.assert_close(backbone.encode_image(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vision_transformer_stays_as_it_is(tiny_backbone):
+    lay_out_for_gpu(tiny_backbone)
+    assert all(p.is_contiguous() for p in tiny_backbone.parameters())
 
 
 @pytest.mark.parametrize(

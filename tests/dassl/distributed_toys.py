@@ -17,6 +17,7 @@ from dassl.engine.distributed import (
     gather_features,
     process_group,
 )
+from dassl.utils import readings
 from dassl.utils.distributed import barrier, gather_objects, rank
 from tests.dassl.toys import toy_cfg
 from tests.processes import fork
@@ -46,6 +47,7 @@ RUNS = {
         "DATASET__NUM_SHOTS": 5,
     },
     "skipping": {"INPUT__ON_BAD_IMAGE": "skip"},
+    "late": {"late": True, "OPTIM__ACCUMULATE": 2},  # numbers wait as a GPU's do
 }
 
 
@@ -114,11 +116,16 @@ class ToyContrastiveRows(ToyContrastive):
     rows_only = True
 
 
-def run(root, output, **changes):
-    """Train one toy; return its trainer."""
+def run(root, output, late=False, **changes):
+    """Train one toy, whose numbers may wait as a GPU's do; return its trainer."""
     changes = {"trainer": "ToyShared", **COMMON, **changes}
     trainer = build_trainer(toy_cfg(root, output, **changes))
-    trainer.train()
+    usual = readings.LATE_DEVICES
+    try:
+        readings.LATE_DEVICES = {"cpu"} if late else usual
+        trainer.train()
+    finally:
+        readings.LATE_DEVICES = usual
     return trainer
 
 

@@ -110,7 +110,7 @@ def test_logged_numbers_are_those_of_the_whole_batch(one, two):
             for tag in ("loss", "acc", "aside", "ce")
         }
 
-    for name in ("plain", "accumulated", "short"):
+    for name in ("plain", "accumulated", "short", "late"):
         found, expected = scalars(two / name), scalars(one / name)
         for tag in expected:
             assert found[tag] == pytest.approx(expected[tag], rel=1e-5)

@@ -22,6 +22,14 @@ def evaluator(tmp_path, **test):
     return build_evaluator(cfg, lab2cname={0: "a", 1: "b", 2: "c"})
 
 
+@pytest.fixture(params=["at once", "late"])
+def reading(request):
+    """Both ways of counting: at once, as on a CPU, and late, as on a GPU."""
+    if request.param == "late":
+        request.getfixturevalue("late_reading")
+
+
+@pytest.mark.usefixtures("reading")
 def test_results_and_lines(tmp_path, capsys):
     ev = evaluator(tmp_path, PER_CLASS_RESULT=True, COMPUTE_CMAT=True)
     assert isinstance(ev, Classification)
@@ -61,6 +69,7 @@ def test_mean_f1_is_scikit_learns_to_the_bit():
         assert mean_f1(labels, predictions) == expected
 
 
+@pytest.mark.usefixtures("reading")
 def test_thousands_are_separated(tmp_path, capsys):
     ev = evaluator(tmp_path)
     ev.process(logits([0] * 1692), torch.tensor([0] * 1437 + [1] * 255))
@@ -76,6 +85,54 @@ def test_nan_is_refused_but_masked_classes_are_fine(tmp_path):
     ev.process(masked, torch.tensor([1]))
     with pytest.raises(FloatingPointError):
         ev.process(masked * float("nan"), torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda ev: ev.evaluate(),
+        lambda ev: ev.gather(),
+        lambda ev: ev._correct,
+        lambda ev: ev.process(logits([1]), torch.tensor([1])),  # one batch too many
+    ],
+)
+def test_a_late_nan_is_no_result(tmp_path, late_reading, monkeypatch, look):
+    monkeypatch.setattr("dassl.evaluation.evaluator.MOST_WAITING", 3)
+    ev = evaluator(tmp_path)
+    ev.process(logits([1]) * float("nan"), torch.tensor([1]))
+    ev.process(logits([1]), torch.tensor([1]))
+    with pytest.raises(FloatingPointError, match="contain NaN"):
+        look(ev)
+    ev.reset()
+    ev.process(logits([1, 0]), torch.tensor([1, 1]))
+    assert ev.evaluate()["accuracy"] == 50.0
+
+
+def test_batches_wait_for_one_transfer(tmp_path, late_reading, monkeypatch):
+    ev = evaluator(tmp_path)
+    counted = []
+    monkeypatch.setattr(ev, "_count", lambda *batch: counted.append(batch))
+    ev.process(logits([0, 0, 1]), torch.tensor([0, 1, 1]))
+    ev.process(logits([2]), torch.tensor([1]))
+    assert not counted
+    ev.count_waiting()
+    assert counted == [([0, 1, 1], [0, 0, 1], False), ([1], [2], False)]
+
+
+def test_an_evaluator_that_forgets_by_itself_counts_all_the_same(tmp_path, late_reading):
+    class Own(Classification):
+        """Its reset is Dassl's, word for word."""
+
+        def reset(self):
+            self._correct = 0
+            self._total = 0
+            self._y_true = []
+            self._y_pred = []
+            self._per_class_res = None
+
+    own = Own(evaluator(tmp_path).cfg)
+    own.process(logits([0, 1]), torch.tensor([0, 0]))
+    assert own.evaluate()["accuracy"] == 50.0
 
 
 def test_foreign_evaluators(tmp_path):
@@ -98,6 +155,7 @@ def test_compute_accuracy():
     assert top1.shape == (1,)
 
 
+@pytest.mark.usefixtures("reading")
 def test_the_counts_have_dassls_names(tmp_path):
     class TopTwo(Classification):
         """Changes process as subclasses for Dassl do."""
@@ -129,6 +187,7 @@ def test_the_counts_have_dassls_names(tmp_path):
     assert results["macro_f1"] == pytest.approx(100 * (2 / 4 + 0) / 2)  # of the best class
 
 
+@pytest.mark.usefixtures("reading")
 def test_counts_of_several_processes_are_put_together(tmp_path, monkeypatch):
     parts = [evaluator(tmp_path, PER_CLASS_RESULT=True) for _ in range(2)]
     parts[0].process(logits([0, 1]), torch.tensor([0, 0]))

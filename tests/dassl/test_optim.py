@@ -11,6 +11,7 @@ from dassl.config import get_cfg_default
 from dassl.engine.checkpoint import plain_state
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
+from dassl.optim.optimizer import has_fused_kernel
 from dassl.optim.radam import AdamW, PlainRAdam, RAdam
 
 
@@ -171,6 +172,117 @@ def test_optimizers(name, kind, expected):
         assert type(optim) is kind
         assert (group["lr"], group["weight_decay"]) == (0.5, 5e-4)
         assert {key: group[key] for key in expected} == expected
+
+
+class On:
+    """All that is asked of a parameter on a device."""
+
+    def __init__(self, device, floating=True):
+        self.device = torch.device(device)
+        self.is_floating_point = lambda: floating
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "fused"),
+    [
+        ("sgd", [On("cuda"), On("cuda:1")], True),
+        ("sgd", [On("cpu")], False),
+        ("sgd", [On("cuda"), On("cpu")], False),
+        ("adam", [On("cuda")], True),
+        ("adamw", [On("cpu")], True),
+        ("amsgrad", [On("mps")], False),
+        ("sgd", [On("cuda", floating=False)], False),
+    ],
+)
+def test_which_parameters_one_kernel_updates(name, params, fused):
+    assert has_fused_kernel(name, params) is fused
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_optimiser_with_such_a_kernel_is_told(monkeypatch, name, fused):
+    asked = []
+    monkeypatch.setattr(
+        "dassl.optim.optimizer.has_fused_kernel", lambda *args: asked.append(args) or fused
+    )
+    model = nn.Linear(2, 2)
+    optim = build_optimizer(model, optim_cfg(NAME=name))
+    assert [id(p) for p in asked[0][1]] == [id(p) for p in model.parameters()]
+    assert optim.param_groups[0]["fused"] is fused
+    # What lets a gradient scaler leave the look at infinite gradients to the step.
+    assert getattr(optim, "_step_supports_amp_scaling", False) is fused
+
+
+def two_layers(monkeypatch, fused, **changes):
+    """Two parameters, and SGD with one kernel for both or without."""
+    monkeypatch.setattr("dassl.optim.optimizer.has_fused_kernel", lambda *args: fused)
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    return params, build_optimizer(params, optim_cfg(NAME="sgd", LR=0.1, **changes))
+
+
+def uninitialised(tensor, **_):
+    return torch.full_like(tensor, torch.nan)
+
+
+@pytest.mark.parametrize("changes", [{}, {"SGD_NESTEROV": True}, {"MOMENTUM": 0.0}])
+def test_a_skipped_first_step_leaves_no_uninitialised_momentum(monkeypatch, changes):
+    found = []
+    monkeypatch.setattr(torch, "empty_like", uninitialised)
+    for fused in (True, False):
+        params, optim = two_layers(monkeypatch, fused, **changes)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for slope in (torch.inf, 1.0, -2.0):
+            optim.zero_grad()
+            scaler.scale(sum((slope * p.square()).sum() for p in params)).backward()
+            scaler.step(optim)
+            scaler.update()
+        assert scaler.get_scale() == 2.0
+        found.append(params)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one[0] != 1
+
+
+def test_a_parameter_may_get_its_first_gradient_later(monkeypatch):
+    found = []
+    for fused in (True, False):
+        params, optim = two_layers(monkeypatch, fused)
+        for used in (params[:1], params, params[1:]):
+            optim.zero_grad()
+            sum(p.square().sum() for p in used).backward()
+            optim.step()
+        found.append(params)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_dampened_momentum_is_not_fused(monkeypatch):
+    _, optim = two_layers(monkeypatch, True, SGD_DAMPNING=0.5)
+    assert optim.param_groups[0]["fused"] is False
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "radam"])
+def test_a_state_from_another_device_leaves_the_kernels_alone(monkeypatch, name):
+    def stepped(fused):
+        monkeypatch.setattr("dassl.optim.optimizer.has_fused_kernel", lambda *args: fused)
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        optim = build_optimizer(model, optim_cfg(NAME=name, LR=0.1))
+        model(torch.ones(1, 2)).sum().backward()
+        optim.step()
+        return optim
+
+    saved, optim = stepped(False), stepped(True)
+    before = optim.param_groups[0].get("fused")
+    optim.load_state_dict(plain_state({**saved.state_dict()}))
+    assert optim.param_groups[0].get("fused") is before
+    assert optim.param_groups[0]["lr"] == 0.1
+    for own, other in zip(*(o.param_groups[0]["params"] for o in (optim, saved)), strict=True):
+        for key, value in saved.state[other].items():
+            torch.testing.assert_close(optim.state[own][key], value)
+    optim.step()
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optim.load_state_dict({"state": {}, "param_groups": []})
 
 
 def test_optimizer_errors():

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 import clip
-from clip.backbones import has_vision_transformer, weight_files
+from clip.backbones import has_vision_transformer, lay_out_for_gpu, weight_files
+from clip.rounded_weights import RoundedWeights
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
 from dassl.engine import TrainerX
+from dassl.engine.base import Names
+from dassl.engine.device import AUTOCAST_TYPES
 from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
@@ -197,7 +200,38 @@ class CLIPTrainer(TrainerX):
         """The pre-trained model the config names, frozen."""
         name = self.cfg.MODEL.BACKBONE.NAME
         print(f"Loading CLIP (backbone: {name})")
-        return clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
+        backbone = clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
+        if self.device.type == "cuda":
+            lay_out_for_gpu(backbone)
+        return backbone
+
+    # ------------------------------------------------------------------ training
+
+    @cached_property
+    def rounded_weights(self) -> RoundedWeights | None:
+        """The frozen weights as autocast uses them; None if it is not used."""
+        backbone = getattr(self.model, "backbone", None)
+        dtype = AUTOCAST_TYPES.get(self.precision)
+        if backbone is None or dtype is None:
+            return None
+        return RoundedWeights(backbone, dtype, image_side=not self.uses_features(self.cfg))
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Switch models to training or evaluation, see :class:`clip.rounded_weights`."""
+        super().set_model_mode(mode, names)
+        if self.rounded_weights is not None:
+            if mode == "train":
+                self.rounded_weights.put()
+            else:
+                self.rounded_weights.take_out()
+
+    def run_epoch(self) -> None:
+        """Train for one epoch; what follows it may load weights, or use them in full precision."""
+        try:
+            super().run_epoch()
+        finally:
+            if self.rounded_weights is not None:
+                self.rounded_weights.take_out()
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """Add a hash of the backbone's files on this machine; "" where its name tells it all."""

@@ -142,6 +142,7 @@ class FeatureLoader:
         self._epoch = 0
         self._images = ""
         self._served: dict[tuple[int, str], tuple[Tensor, set[int]]] = {}
+        self._tables: dict[tuple[int, str], list[Tensor]] = {}  # see `_on_device`
         items = self.dataset.data_source
         self._label = torch.tensor([item.label for item in items])
         self._domain = torch.tensor([item.domain for item in items])
@@ -166,23 +167,43 @@ class FeatureLoader:
 
         As in the plain loop, images that cannot be read are left out, and batches without any.
         """
-        features, missing = self.features(self._epoch % self.views)
-        pin = self.loader.pin_memory and torch.cuda.is_available()
+        view = self._epoch % self.views
+        features, missing = self.features(view)
+        tables = self._on_device(view, features)
+        pin = self.loader.pin_memory and torch.cuda.is_available() and tables[0] is features
         for batch in self.batch_sampler:
             rows = [row for row in batch if row not in missing] if missing else batch
             if not rows:
                 continue
             index = torch.from_numpy(np.array(rows, dtype=np.int64))
-            image = features.index_select(0, index)  # (B, D)
+            place = index.to(tables[0].device, non_blocking=True)
+            image, label, domain = (table.index_select(0, place) for table in tables)  # (B, D), ...
             if pin and image.nbytes >= _PINNED_FROM:
                 image = image.pin_memory()
             yield {
                 "img": image,
-                "label": self._label.index_select(0, index),
-                "domain": self._domain.index_select(0, index),
+                "label": label,
+                "domain": domain,
                 "impath": [self._paths[row] for row in rows],
                 "index": index,
             }
+
+    def _on_device(self, view: int, features: Tensor) -> list[Tensor]:
+        """Features of a view (N, D), labels and domains (N,), on the trainer's device if they fit.
+
+        Then a batch is three look-ups there, and nothing is copied to it but the batch's rows.
+        """
+        device = self.encoder.trainer.device
+        whole = [features, self._label, self._domain]
+        key = view, self.encoder.weights()
+        if key not in self._tables:
+            if features.nbytes > room_for_features(device):
+                return whole
+            if not self._tables:
+                size = features.nbytes / 2**20
+                print(f"Features of {self.split} images, {size:.1f} MiB a view, stay on {device}")
+            self._tables[key] = [table.to(device) for table in whole]
+        return self._tables[key]
 
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all images (N, D) in one view, and the rows that have none."""
@@ -260,6 +281,11 @@ class FeatureLoader:
                 f"feature cache: {self.views} augmentations of each training image take turns in "
                 f"{trainer.max_epoch} epochs (FEATURE_CACHE.VIEWS)"
             )
+
+
+def room_for_features(device: torch.device) -> int:
+    """Bytes of a GPU's free memory that features may take; 0 on a CPU, which has them already."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
 def loader_like(plain: Any, batches: Sequence[Sequence[int]]) -> ImageLoader:

@@ -139,7 +139,8 @@ def count_correct(trainer: CLIPTrainer, rows: Sequence[int]) -> tuple[int, int]:
         weights = F.normalize(bank.class_features(backbone), dim=-1)  # (K, D)
         loader = _loader(trainer.dm.test_loader, rows, trainer.cfg)
         for batch in tqdm(loader, desc="Zero-shot check", file=sys.stderr, disable=None):
-            features = unit_norm(backbone.encode_image(batch["img"].to(device)))  # (B, D)
+            image = batch["img"].to(device, non_blocking=True)
+            features = unit_norm(backbone.encode_image(image))  # (B, D)
             predicted = (features @ weights.T).argmax(-1).cpu()
             correct += int((predicted == batch["label"]).sum())
             images += len(predicted)

@@ -7,8 +7,8 @@ embedding width.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from dassl.engine import StepOutput
 from trainers.base.options import context_words, share
 from trainers.base.recipe import Recipe
 from trainers.test_time.augmix import add_augmix
+from trainers.test_time.stopwatch import Stopwatch
 from trainers.test_time.views import Views, finish, split_transform
 
 EPISODE_DEFAULTS: dict[str, Any] = {
@@ -112,14 +113,17 @@ class Episodes(Recipe):
     needs per image. What the encoder computes on the way grows with ENCODER_BATCH alone.
 
     Attributes:
-        seconds: Spent in the image encoder and in adaptation.
         normalize: Steps of the test transform after ``ToTensor``.
     """
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)
-        self.seconds = {"encoder": 0.0, "adaptation": 0.0}
         self.normalize: list[Any] = []
+
+    @cached_property
+    def stopwatch(self) -> Stopwatch:
+        """Of the time spent in the image encoder and in adaptation."""
+        return Stopwatch(self.trainer.device, "encoder", "adaptation")
 
     def prepare(self) -> None:
         """Let the loaders of images to test on give views."""
@@ -202,20 +206,12 @@ class Episodes(Recipe):
         return torch.cat([self._batch(views) for views in input.split(self.options.BATCH)])
 
     def _batch(self, views: Tensor) -> Tensor:
-        started = time.perf_counter()
+        self.stopwatch.start()
         features = self.encode(views)
-        self._wait()
-        encoded = time.perf_counter()
+        self.stopwatch.lap("encoder")
         logits = self.predict_episodes(features)
-        self._wait()
-        self.seconds["encoder"] += encoded - started
-        self.seconds["adaptation"] += time.perf_counter() - encoded
+        self.stopwatch.lap("adaptation")
         return logits
-
-    def _wait(self) -> None:
-        # A GPU works on after a call has returned; without waiting, the times would be wrong.
-        if self.trainer.device.type == "cuda":
-            torch.cuda.synchronize(self.trainer.device)
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
@@ -248,13 +244,14 @@ class Episodes(Recipe):
 
     def extra_result(self) -> dict[str, Any]:
         """Add what was adapted, and where the time went."""
-        total = sum(self.seconds.values())
+        seconds = self.stopwatch.seconds()
+        total = sum(seconds.values())
         return {
             "test_time": {
                 "adapted_parameters": self.adapted_parameters(),
                 "selected_views": self.selected,
-                "seconds": dict(self.seconds),
-                "encoder_share": self.seconds["encoder"] / total if total else None,
+                "seconds": seconds,
+                "encoder_share": seconds["encoder"] / total if total else None,
             },
         }
 

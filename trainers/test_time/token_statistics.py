@@ -137,7 +137,7 @@ def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterat
         is_train=False,
     )
     for batch in tqdm(loader, desc="Token statistics", file=sys.stderr, disable=None):
-        yield batch["img"].to(device)
+        yield batch["img"].to(device, non_blocking=True)
 
 
 def run_statistics(

@@ -482,3 +482,44 @@ def test_batches_of_one_cost_microseconds(build):
         costs.append((time.perf_counter() - started) / count)
     assert count == 18
     assert min(costs) < 200e-6  # about 20 with a core to itself; a DataLoader needs thousands
+
+
+# ------------------------------------------------------------------ on a GPU
+
+
+def epochs_of(trainer, count=3):
+    """All batches of some epochs."""
+    found = []
+    for epoch in range(count):
+        trainer.train_loader_x.set_epoch(epoch)
+        found += list(trainer.train_loader_x)
+    return found
+
+
+@pytest.mark.parametrize("room", [10**9, 100])
+def test_where_they_fit_features_are_looked_up_on_the_device(build, monkeypatch, capsys, room):
+    views = ("FEATURE_CACHE.VIEWS", "2")
+    expected = epochs_of(build(*views))
+    assert "stay on" not in capsys.readouterr().out
+    monkeypatch.setattr(module, "room_for_features", lambda device: room)
+    trainer = build(*views)
+    found = epochs_of(trainer)
+    for batch, plain in zip(found, expected, strict=True):
+        assert batch.keys() == plain.keys()
+        for key in ("img", "label", "domain", "index"):
+            assert torch.equal(batch[key], plain[key])
+        assert batch["impath"] == plain["impath"]
+    tables = trainer.train_loader_x._tables
+    said = capsys.readouterr().out.count("Features of train images, ")
+    if room == 100:  # bytes
+        assert not tables
+        assert said == 0
+    else:
+        assert sorted(view for view, _ in tables) == [0, 1]
+        assert said == 1
+
+
+def test_they_may_take_a_quarter_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 80_000))
+    assert module.room_for_features(torch.device("cuda:0")) == 1000
+    assert module.room_for_features(torch.device("cpu")) == 0
