@@ -164,7 +164,7 @@ def build_image_cache(cfg: CfgNode, images: Sequence[Datum]) -> ImageCache | Non
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take: the machine's, or its container's.
+    """Return the bytes that are free on this machine, or its container's limit if that is lower.
 
     Raises:
         OSError: The system does not say.
@@ -173,10 +173,12 @@ def free_memory() -> int:
     if found is None:
         raise OSError("/proc/meminfo does not say how much memory is available")
     limits = [1024 * int(found[1])]
-    group = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
-    folder = Path("/sys/fs/cgroup", group)
-    # A limit of any group above holds too. In most containers the own group looks like the topmost.
-    for file in [parent / "memory.max" for parent in (folder, *folder.parents)]:
+    groups = Path("/sys/fs/cgroup")
+    own = re.search("^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    folder = groups / (own[1] if own else "")
+    # The limit of any group above holds too; containers of older systems have theirs elsewhere.
+    files = [parent / "memory.max" for parent in (folder, *folder.parents)]
+    for file in (*files, groups / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is none, or it is "max"
             limits.append(int(file.read_text()))
     return min(limits)

@@ -135,3 +135,14 @@ def test_where_images_go(make_cfg, monkeypatch, changes, expected):
     assert data_manager._gpu(cfg) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert data_manager._gpu(cfg) == (expected and torch.device(expected))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_makes_the_same_floats(make_cfg):
+    found, expected = (
+        next(iter(DataManager(make_cfg(DEVICE=device, DATALOADER__NUM_WORKERS=1)).test_loader))
+        for device in ("cuda", "cpu")
+    )
+    assert found["img"].is_cuda
+    assert found["img"].is_contiguous()
+    torch.testing.assert_close(found["img"].cpu(), expected["img"], rtol=0, atol=1e-6)

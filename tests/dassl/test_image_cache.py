@@ -143,7 +143,7 @@ def _in_another_process(cache, path):
     os._exit(0 if kept is not None and kept.getpixel((1, 1)) == (1, 2, 3) else 1)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_share_it_however_they_start(method):
     cache = ImageCache(["a", "b"], 1000)
     cache.put("a", Image.new("RGB", (3, 2), (1, 2, 3)))
@@ -194,6 +194,17 @@ def test_the_bound_is_a_quarter_of_what_is_free(make_cfg, monkeypatch):
     assert len(build_image_cache(make_cfg(), images)._bytes) == 1000
     monkeypatch.setattr(image_cache, "local_size", lambda: 2)
     assert len(build_image_cache(make_cfg(), images)._bytes) == 500
+
+
+def test_a_containers_limit_counts(monkeypatch):
+    read, texts = Path.read_text, {"/proc/self/cgroup": "1:cpu:/x\n0::/job/step\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self: texts.get(str(self)) or read(self))
+    texts["/sys/fs/cgroup/job/memory.max"] = "123456\n"
+    assert free_memory() == 123456
+    texts["/sys/fs/cgroup/job/step/memory.max"] = "max\n"
+    assert free_memory() == 123456
+    texts["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "9999\n"
+    assert free_memory() == 9999
 
 
 @pytest.mark.parametrize("missing", ["memfd_create", "ftruncate"])
