@@ -65,22 +65,14 @@ def build_data_loader(
         raise ValueError("build_data_loader needs at least one image, data_source is empty")
     workers = _workers(cfg, batch_size)
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
-    # With its own generator: otherwise starting workers would draw from the global one.
-    generator = torch.Generator()
-    generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
     sampler: Any = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     processes, share = world_size(), sampler
     if processes > 1:
         share = ShardedSampler(sampler, batch_size, rank(), processes, divide=is_train)
-    wrapper = dataset_wrapper or DatasetWrapper
+    wrapper, device = dataset_wrapper or DatasetWrapper, _gpu(cfg)
     dataset = wrapper(cfg, data_source, transform=tfm, is_train=is_train)
-    device = _gpu(cfg)
-    if isinstance(dataset, DatasetWrapper):
-        dataset.cache = cache
-    if type(dataset) is DatasetWrapper:  # a subclass may work on the floats itself
-        dataset.device = device
     loader = ImageLoader(
-        dataset,
+        _equipped(dataset, cache, device),
         # Rounded down: `check_world` of the engine refuses a remainder before training.
         batch_size=max(1, batch_size // processes) if is_train else batch_size,
         sampler=share,
@@ -90,13 +82,29 @@ def build_data_loader(
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=device is not None,
         persistent_workers=workers > 0,  # starting them again costs seconds in every epoch
-        generator=generator,
+        generator=_own_generator(),
     )
     if len(sampler) == 0 or (loader.drop_last and len(sampler) < batch_size):
         raise ValueError(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _own_generator() -> torch.Generator:
+    """Return a generator for a loader: otherwise starting workers would draw from the global."""
+    generator = torch.Generator()
+    generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
+    return generator
+
+
+def _equipped(dataset: Any, cache: ImageCache | None, device: torch.device | None) -> Any:
+    """Give a dataset of ours the cache of images and the GPU that normalises them; return it."""
+    if isinstance(dataset, DatasetWrapper):
+        dataset.cache = cache
+    if type(dataset) is DatasetWrapper:  # a subclass may work on the floats itself
+        dataset.device = device
+    return dataset
 
 
 def _gpu(cfg: CfgNode) -> torch.device | None:
