@@ -131,8 +131,8 @@ class ImageCache:
         with self._locked():
             used, kept, full = self._table[0].tolist()
         print(
-            f"* {kept} of {len(self._rows)} training images are kept decoded, in {used / MIB:.0f} "
-            f"MiB (DATALOADER.CACHE_IMAGES){'; no more fit' if full else ''}"
+            f"* Kept decoded after one pass: {kept} of {len(self._rows)} training images, in "
+            f"{used / MIB:.0f} MiB (DATALOADER.CACHE_IMAGES){'; no more fit' if full else ''}"
         )
 
 

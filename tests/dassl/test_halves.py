@@ -10,6 +10,8 @@ from dassl.data import DataManager, DatasetWrapper, data_manager
 from dassl.data.transforms import batch_steps, crop_border_first, finish, to_bytes
 from dassl.utils import set_random_seed
 
+# Tests let batches go to the CPU as to a GPU, for which memory would be pinned.
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

@@ -73,7 +73,7 @@ def test_two_transforms_of_one_image(make_cfg):
 def test_nothing_is_decoded_again_and_the_log_says_what_is_kept(make_cfg, monkeypatch, capsys):
     loader = DataManager(make_cfg(DATALOADER__TRAIN_X__BATCH_SIZE=3)).train_loader_x
     list(loader)
-    said = "* 18 of 18 training images are kept decoded, in 0 MiB (DATALOADER.CACHE_IMAGES)\n"
+    said = "* Kept decoded after one pass: 18 of 18 training images, in 0 MiB (DATALOADER.CACHE_IMAGES)\n"
     assert capsys.readouterr().out.endswith(said)
     monkeypatch.setattr("dassl.data.wrapper.read_image", no_decoding)
     assert len(list(loader)) == 6
@@ -89,7 +89,9 @@ def test_images_beyond_the_bound_are_decoded_each_time(make_cfg, workers, capsys
     )
     check_same(found, plain)
     assert cache._table[0].tolist() == [few - 1, 5, 1]
-    assert "* 5 of 18 training images are kept decoded, " in (log := capsys.readouterr().out)
+    assert "* Kept decoded after one pass: 5 of 18 training images, " in (
+        log := capsys.readouterr().out
+    )
     assert "; no more fit\n" in log
 
 
