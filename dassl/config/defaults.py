@@ -58,6 +58,9 @@ OPTIONS: dict[str, Option] = {
     "INPUT.FAST_RESIZE": Option(
         False, None, "resize in about half the time; some pixels differ by a level; ours"
     ),
+    "INPUT.FAST_DECODE": Option(
+        False, None, "decode JPEGs of twice the size or more at half or less; pixels differ; ours"
+    ),
     "INPUT.TRANSFORMS": Option(
         (),
         each(names_of("dassl.data.transforms.transforms:AVAILABLE_TRANSFORMS")),
@@ -126,6 +129,11 @@ OPTIONS: dict[str, Option] = {
         (0.5, 0.2, 0.3), each(_SHARE, 3), "train, val, test of such a split; ours"
     ),
     "DATALOADER.NUM_WORKERS": Option(4, count(0, 1024), "processes that load images"),
+    "DATALOADER.CACHE_IMAGES": Option(
+        2.0,
+        number(0),
+        "GiB of memory to keep training images decoded; 0 is off; ours",
+    ),
     "DATALOADER.K_TRANSFORMS": Option(
         1, count(1, 1000), "times the transform is applied to each training image"
     ),

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
+from dassl.data.image_cache import ImageCache, build_image_cache
 from dassl.data.samplers import build_sampler
 from dassl.data.samplers.epochs import mix_seed
 from dassl.data.samplers.sharded import ShardedSampler
@@ -38,10 +39,12 @@ def build_data_loader(
     tfm: Any = None,
     is_train: bool = True,
     dataset_wrapper: Any = None,
+    cache: ImageCache | None = None,
 ) -> ImageLoader:
     """Build a loader whose batches do not depend on the number of workers.
 
-    Each of several processes gets its share of the images, see `ShardedSampler`.
+    Each of several processes gets its share of the images, see `ShardedSampler`. On a GPU, a
+    batch's images are there already, see `ImageLoader`.
 
     Args:
         cfg: Configuration.
@@ -53,6 +56,7 @@ def build_data_loader(
         tfm: Transform.
         is_train: Drop the last short batch, if there is a full one.
         dataset_wrapper: Class to use instead of `DatasetWrapper`.
+        cache: Keeps decoded images.
 
     Raises:
         ValueError: No images, no full batch can be drawn, or workers may not open enough files.
@@ -61,16 +65,14 @@ def build_data_loader(
         raise ValueError("build_data_loader needs at least one image, data_source is empty")
     workers = _workers(cfg, batch_size)
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
-    # With its own generator: otherwise starting workers would draw from the global one.
-    generator = torch.Generator()
-    generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
     sampler: Any = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     processes, share = world_size(), sampler
     if processes > 1:
         share = ShardedSampler(sampler, batch_size, rank(), processes, divide=is_train)
-    wrapper = dataset_wrapper or DatasetWrapper
+    wrapper, device = dataset_wrapper or DatasetWrapper, _gpu(cfg)
+    dataset = wrapper(cfg, data_source, transform=tfm, is_train=is_train)
     loader = ImageLoader(
-        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        _equipped(dataset, cache, device),
         # Rounded down: `check_world` of the engine refuses a remainder before training.
         batch_size=max(1, batch_size // processes) if is_train else batch_size,
         sampler=share,
@@ -78,15 +80,39 @@ def build_data_loader(
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
         # With fewer images than a batch has, the only batch is a short one: keep it.
         drop_last=is_train and len(data_source) >= batch_size,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA and cfg.DEVICE != "cpu",
+        pin_memory=device is not None,
         persistent_workers=workers > 0,  # starting them again costs seconds in every epoch
-        generator=generator,
+        generator=_own_generator(),
     )
     if len(sampler) == 0 or (loader.drop_last and len(sampler) < batch_size):
         raise ValueError(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _own_generator() -> torch.Generator:
+    """Return a generator for a loader: otherwise starting workers would draw from the global."""
+    generator = torch.Generator()
+    generator.manual_seed(mix_seed(torch.initial_seed(), "loader"))
+    return generator
+
+
+def _equipped(dataset: Any, cache: ImageCache | None, device: torch.device | None) -> Any:
+    """Give a dataset of ours the cache of images and the GPU that normalises them; return it."""
+    if isinstance(dataset, DatasetWrapper):
+        dataset.cache = cache
+    if type(dataset) is DatasetWrapper:  # a subclass may work on the floats itself
+        dataset.device = device
+    return dataset
+
+
+def _gpu(cfg: CfgNode) -> torch.device | None:
+    """Return the GPU that batches go to; without a number it is PyTorch's current one."""
+    name = str(cfg.DEVICE)
+    if not torch.cuda.is_available() or not cfg.USE_CUDA or name in ("cpu", "mps"):
+        return None
+    return torch.device("cuda" if name == "auto" else name)
 
 
 def _workers(cfg: CfgNode, batch_size: int) -> int:
@@ -183,6 +209,8 @@ class DataManager:
         )
         if cfg.INPUT.FAST_RESIZE:
             print("* INPUT.FAST_RESIZE: some pixels differ from Pillow's, by one level of 255")
+        if cfg.INPUT.FAST_DECODE:
+            print("* INPUT.FAST_DECODE: pixels of large JPEGs differ, they are decoded smaller")
         self._wrapper = dataset_wrapper
         self._build_loaders(cfg)
         self._num_classes = self.dataset.num_classes
@@ -196,8 +224,11 @@ class DataManager:
         section_u = section_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
         # For an empty split the loader is None, as trainers written for Dassl expect.
         data = self.dataset
-        self.train_loader_x = self._loader(cfg, data.train_x, section_x, self.tfm_train, True)
-        self.train_loader_u = self._loader(cfg, data.train_u, section_u, self.tfm_train, True)
+        # Images to test on are left out: they are read once, or once an epoch at most.
+        cache = build_image_cache(cfg, [*(data.train_x or ()), *(data.train_u or ())])
+        train = self.tfm_train, True, cache
+        self.train_loader_x = self._loader(cfg, data.train_x, section_x, *train)
+        self.train_loader_u = self._loader(cfg, data.train_u, section_u, *train)
         self.val_loader = self._loader(cfg, data.val, cfg.DATALOADER.TEST, self.tfm_test, False)
         self.test_loader = self._loader(cfg, data.test, cfg.DATALOADER.TEST, self.tfm_test, False)
 
@@ -208,6 +239,7 @@ class DataManager:
         section: CfgNode,
         tfm: Any,
         is_train: bool,
+        cache: ImageCache | None = None,
     ) -> ImageLoader | None:
         if not data_source:
             return None
@@ -221,6 +253,7 @@ class DataManager:
             tfm=tfm,
             is_train=is_train,
             dataset_wrapper=self._wrapper,
+            cache=cache,
         )
 
     @property

@@ -6,18 +6,27 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms as T
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from yacs.config import CfgNode
 
 from dassl.data.datasets.base_dataset import Datum
+from dassl.data.image_cache import ImageCache
 from dassl.data.pixels import to_rgb
-from dassl.data.transforms import INTERPOLATION_MODES, resize_step
+from dassl.data.transforms import (
+    INTERPOLATION_MODES,
+    batch_steps,
+    finish,
+    resize_step,
+    to_bytes,
+)
 from dassl.names import check_availability
 
 __all__ = [
@@ -45,8 +54,13 @@ class _BadItem:
         self.reason = reason
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], least: int = 0) -> Image.Image:
     """Read an image as RGB, upright and with 8 bits per channel, see ``pixels.to_rgb``.
+
+    Args:
+        path: Of the file.
+        least: Unless 0, a JPEG is decoded at a half, quarter or eighth of its size where both sides
+            keep at least so many pixels (INPUT.FAST_DECODE).
 
     Raises:
         FileNotFoundError: No such file.
@@ -56,6 +70,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise FileNotFoundError(f'No image at "{path}" (is --root, DATASET.ROOT, right?)')
     try:
         with Image.open(path) as image:
+            if least:
+                image.draft(None, (least, least))  # does nothing to other formats
             return to_rgb(image)
     except Exception as error:  # decoders raise nearly every type on damaged data
         raise BadImageError(f'Cannot decode the image "{path}": {error}') from error
@@ -84,7 +100,18 @@ def seed_randomness(seed: int) -> None:
 
 
 class DatasetWrapper(Dataset[Any]):
-    """Turns `Datum` items into dicts with ``img, label, domain, impath, index``."""
+    """Turns `Datum` items into dicts with ``img, label, domain, impath, index``.
+
+    Attributes:
+        cache: Keeps decoded images; None decodes an image whenever it is asked for.
+        device: GPU on which an `ImageLoader` makes floats of the bytes that its workers hand over;
+            None lets the workers make them.
+        as_bytes: Give bytes where the floats can be made later, see `transforms.batch_steps`.
+    """
+
+    cache: ImageCache | None = None
+    device: torch.device | None = None
+    as_bytes = False
 
     def __init__(
         self,
@@ -113,6 +140,7 @@ class DatasetWrapper(Dataset[Any]):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
         self.skip_bad = cfg.INPUT.ON_BAD_IMAGE == "skip"
+        self.least = max(cfg.INPUT.SIZE) if cfg.INPUT.FAST_DECODE else 0
         if self.k_tfm > 1 and transform is None:
             raise ValueError(
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat "
@@ -158,7 +186,7 @@ class DatasetWrapper(Dataset[Any]):
     def _item(self, idx: int) -> Any:
         item = self.data_source[idx]
         try:
-            image = read_image(item.impath)
+            image = self._read(item.impath)
         except OSError as error:  # FileNotFoundError or BadImageError
             if not self.skip_bad:
                 raise
@@ -175,19 +203,47 @@ class DatasetWrapper(Dataset[Any]):
         output.update(self._images(image))
         return output
 
-    def _images(self, image: Image.Image) -> dict[str, Any]:
-        output: dict[str, Any] = {}
+    def _read(self, path: str) -> Image.Image:
+        image = None if self.cache is None else self.cache.get(path)
+        if image is None:
+            image = read_image(path, self.least)
+            if self.cache is not None:
+                self.cache.put(path, image)
+        return image
+
+    def _transforms(self) -> Iterator[tuple[str, Any]]:
+        """Yield each transform after the key of its result."""
         several = isinstance(self.transform, list | tuple)
         for number, transform in enumerate(self.transform if several else [self.transform], 1):
-            key = "img" if number == 1 else f"img{number}"
+            yield "img" if number == 1 else f"img{number}", transform
+
+    def _images(self, image: Image.Image) -> dict[str, Any]:
+        output: dict[str, Any] = {}
+        for key, transform in self._transforms():
             output[key] = image if transform is None else self._transform_image(transform, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
     def _transform_image(self, transform: Any, image: Image.Image) -> Any:
+        if self.as_bytes and batch_steps(transform) is not None:
+            transform = partial(to_bytes, transform)
         results = [transform(image) for _ in range(self.k_tfm)]
         return results[0] if len(results) == 1 else results
+
+    def finish(self, batch: dict[str, Any]) -> None:
+        """Replace a batch's bytes, (B, 3, H, W), by the transforms' floats, on ``device``."""
+        for key, transform in self._transforms():
+            steps = batch_steps(transform)
+            if steps is not None:  # else they are none that `as_bytes` has asked for
+                views = batch[key] if isinstance(batch[key], list) else [batch[key]]
+                done = [self._finished(images, steps) for images in views]
+                batch[key] = done if isinstance(batch[key], list) else done[0]
+
+    def _finished(self, images: Tensor, steps: Sequence[Any]) -> Tensor:
+        if images.dtype != torch.uint8:  # floats already: of the main process, or of odd modes
+            return images
+        return finish(images.to(self.device, non_blocking=True), steps)
 
 
 def collate_good(items: Sequence[Any]) -> dict[str, Any]:
@@ -205,6 +261,9 @@ def collate_good(items: Sequence[Any]) -> dict[str, Any]:
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that reports skipped images and never yields an empty batch.
 
+    Where its dataset has a ``device``, worker processes hand over bytes, and the batches that it
+    yields have the images as floats on that device.
+
     Attributes:
         bad_images: Reason by path, of every image skipped so far.
     """
@@ -216,11 +275,32 @@ class ImageLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """Yield batches of good images."""
-        for batch in super().__iter__():
+        dataset: Any = self.dataset
+        on_device = getattr(dataset, "device", None) is not None
+        for batch in self._started(as_bytes=on_device):
             if isinstance(batch, dict):
                 for path, reason in batch.pop(_BAD, ()):
                     if path not in self.bad_images:
                         print(f"Skipping an image: {reason}")
                     self.bad_images[path] = reason
+                if batch and on_device:
+                    dataset.finish(batch)
             if batch:
                 yield batch
+        cache = getattr(dataset, "cache", None)
+        if cache is not None:
+            cache.report()
+
+    def _started(self, as_bytes: bool) -> Iterator[Any]:
+        """Start a pass; workers that start with it have a dataset that gives bytes, if wanted.
+
+        This process's dataset goes on to give floats: others may read it without such a loader.
+        """
+        dataset: Any = self.dataset
+        if not as_bytes:
+            return super().__iter__()
+        dataset.as_bytes = True
+        try:
+            return super().__iter__()
+        finally:
+            dataset.as_bytes = False

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from clip import adapters_disabled
 from clip.text import unit_norm
+from dassl.data.transforms import finish
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import plain_main
 from scripts.benchmarks import efficiency
@@ -57,7 +58,6 @@ from scripts.benchmarks.tools import (
 )
 from trainers.heads import cosine_logits
 from trainers.test_time.episodes import Episodes
-from trainers.test_time.views import finish
 
 COMMAND = "baselines"
 # Measured by `bench.py efficiency` and `bench.py ttt`; anything else that is trained base-to-novel

@@ -16,11 +16,11 @@ import open_clip
 import torch
 from torch.nn import functional as F
 
+from dassl.data.transforms import finish
 from scripts.benchmarks.efficiency import first_batch
 from scripts.benchmarks.release_forms import contexts, deep, hpt, lightra, rada, tpt
 from scripts.benchmarks.tools import begin_training, build_run, write_checkpoint, write_pictures
 from trainers import promptsrc
-from trainers.test_time.views import finish
 
 EMBED_DIM = 512  # D of cases that are given image features, as ViT-B/16's
 PROMPTS_A_CLASS = 5  # in evaluation, and HPT's texts

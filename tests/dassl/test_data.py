@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+import time
 from collections import Counter
 
 import numpy as np
@@ -217,6 +218,22 @@ def test_foreign_wrappers_and_transforms(make_cfg):
 
     dm = DataManager(make_cfg(), T.ToTensor(), T.ToTensor(), dataset_wrapper=Wrapper)
     assert set(next(iter(dm.test_loader))) == {"img", "label"}
+
+
+def test_evaluation_reads_ahead(make_cfg):
+    read = torch.zeros(1).share_memory_()
+
+    def counted(image):
+        read.add_(1)  # there is one worker only
+        return T.functional.to_tensor(image)
+
+    manager = DataManager(make_cfg(DATALOADER__NUM_WORKERS=1), custom_tfm_test=counted)
+    passes = iter(manager.test_loader)
+    assert len(next(passes)["img"]) == 5
+    ended = time.monotonic() + 60
+    while read < 12 and time.monotonic() < ended:
+        time.sleep(0.01)
+    assert read == 12, "while nobody has asked for the second batch of 5"
 
 
 def test_last_short_batch(make_cfg):

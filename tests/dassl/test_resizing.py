@@ -7,6 +7,7 @@ import torchvision.transforms as T
 from PIL import Image
 
 from dassl.config import config_hash, get_cfg_default
+from dassl.data import read_image
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 
@@ -104,17 +105,34 @@ def test_the_nearest_pixel_is_taken_as_ever():
     assert torch.equal(*(transform(fast, "nearest")(image) for fast in (False, True)))
 
 
-def test_a_run_says_it_and_is_another_one(make_config, capsys):
+def test_large_jpegs_are_decoded_at_a_half_only_if_asked(tmp_path):
+    # Both sides keep 48 pixels or more; of 500 x 375 a quarter does.
+    sizes = {(500, 375): (125, 94), (400, 95): (400, 95), (96, 96): (48, 48), (95, 200): (95, 200)}
+    for size, smaller in sizes.items():
+        for suffix in ("jpg", "png"):
+            path = tmp_path / f"{size[0]}.{suffix}"
+            picture(size).save(path)
+            assert read_image(path, SIDE).size == (smaller if suffix == "jpg" else size)
+            assert read_image(path).size == size
+
+
+@pytest.mark.parametrize("key", ["FAST_RESIZE", "FAST_DECODE"])
+def test_a_run_says_it_and_is_another_one(make_config, capsys, key):
     options = ("DATASET.NUM_SHOTS", "1")
     plain = make_config("ZeroshotCLIP/base2novel", *options)
-    fast = make_config("ZeroshotCLIP/base2novel", *options, "INPUT.FAST_RESIZE", "True")
+    fast = make_config("ZeroshotCLIP/base2novel", *options, f"INPUT.{key}", "True")
     assert config_hash(plain) != config_hash(fast)
-    said = "INPUT.FAST_RESIZE: some pixels differ from Pillow's"
+    said = {
+        "FAST_RESIZE": "INPUT.FAST_RESIZE: some pixels differ from Pillow's",
+        "FAST_DECODE": "INPUT.FAST_DECODE: pixels of large JPEGs differ",
+    }[key]
     build_trainer(plain)
     assert said not in capsys.readouterr().out
     trainer = build_trainer(fast)
     assert said in capsys.readouterr().out
-    assert "FastResize" in repr(trainer.test_loader.dataset.transform)
+    dataset = trainer.test_loader.dataset
+    assert ("FastResize" in repr(dataset.transform)) == (key == "FAST_RESIZE")
+    assert dataset.least == (48 if key == "FAST_DECODE" else 0)
 
 
 def test_views_of_a_test_image_are_made_by_it_too(make_config):

@@ -17,14 +17,14 @@ from yacs.config import CfgNode
 
 from clip.text import unit_norm
 from dassl.config.schema import Option, count, names_of, number
-from dassl.data.transforms import crop_border_first
+from dassl.data.transforms import crop_border_first, finish, split_transform
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
 from trainers.base.options import context_words, share
 from trainers.base.recipe import Recipe
 from trainers.test_time.augmix import add_augmix
 from trainers.test_time.stopwatch import Stopwatch
-from trainers.test_time.views import Views, finish, split_transform
+from trainers.test_time.views import Views
 
 EPISODE_DEFAULTS: dict[str, Any] = {
     "VIEWS": Option(64, count(2, 65_536), "views of a test image, itself among them"),
@@ -171,7 +171,14 @@ class Episodes(Recipe):
 
     def _views_loader(self, plain: Any) -> ImageLoader:
         """A loader of the same images' views, BATCH images at a time."""
-        clean, self.normalize = split_transform(plain.dataset.transform)
+        transform = plain.dataset.transform
+        halves = split_transform(transform)
+        if halves is None:
+            raise ValueError(
+                "Views of test images are made from the test transform up to its ToTensor, which "
+                f"{transform!r} does not have; set INPUT.NO_TRANSFORM to False"
+            )
+        clean, self.normalize = halves
         trainer, options, cfg = self.trainer, self.options, self.trainer.cfg.INPUT
         views = Views(
             clean, cfg.SIZE, options.VIEWS, cfg.RRCROP_SCALE, trainer.seed, cfg.FAST_RESIZE

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import clip
+from dassl.data.transforms import finish
 from trainers.base import PromptedCLIP
-from trainers.test_time.episodes import finish, most_confident
+from trainers.test_time.episodes import most_confident
 
 Values = dict[str, Tensor]
 

@@ -23,13 +23,14 @@ class Views:
 
     Random crops of a share ``scale`` of the area, flipped half the time (TPT, arXiv:2209.07511, for
     ImageNet and its shifts). Bytes are a quarter of what a worker process would hand over as
-    floats; :func:`finish` makes of them what the test transform would have made.
+    floats; ``finish`` of :mod:`dassl.data.transforms.halves` makes of them what the test transform
+    would have made.
 
     They are drawn from the run's seed and the image's own pixels, so that they do not depend on
     its place among others, the number of workers or where the file lies.
 
     Args:
-        clean: The part of the test transform that works on images, see :func:`split_transform`.
+        clean: The part of the test transform that works on images, see ``split_transform`` there.
         size: Height and width.
         number: V.
         scale: Least and largest share of the area.
@@ -64,32 +65,3 @@ class Views:
     def __repr__(self) -> str:
         """Show what is drawn."""
         return f"Views(number={self.number}, clean={self.clean}, augment={self.augment})"
-
-
-def split_transform(transform: Any) -> tuple[T.Compose, list[Any]]:
-    """The test transform's steps before and after it turns the image into a tensor.
-
-    Args:
-        transform: A composition with one ``ToTensor``, as ``build_transform`` makes it.
-
-    Raises:
-        ValueError: There is no transform, or no ``ToTensor`` in it.
-    """
-    steps = list(getattr(transform, "transforms", []))
-    while len(steps) == 2 and isinstance(steps[1], T.Compose):  # a border is cut off first
-        steps = [steps[0], *steps[1].transforms]
-    places = [i for i, step in enumerate(steps) if isinstance(step, T.ToTensor)]
-    if len(places) != 1:
-        raise ValueError(
-            "Views of test images are made from the test transform up to its ToTensor, which "
-            f"{transform!r} does not have; set INPUT.NO_TRANSFORM to False"
-        )
-    return T.Compose(steps[: places[0]]), steps[places[0] + 1 :]
-
-
-def finish(views: Tensor, steps: Sequence[Any]) -> Tensor:
-    """What ``ToTensor`` and the steps after it make of bytes, (B, 3, H, W) -> the same, floats."""
-    images = views.float().div(255)
-    for step in steps:
-        images = step(images)
-    return images

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dassl.data.transforms import finish
 from scripts.benchmarks.release_forms.step import CONTEXT, Prompt
 from scripts.benchmarks.release_forms.towers import ReleasedCLIP, unit
-from trainers.test_time.views import finish
 
 
 class TPT:

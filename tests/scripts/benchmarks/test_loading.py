@@ -1,7 +1,9 @@
 """The loaders of the comparison give the same kind of batches, and every picture once."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scripts.benchmarks import loading as bench_loading
 from scripts.benchmarks.tools import write_pictures
@@ -15,10 +17,11 @@ def root(tmp_path_factory):
 
 
 def test_loaders_give_the_same_kind_of_batches(root):
-    ours, theirs, fast = (
+    ours, theirs, fast, cached = (
         next(iter(bench_loading.build_loader(kind, root, 0, 48)))
-        for kind in ("ours", "torchvision", "fast resize")
+        for kind in ("ours", "torchvision", "fast resize", "cached")
     )
+    assert torch.equal(cached["img"], ours["img"])
     assert ours["img"].shape == theirs[0].shape == (32, 3, 48, 48)
     assert ours["img"].dtype == theirs[0].dtype == torch.float32
     # The same crops of the same pictures: two levels of 255 are 0.03 when normalised.
@@ -30,8 +33,9 @@ def test_loaders_give_the_same_kind_of_batches(root):
 def test_steps_of_a_picture(root, monkeypatch):
     monkeypatch.setattr(bench_loading, "REPEATS", 2)
     picture = next((root / "pictures" / "train").rglob("*.jpg"))
-    decoding, *transforms = bench_loading.steps_of_a_picture(picture, 48)
+    decoding, cached, *transforms = bench_loading.steps_of_a_picture(picture, 48)
     assert decoding[1] == decoding[2] > 0, "decoding is the same"
+    assert 0 < cached[1] == cached[2]
     assert [name for name, *_ in transforms] == ["test transform", "training transform"]
     assert all(ms > 0 for _, *both in transforms for ms in both)
 
@@ -40,3 +44,37 @@ def test_steps_of_a_picture(root, monkeypatch):
 def test_an_epoch_drops_the_last_short_batch(root, kind):
     assert sum(bench_loading._pictures(bench_loading.build_loader(kind, root, 0, 48))) == 64
     assert bench_loading.measure(kind, root, 0, 48) > 0
+
+
+def test_only_what_goes_to_a_gpu_is_handed_over_as_bytes(root):
+    types = {
+        kind: next(iter(bench_loading.build_loader(kind, root, 1, 48)))["img"].dtype
+        for kind in ("cached", "bytes")
+    }
+    assert types == {"cached": torch.float32, "bytes": torch.uint8}
+
+
+def test_photographs_have_their_usual_size(tmp_path):
+    path = tmp_path / "a.jpg"
+    bench_loading.write_photograph(path, np.random.default_rng(0))
+    assert Image.open(path).size == (500, 375)
+    assert 80_000 < path.stat().st_size < 130_000
+
+
+def test_every_size_has_its_rows(tmp_path, monkeypatch):
+    asked = []
+
+    def speed(kind, root, workers, side):
+        asked.append((root.name, workers, kind))
+        return 100.0 * (1 + bench_loading.KINDS.index(kind))
+
+    monkeypatch.setattr(bench_loading, "_measure_apart", speed)
+    monkeypatch.setattr(bench_loading.os, "cpu_count", lambda: 2)
+    rows = bench_loading.compare_sizes(tmp_path, 20, [0, 4], 32, 1)
+    assert [row[:2] for row in rows] == [
+        ["32x32", "0"], ["32x32", "4"], ["500x375", "0"], ["500x375", "4"]
+    ]  # fmt: skip
+    speeds = ["100 (1.00x)", "200 (2.00x)", "300 (3.00x)", "400 (4.00x)", "500 (5.00x)"]
+    assert rows[1][2:] == [*speeds, "100"]
+    assert rows[2][2:] == [*speeds, "200"]
+    assert len(asked) == 4 * len(bench_loading.KINDS)
