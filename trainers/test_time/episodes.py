@@ -20,6 +20,7 @@ from dassl.config.schema import Option, count, names_of, number
 from dassl.data.transforms import crop_border_first
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
+from dassl.errors import EPISODE_MEMORY, VIEWS_MEMORY, less_memory
 from trainers.base.options import context_words, share
 from trainers.base.recipe import Recipe
 from trainers.test_time.augmix import add_augmix
@@ -201,6 +202,7 @@ class Episodes(Recipe):
             return super().logits(input)
         return torch.cat([self._batch(views) for views in input.split(self.options.BATCH)])
 
+    @less_memory(EPISODE_MEMORY)
     def _batch(self, views: Tensor) -> Tensor:
         started = time.perf_counter()
         features = self.encode(views)
@@ -217,6 +219,7 @@ class Episodes(Recipe):
         if self.trainer.device.type == "cuda":
             torch.cuda.synchronize(self.trainer.device)
 
+    @less_memory(VIEWS_MEMORY)
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
         """Unit-norm features of all views: (N, V, 3, H, W) bytes -> (N, V, D)."""
