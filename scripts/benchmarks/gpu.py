@@ -106,6 +106,7 @@ def measure_all(
     while rest := [name for name in task["names"] if name not in rows]:
         if time.monotonic() >= deadline:
             break
+        # A file for each process: what an earlier one was at must not be taken for this one's.
         file = Path(task["root"]) / f"rows_{len(rows)}.jsonl"
         words = ["--worker", json.dumps({**task, "names": rest, "file": str(file)})]
         with log.open("a", encoding="utf-8") as output:
@@ -117,9 +118,9 @@ def measure_all(
             failure = _watch(process, file, each, deadline)
         found, running = read_rows(file)
         rows |= found
-        if failure and len(found) < len(rest):
-            # Named or not, the next one is what it failed at; it is not tried again.
-            rows[running or rest[len(found)]] = {"error": failure}
+        if failure and (running or not found):
+            # It is not tried again. A process that got nowhere stands for its first name.
+            rows[running or rest[0]] = {"error": failure}
         progress.update(len(rows) - progress.n)
     progress.close()
     return rows
@@ -132,6 +133,7 @@ def _watch(process: Any, file: Path, each: float, deadline: float) -> str:
         time.sleep(0.1)
         size = file.stat().st_size if file.exists() else 0
         now = time.monotonic()
+        # A line is written when a name begins and when it is done.
         if size != seen:
             started, seen = now, size
         if now > deadline or now - started > each:
@@ -146,6 +148,7 @@ def read_rows(file: Path) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the rows in a process's file, and the name that it was at when it ended, or ""."""
     rows: dict[str, dict[str, Any]] = {}
     running = ""
+    # A process that could not import its modules has left no file.
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     for line in map(json.loads, lines):
         running = "" if "row" in line else line["name"]
@@ -157,6 +160,7 @@ def read_rows(file: Path) -> tuple[dict[str, dict[str, Any]], str]:
 def measure_names(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each name, with ``name``; ``error`` says why numbers are missing."""
     started = time.monotonic()
+    # Shared by all processes, so that weights and pictures are written once.
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         if args.tiny:
@@ -164,7 +168,7 @@ def measure_names(args: argparse.Namespace, names: Sequence[str]) -> list[dict[s
             cases.write_head_towers(root / "tiny.pt")
         else:
             backbone = backbone_name(args.backbone, root)
-        task = {"names": list(names), "root": temporary, "backbone": backbone}
+        task: dict[str, Any] = {"names": list(names), "root": temporary, "backbone": backbone}
         task |= {"device": args.device, "most": TINY if args.tiny else None}
         left = args.seconds - (time.monotonic() - started)
         rows = measure_all(task, left, args.each, args.log)

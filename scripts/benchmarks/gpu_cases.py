@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,9 @@ class Bench:
         }
         backbone = self._head() if case.input == "features" else self.backbone
         # Times are taken all the same: only the report has to say it.
-        self._attempt(row, "check", lambda: self._check(case, backbone))
+        self._attempt(row, "check", partial(self._check, case, backbone))
         for way in ("ours", "release"):
-            found = self._attempt(row, way, lambda way=way: self._timed(case, way, backbone))
+            found = self._attempt(row, way, partial(self._timed, case, way, backbone))
             row |= {f"{way}_{key}": value for key, value in found.items()}
             _free()
         if "ours_seconds" in row:

@@ -90,6 +90,7 @@ def machine(device: str) -> dict[str, Any]:
         "changed_files": len((_said("git", "status", "--porcelain") or "").splitlines()),
     }
     if device != "cpu":
+        # This makes a CUDA context in this process, which takes some of the card until it ends.
         card = torch.cuda.get_device_properties(torch.device(device))
         found |= {"card": card.name, "cards": torch.cuda.device_count()}
         found |= {"memory_gib": round(card.total_memory / 2**30, 1)}
@@ -128,6 +129,7 @@ def make_report(
         differ.
     """
     counts = Counter(test["outcome"] for test in tests)
+    # What did not fit into the time is told apart from what failed.
     failed = [row["name"] for row in rows if row.get("error", NOT_RUN) != NOT_RUN]
     missing = [test["name"] for test in tests if test["outcome"] == "not run"]
     missing += [row["name"] for row in rows if row.get("error") == NOT_RUN]
@@ -209,6 +211,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts.append(_table(matrix, ["method", *precisions]))
     parts.append("## Tests")
     parts.append(f"{tests['passed']} passed.")
+    # Hundreds of tests that passed would hide the others; the JSON file has all.
     others = [t for t in tests["outcomes"] if t["outcome"] != "passed"]
     parts.append(_table([[t["name"], t["outcome"], t["message"]] for t in others], ["", "", ""]))
     stages = [[name, f"{s['seconds']:.0f}", s["ending"]] for name, s in report["stages"].items()]

@@ -61,7 +61,9 @@ def watch(work: Step, device: torch.device) -> tuple[float, float | None]:
     # Only of the GPU: noting what the host does would slow it down, and leave the GPU less to do.
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         seconds = median_seconds(work, 1, device)
-    return seconds, merged(spans(found.events())) / 1e6 / seconds
+    ran = spans(found.events())
+    # A machine may not let its users profile; then nothing was seen, which is not idleness.
+    return seconds, merged(ran) / 1e6 / seconds if ran else None
 
 
 def spans(events: Iterable[Any]) -> list[tuple[float, float]]:

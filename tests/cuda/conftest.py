@@ -15,6 +15,7 @@ DEVICE = torch.device(os.environ.get("CUDA_TESTS_DEVICE", "cuda"))
 
 
 def pytest_collection_modifyitems(items):
+    # Marked rather than skipped by a fixture, so that nothing of a skipped test is prepared.
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="PyTorch sees no CUDA GPU")
         for item in items:
@@ -30,6 +31,7 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def single_precision():
     """Products in single precision are exact to it: no TF32, whose error hides others."""
+    # PyTorch rounds convolutions to TF32 unless it is told not to.
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -39,6 +39,7 @@ def test_trains_and_its_checkpoint_is_read_on_cpu_and_back(name, precision, runs
     if device.type == "cuda" and (precision != "bf16" or torch.cuda.is_bf16_supported()):
         assert trainer.precision == precision
 
+    # From the same config, whose precision a CPU may not have.
     on_cpu = build_trainer(runs.of_method(name, *options, first=SMALL, device="cpu"))
     on_cpu.load_model(trainer.output_dir if start else "")
     images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))

@@ -70,6 +70,7 @@ def test_mask_and_its_gradients(classes, batch, device):
         parameter.data += 0.05 * torch.randn_like(parameter)
     image, text = torch.randn(batch, 64), torch.randn(classes, 64)
     image, text = (rows / rows.norm(dim=-1, keepdim=True) for rows in (image, text))
+    # The same head moves from the one to the other.
     found = []
     for where in ("cpu", device):
         head = head.to(where)
@@ -104,7 +105,7 @@ def test_a_step_that_overflows_is_skipped_and_training_goes_on(runs, device, mon
     assert all(torch.equal(after[name], p) for name, p in before.items())
     assert trainer.scaler.get_scale() == 2.0**126
 
-    trainer.scaler.update(1024.0)
+    trainer.scaler.update(1024.0)  # it would take many steps to get there by halves
     trainer.forward_backward(batch)
     after = trainable_state(trainer.model)
     assert any(not torch.equal(after[name], p) for name, p in before.items())

@@ -51,6 +51,7 @@ def test_two_runs_are_equal(name, precision, runs):
 @pytest.mark.parametrize("name", ["LightRA", "RAda"])
 def test_a_resumed_run_is_the_uninterrupted_one(name, precision, runs, monkeypatch):
     options = (*EXACT, *in_precision(name, precision))
+    # The same config in two folders, one of which is left in the middle of its second epoch.
     whole = build_trainer(runs.of_method(name, *options))
     whole.train()
 

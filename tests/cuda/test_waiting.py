@@ -29,6 +29,11 @@ def no_waiting(device):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def pinned(value):
+    on_host = isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    return value.pin_memory() if on_host else value
+
+
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_do_not_wait(name, precision, runs, device):
@@ -36,7 +41,7 @@ def test_steps_do_not_wait(name, precision, runs, device):
     trainer = build_trainer(runs.of_method(name, *options, first=SMALL))
     batch = next(iter(trainer.train_loader_x))
     if device.type == "cuda":  # as a loader that pins its memory gives it
-        batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        batch = {key: pinned(value) for key, value in batch.items()}
     begin_training(trainer)
     for _ in range(WARM_UP):  # makes the optimiser's state and what is kept between steps
         trainer.forward_backward(batch)
