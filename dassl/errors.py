@@ -19,7 +19,19 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["DEBUG_VARIABLE", "INTERRUPTED", "Ending", "ending", "plain_errors", "plain_main"]
+__all__ = [
+    "DEBUG_VARIABLE",
+    "EPISODE_MEMORY",
+    "INTERRUPTED",
+    "TEST_MEMORY",
+    "TRAINING_MEMORY",
+    "VIEWS_MEMORY",
+    "Ending",
+    "ending",
+    "less_memory",
+    "plain_errors",
+    "plain_main",
+]
 
 DEBUG_VARIABLE = "DEBUG_ERRORS"  # set to 1, every program shows where an error came from
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
@@ -33,6 +45,21 @@ _MEMORY = (
     "lower DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, raise OPTIM.ACCUMULATE, "
     "lower TRAIN.KEPT_TOKENS (4096), set TRAIN.GRAD_CHECKPOINTING True, or, for test-time "
     "training, lower TRAINER.<name>.ENCODER_BATCH and BATCH"
+)
+# What `less_memory` says in the one part of a run that each is about.
+TRAINING_MEMORY = (
+    "in training, lower DATALOADER.TRAIN_X.BATCH_SIZE, or keep it and raise OPTIM.ACCUMULATE, set "
+    "TRAIN.GRAD_CHECKPOINTING True, or lower TRAIN.KEPT_TOKENS (4096)"
+)
+TEST_MEMORY = "in evaluation and feature caching, lower DATALOADER.TEST.BATCH_SIZE"
+VIEWS_MEMORY = (
+    "in test-time training, lower TRAINER.<name>.ENCODER_BATCH, the views that are encoded at once"
+)
+EPISODE_MEMORY = (
+    "in test-time training, lower TRAINER.<name>.BATCH, the images that are adapted side by side"
+)
+_LACKS_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
 _SPACE = "make space there, or write to another folder"
 _OPEN_FILES = "raise the limit (ulimit -n 4096), or lower DATALOADER.NUM_WORKERS"
@@ -57,13 +84,13 @@ _BY_NUMBER = {
 }
 # What PyTorch reports as a plain RuntimeError though the machine is the cause, and what helps.
 _BY_TEXT = (
-    (r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", _MEMORY),
     (r"Too many open files|received \d+ items of ancdata", _OPEN_FILES),
     (r"DataLoader worker .*(killed by signal|exited unexpectedly)|unable to mmap", _SHARED),
     (r"shared memory|to file </?torch_", _SHARED),
     (r"can't start new thread", "raise the limit on processes (ulimit -u), or use fewer workers"),
     (r"PytorchStreamWriter failed", _SPACE),
 )
+_REMEDY = "remedy"  # attribute of an error, see `less_memory`
 _WORKER = re.compile(r"Caught (\w+) in .*\nOriginal Traceback")
 
 
@@ -88,15 +115,39 @@ def ending(error: BaseException, also: tuple[type[BaseException], ...] = ()) -> 
     expected = isinstance(error, (*_OUTSIDE, *also)) or issubclass(kind, _OUTSIDE)
     if isinstance(error, OSError):
         return Ending(_os_error(error, text), 1)
-    hint = _hint(text) if isinstance(error, RuntimeError | MemoryError) else ""
-    if isinstance(error, MemoryError):
-        text, hint = text or "out of memory", hint or _MEMORY
+    hint = _hint(text) if isinstance(error, RuntimeError) else ""
+    if _lacks_memory(error):
+        text, hint = text or "out of memory", getattr(error, _REMEDY, _MEMORY)
     if not expected and not hint:
         return None
     if hint:  # the rest of the message is about PyTorch's allocator and source code
         text = re.split(r"\n| Including non-PyTorch| Of the allocated", text)[0]
     text = " ".join(text.split())
     return Ending(_joined(text or type(error).__name__, hint), 1)
+
+
+@contextmanager
+def less_memory(remedy: str) -> Iterator[None]:
+    """Let an error for want of memory in the block end with what helps there.
+
+    It serves as a decorator too. Of several around each other the innermost counts.
+
+    Args:
+        remedy: Names the keys to change, such as ``TRAINING_MEMORY``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _lacks_memory(error) and not hasattr(error, _REMEDY):
+            setattr(error, _REMEDY, remedy)
+        raise
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    # PyTorch's OutOfMemoryError is a RuntimeError, and so is what CUDA's libraries raise.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _LACKS_MEMORY.search(str(error)) is not None
+    )
 
 
 def _text(error: BaseException) -> tuple[str, str]:

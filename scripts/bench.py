@@ -6,6 +6,7 @@
     python scripts/bench.py features         # an epoch from pictures and on cached features
     python scripts/bench.py loading          # pictures a second
     python scripts/bench.py ttt              # test-time training, images side by side
+    python scripts/bench.py gpu              # on a GPU: steps, memory, how busy it is
 
 Without download: models have random weights, in ViT-B/16's shape if no other is asked for.
 """
@@ -21,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.errors import plain_main
-from scripts.benchmarks import baselines, efficiency, features, loading, released, ttt
+from scripts.benchmarks import baselines, efficiency, features, gpu, loading, released, ttt
 
 COMMANDS: dict[str, Any] = {
     "released": released,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Any] = {
     "features": features,
     "loading": loading,
     "ttt": ttt,
+    "gpu": gpu,
 }
 
 

@@ -1,7 +1,6 @@
 """Every registered trainer, dataset row and config file goes through the same checks."""
 
 import copy
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 import yaml
 
 import clip
-import trainers  # noqa: F401 - registers the methods
 from clip import adapter_parameters, adapters_disabled
 from dassl.config import config_hash, read_layers
 from dassl.data.datasets import DATASET_REGISTRY
@@ -25,19 +23,13 @@ from dassl.engine import (
     trainable_state,
 )
 from datasets.rows import ROWS
-from tests.conftest import REPOSITORY, config_of_run
-from tests.trainers.plain import FEW_TEMPLATES
+from tests.conftest import REPOSITORY
+from tests.runs import OURS, SMALL, SmallRuns, own_file
 from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
 DATASET_FILES = sorted((REPOSITORY / "configs/datasets").glob("*.yaml"))
-OURS = [
-    name
-    for name in TRAINER_REGISTRY.registered_names()
-    if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)
-    and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
-]
 # Recipes of hundreds of epochs move too little in the few of these tests; with ImageNet's weight of
 # its consistency CoPrompt takes three epochs to get back to where it starts (two sets have 0.1).
 FASTER = {
@@ -46,26 +38,17 @@ FASTER = {
     "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
 }
 
-# At the release's rate, with plain SGD, a few steps are lost in the rounding of single precision.
-MOVING = {"RAdaPrompt": ("OPTIM.NAME", "adam", "OPTIM.LR", "0.0009")}
-
 # Methods whose releases do something that changes numbers and that a run can differ in.
 CHOOSERS = {
     *("CLIPAdapter", "CoCoOp", "CoPrompt", "DePT", "IVLP", "KgCoOp", "MMA", "ProGrad"),
     *("PromptAlign", "PromptSRC", "ProVP", "RAda", "RAdaAdapter", "RAdaPrompt", "TPT", "VPT"),
 }
-SMALL = (*ONE_SHOT, *FEW_TEMPLATES)
 # Trained values so few that two epochs move accuracy by less than its scatter.
 FEW_VALUES = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
 
 
 def method_id(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
-
-
-def own_file(name: str) -> str:
-    """The method's file for the first of its protocols."""
-    return f"{name}/{TRAINER_REGISTRY.get(name).protocols[0]}"
 
 
 def pairs_of_files() -> list[tuple[str, str]]:
@@ -181,25 +164,7 @@ def test_every_row_has_a_file_and_every_file_a_row():
 @pytest.fixture(scope="module")
 def own_config(shapes_root, tmp_path_factory):
     """(method, trailing options) -> the config of a run, whose first stage is trained."""
-
-    def make(method_file: str, *options: str):
-        return config_of_run(shapes_root, tmp_path_factory.mktemp("run"), method_file, *options)
-
-    @functools.cache
-    def first_stage(method_file: str, *options: str) -> str:
-        trainer = build_trainer(make(method_file, *options))
-        trainer.train()
-        return trainer.output_dir
-
-    def make_own(name: str, *options: str):
-        options += MOVING.get(name, ())
-        cfg = make(own_file(name), *options)
-        if not cfg.FIRST_STAGE.CONFIG or cfg.FIRST_STAGE.DIR:
-            return cfg
-        folder = first_stage(cfg.FIRST_STAGE.CONFIG, *options)
-        return make(own_file(name), *options, "FIRST_STAGE.DIR", folder)
-
-    return make_own
+    return SmallRuns(shapes_root, lambda: tmp_path_factory.mktemp("run")).of_method
 
 
 @dataclass(frozen=True)

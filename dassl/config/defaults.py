@@ -216,6 +216,9 @@ OPTIONS: dict[str, Option] = {
     "TRAIN.GRAD_CHECKPOINTING": Option(
         False, None, "compute activations of transformers again in the backward pass; ours"
     ),
+    "TRAIN.DETERMINISTIC": Option(
+        False, None, "equal runs on one GPU give equal bits, more slowly; CPUs always do; ours"
+    ),
     "TRAIN.KEPT_TOKENS": Option(
         16_384,
         count(0),

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.config.defaults import OPTIONS, TOGETHER
 from dassl.config.schema import check_config, expand_paths, trainer_options
+from dassl.engine.device import compute_deterministically
 from dassl.engine.distributed import synchronize_statistics
 from dassl.engine.step import keep_no_activations
 from dassl.names import check_availability
@@ -40,6 +41,7 @@ def build_trainer(cfg: CfgNode) -> Any:
     cfg = expand_paths(cfg, {**OPTIONS, **own})
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    compute_deterministically(cfg.TRAIN.DETERMINISTIC)
     return trainer(cfg)
 
 

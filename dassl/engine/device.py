@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "AUTOCAST_TYPES",
     "PRECISIONS",
     "autocast_context",
+    "compute_deterministically",
     "prepare_device",
     "requested_precision",
     "resolve_device",
@@ -93,6 +95,20 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
             f"PyTorch sees {count} CUDA devices; start at most as many, or set DEVICE cpu"
         )
     return torch.device("cuda", local_rank())
+
+
+def compute_deterministically(asked: bool) -> None:
+    """Let equal runs on a GPU give equal bits, if ``TRAIN.DETERMINISTIC`` asks for it.
+
+    Otherwise sums whose parts GPUs add in whatever order they are ready differ in their last bits.
+    An operation that PyTorch has in no deterministic form raises a RuntimeError. A switch of the
+    process that somebody else has set stays as it is.
+    """
+    if asked:
+        # cuBLAS reads it when it is first used, which is after this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
 
 def requested_precision(cfg: CfgNode, section: str | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dassl.engine.distributed import own_test
+from dassl.errors import TEST_MEMORY, TRAINING_MEMORY, less_memory
 from dassl.evaluation.record import recorded_evaluations
 from dassl.utils.distributed import world_size
 
@@ -45,7 +46,8 @@ def _train(train: _Method) -> _Method:
             return train(self, *args, **kwargs)
         record.training = True
         try:
-            returned = train(self, *args, **kwargs)
+            with less_memory(TRAINING_MEMORY):
+                returned = train(self, *args, **kwargs)
         finally:
             record.training = False
         record.finish_train(type(self).__name__)
@@ -66,7 +68,7 @@ def _test(test: _Method) -> _Method:
         record.testing = True
         started = time.time()
         try:
-            with recorded_evaluations() as evaluations:
+            with less_memory(TEST_MEMORY), recorded_evaluations() as evaluations:
                 returned = test(self, *args, **kwargs)
         finally:
             record.testing = False

@@ -41,6 +41,7 @@ class Case(NamedTuple):
         method: The trainer's registered name.
         release: Makes the release's step of a trainer and its batch.
         input: What a step is given: pictures, features, views, or texts for evaluation.
+        precision: fp32, amp, bf16 or fp16; the release runs under autocast where ours does.
     """
 
     label: str
@@ -49,11 +50,13 @@ class Case(NamedTuple):
     method: str
     release: Callable[[Any, dict[str, Any]], Callable[[], torch.Tensor]]
     input: str = "pictures"
+    precision: str = "fp32"
 
     @property
     def name(self) -> str:
         """What ``--cases`` calls it."""
-        return f"{self.label}/{self.classes}/{self.batch}"
+        given = f"{self.label}/{self.classes}/{self.batch}"
+        return given if self.precision == "fp32" else f"{given}/{self.precision}"
 
 
 CASES = [
@@ -128,23 +131,40 @@ def options(case: Case, root: Path, check: bool) -> list[object]:
     Warm-up epochs are left out, so that steps move something. With ``check``, steps are plain SGD's
     for all methods: Adam turns a rounding error of a gradient near zero into a full step.
     """
-    section = {"RAda": "RADA"}.get(case.method, case.method)
-    found: list[object] = ["DATALOADER.NUM_WORKERS", 0, f"TRAINER.{section}.PREC", "fp32"]
+    section = {"RAda": "RADA"}.get(case.method, case.method.partition(":")[0])
+    found: list[object] = ["DATALOADER.NUM_WORKERS", 0, f"TRAINER.{section}.PREC", case.precision]
     found += ["DATALOADER.TRAIN_X.BATCH_SIZE", case.batch, "OPTIM.WARMUP_EPOCH", -1]
     if case.input == "views":
-        found += ["TRAINER.TPT.BATCH", case.batch]
+        found += [f"TRAINER.{section}.BATCH", case.batch]
     if case.method == "LightRA":
         stem = "several" if case.input == "texts" else "one"
         found += ["DATASET.PROMPT_PATH", root / f"{stem}.json"]
     if case.method == "HPT":
         found += ["TRAINER.HPT.DESCRIPTIONS", root / "several.json"]
         found += ["TRAINER.HPT.STRUCTURES", root / "structures.json"]
+    if section == "RAdaFT":
+        # Plain steps at one learning rate, as the release form takes them; few texts to make W of.
+        found += ["OPTIM.MAX_GRAD_NORM", 0, "OPTIM.LR_SCHEDULER", "cosine"]
+        found += ["OPTIM.WARMUP_STEP", 0, "TRAINER.RAdaFT.TEMPLATES", 7]
     return [*found, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01] if check else found
 
 
-def build(case: Case, root: Path, backbone: str, device: str, check: bool = False) -> Any:
-    """Our trainer of a case, a little off its start, where nothing is zero by construction."""
-    trainer = build_run(case.method, root, backbone, device, *options(case, root, check))
+def build(
+    case: Case,
+    root: Path,
+    backbone: str,
+    device: str,
+    check: bool = False,
+    more: Sequence[object] = (),
+) -> Any:
+    """Our trainer of a case, a little off its start, where nothing is zero by construction.
+
+    ``more`` are keys and values behind those of :func:`options`.
+    """
+    given = options(case, root, check)
+    trainer = build_run(case.method, root, backbone, device, *given, *more)
+    if hasattr(trainer.model, "classifier"):
+        trainer.model.class_weights()  # else W would be made over what is added to it here
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
@@ -191,6 +211,7 @@ def our_step(case: Case, trainer: Any, batch: dict[str, Any]) -> Callable[[], to
     """Our step of a case: its loss, the logits of an episode, or the class weights."""
     begin_training(trainer)
     if case.input in ("pictures", "features"):
+        # Nothing is read from the device here: a step would wait for it.
         return lambda: torch.as_tensor(trainer.forward_backward(batch)["loss"])
     trainer.set_model_mode("eval")
     model = trainer.model
@@ -198,7 +219,8 @@ def our_step(case: Case, trainer: Any, batch: dict[str, Any]) -> Callable[[], to
     @torch.no_grad()
     def evaluate() -> torch.Tensor:
         if case.input == "views":
-            return trainer.model_inference(batch["img"])  # (B, K)
+            with trainer.autocast():
+                return trainer.model_inference(batch["img"])  # (B, K)
         # Else the second time would only look up the first one's result.
         model.bank.drop_cache()
         return model.class_weights()  # (K, D)

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dassl.engine.device import autocast_context
 from dassl.errors import plain_main
 from scripts.benchmarks import cases
 from scripts.benchmarks.cases import CASES, Case
@@ -47,6 +48,7 @@ from scripts.benchmarks.command import (
     require_least,
 )
 from scripts.benchmarks.release_forms.limits import PASSES, bare_passes
+from scripts.benchmarks.release_forms.step import ReleaseStep
 from scripts.benchmarks.tools import (
     RANDOM_VIT,
     backbone_name,
@@ -74,12 +76,17 @@ COLUMNS: Columns = {
 }
 
 
-def check(case: Case, root: Path, backbone: str, device: str) -> float:
+def check(
+    case: Case, root: Path, backbone: str, device: str, tolerance: float = TOLERANCE
+) -> float:
     """Take steps both ways and return the largest difference of their outcomes, relative above 1.
 
+    All in single precision, whatever the case's own is.
+
     Raises:
-        ValueError: It is above ``TOLERANCE``.
+        ValueError: It is above ``tolerance``.
     """
+    case = case._replace(precision="fp32")
     trainer = cases.build(case, root, backbone, device, check=True)
     batch = cases.batch_of(case, trainer)
     # The release first: it copies the learned weights, which our steps change.
@@ -89,11 +96,11 @@ def check(case: Case, root: Path, backbone: str, device: str) -> float:
     for step in range(1, CHECKED_STEPS + 1):
         here, there = ours().cpu(), release().cpu()
         gap = float((here - there).abs().max() / there.abs().max().clamp(min=1))
-        if not gap <= TOLERANCE:  # NaN too
+        if not gap <= tolerance:  # NaN too
             values = f"{here.flatten()[0]:.8g} and {there.flatten()[0]:.8g}"
             raise ValueError(
                 f"{case.name}: step {step}: ours and the release's way differ by {gap:.1e}, which "
-                f"is above {TOLERANCE:g} (loss or first number {values}): they do not compute the "
+                f"is above {tolerance:g} (loss or first number {values}): they do not compute the "
                 "same, so that their times cannot be compared"
             )
         worst = max(worst, gap)
@@ -104,7 +111,9 @@ def prepared(
     case: Case, way: str, root: Path, backbone: str, device: str
 ) -> tuple[Callable[[], object], torch.device]:
     """What is timed of a case, and where it runs; what else it was made from is not kept."""
-    trainer = cases.build(case, root, backbone, device)
+    # Releases keep their weights in single precision; autocast rounds them at every use.
+    built = case if way == "ours" else case._replace(precision="fp32")
+    trainer = cases.build(built, root, backbone, device)
     batch = cases.batch_of(case, trainer)
     if way == "ours":
         return cases.our_step(case, trainer, batch), trainer.device
@@ -112,7 +121,23 @@ def prepared(
         return bare_passes(
             case.label, trainer, cases.pictures(case, trainer, batch)
         ), trainer.device
-    return case.release(trainer, batch), trainer.device
+    release = case.release(trainer, batch)
+    return computing_in(case.precision, release, trainer.device), trainer.device
+
+
+def computing_in(
+    precision: str, release: Callable[[], object], device: torch.device
+) -> Callable[[], object]:
+    """The release's step in another precision than single."""
+    if isinstance(release, ReleaseStep):
+        release.compute_in(precision)
+        return release
+
+    def run() -> object:
+        with autocast_context(precision, device):
+            return release()
+
+    return run
 
 
 def measure(

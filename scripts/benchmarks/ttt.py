@@ -54,7 +54,13 @@ FORMATS = ("", "", "", ".3f", ".3f", ".3f", ".2f", ".2f", ".1e")
 
 
 def one_by_one(
-    start: RationalHead, features: Tensor, text: Tensor, selected: int, *, all_views: bool
+    start: RationalHead,
+    features: Tensor,
+    text: Tensor,
+    selected: int,
+    *,
+    all_views: bool,
+    scale: Tensor = SCALE,
 ) -> Tensor:
     """Logits of view 0 of each image, (N, K), from episodes in a loop.
 
@@ -64,6 +70,7 @@ def one_by_one(
         text: (K, D).
         selected: Views to learn from.
         all_views: Run all views through the mask in every step, not only to choose.
+        scale: s.
     """
     found = []
     for views in features:
@@ -72,19 +79,19 @@ def one_by_one(
             head.parameters(), lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"]
         )
         with torch.set_grad_enabled(all_views):
-            logits = head(views, text, SCALE).logits  # (V, K)
+            logits = head(views, text, scale).logits  # (V, K)
         chosen = most_confident(logits.detach()[None], selected)[0]
         for step in range(SETTINGS["steps"]):
             if not all_views:
-                logits = head(views[chosen], text, SCALE).logits
+                logits = head(views[chosen], text, scale).logits
             elif step:  # the first step reuses the logits that chose the views
-                logits = head(views, text, SCALE).logits
+                logits = head(views, text, scale).logits
             loss = marginal_entropy(logits[chosen] if all_views else logits)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            found.append(head(views[:1], text, SCALE).logits)
+            found.append(head(views[:1], text, scale).logits)
     return torch.cat(found)
 
 

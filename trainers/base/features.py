@@ -24,6 +24,7 @@ from dassl.config import to_plain
 from dassl.data.features.cache import FeatureCache, FeatureWriter
 from dassl.data.features.key import described, hash_files, hash_tensors
 from dassl.data.wrapper import ImageLoader
+from dassl.errors import TEST_MEMORY, less_memory
 from dassl.utils.tools import package_versions
 
 _PINNED_FROM = 64 * 1024  # bytes; less is copied to the GPU without waiting in any case
@@ -109,6 +110,7 @@ class FrozenEncoder:
             | {"pillow": PIL.__version__},
         }
 
+    @less_memory(TEST_MEMORY)
     @torch.no_grad()
     def encode(self, loader: ImageLoader, title: str, writer: FeatureWriter) -> None:
         """Encode all of a loader's images; the writer gets features (N, D), not normalised."""

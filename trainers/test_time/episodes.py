@@ -20,6 +20,7 @@ from dassl.config.schema import Option, count, names_of, number
 from dassl.data.transforms import crop_border_first, finish, split_transform
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
+from dassl.errors import EPISODE_MEMORY, VIEWS_MEMORY, less_memory
 from trainers.base.options import context_words, share
 from trainers.base.recipe import Recipe
 from trainers.test_time.augmix import add_augmix
@@ -212,6 +213,7 @@ class Episodes(Recipe):
             return super().logits(input)
         return torch.cat([self._batch(views) for views in input.split(self.options.BATCH)])
 
+    @less_memory(EPISODE_MEMORY)
     def _batch(self, views: Tensor) -> Tensor:
         self.stopwatch.start()
         features = self.encode(views)
@@ -220,6 +222,7 @@ class Episodes(Recipe):
         self.stopwatch.lap("adaptation")
         return logits
 
+    @less_memory(VIEWS_MEMORY)
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
         """Unit-norm features of all views: (N, V, 3, H, W) bytes -> (N, V, D)."""

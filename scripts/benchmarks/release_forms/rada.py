@@ -1,6 +1,9 @@
 """RAda in the form of its release: queries repeated, and all K x K scores stored.
 
-Notation: B images, K classes, D embedding width, H heads, Dh head width.
+Full fine-tuning and test-time training were never released; they are written here as plainly.
+
+Notation: B images, N of them side by side with V views each, K classes, D embedding width, H heads,
+Dh head width.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from scripts.benchmarks.release_forms.step import ReleaseStep, tokens_of
-from scripts.benchmarks.release_forms.towers import unit
+from scripts.benchmarks.release_forms.towers import ReleasedCLIP, unit
+from scripts.benchmarks.ttt import one_by_one
+from trainers.test_time.views import finish
 
 HEADS = 8
 LAYER = "head.layers.0"
@@ -77,3 +83,43 @@ class RAda(RAdaHead):
         """f, (B, D), of pictures."""
         with torch.no_grad():
             return unit(self.clip.visual(self.image))
+
+
+class RAdaFT(RAdaHead):
+    """Image encoder, classifier W and mask train on, with cross entropy alone."""
+
+    def prepare(self, trainer: Any) -> None:
+        """Tell the encoder's weights from the others, by their names in the image tower."""
+        start = "backbone.model.visual."
+        self.encoder = {n.removeprefix(start): p for n, p in self.learned.items() if start in n}
+
+    def loss(self) -> Tensor:
+        """See :meth:`ReleaseStep.loss`."""
+        f = unit(functional_call(self.clip.visual, self.encoder, (self.image,)))  # (B, D)
+        self.text = self.learned["classifier"]  # (K, D)
+        rational = f[:, None] * self.text[None]  # (B, K, D)
+        logits = self.clip.scale * (self.mask(f, rational) * rational).sum(-1)  # (B, K)
+        return F.cross_entropy(logits, self.label)
+
+
+class RAdaTTT:
+    """Episodes of images one after the other: all views through the mask in every step.
+
+    Args:
+        trainer: Ours.
+        batch: ``img`` are views, bytes (N, V, 3, S, S).
+    """
+
+    def __init__(self, trainer: Any, batch: dict[str, Any]) -> None:
+        self.clip, self.head = ReleasedCLIP(trainer.model.backbone), trainer.model.head
+        self.text = unit(self.clip.text.encode(tokens_of(trainer.model.bank.texts, self.clip.text)))
+        self.selected = trainer.recipe.selected
+        self.views = [finish(views, trainer.recipe.normalize) for views in batch["img"]]
+
+    def __call__(self) -> Tensor:
+        """Logits of view 0 of each image after its episode, (N, K)."""
+        with torch.no_grad():
+            features = torch.stack([unit(self.clip.visual(views)) for views in self.views])
+        return one_by_one(
+            self.head, features, self.text, self.selected, all_views=True, scale=self.clip.scale
+        )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import clip
+from dassl.engine.device import autocast_context
 from dassl.optim import build_optimizer
 from scripts.benchmarks.release_forms.towers import Block, ReleasedCLIP, TextTower
 
@@ -36,8 +37,14 @@ class ReleaseStep:
         self.image, self.label = batch["img"], batch["label"]
         named = trainer.model.named_parameters()
         self.learned = {n: p.detach().clone().requires_grad_() for n, p in named if p.requires_grad}
+        self.compute_in("fp32")
         self.prepare(trainer)
         self.optimizer = build_optimizer(self.learned.values(), trainer.cfg.OPTIM)
+
+    def compute_in(self, precision: str) -> None:
+        """Take steps in fp32, amp or bf16 from now on; weights stay in single precision."""
+        self.precision, device = precision, self.label.device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "amp")
 
     def prepare(self, trainer: Any) -> None:
         """Compute what a run computes once."""
@@ -48,12 +55,14 @@ class ReleaseStep:
 
     def __call__(self) -> Tensor:
         """Take a step and return its loss."""
-        loss = self.loss()
+        with autocast_context(self.precision, self.label.device):
+            loss = self.loss()
         self.optimizer.zero_grad()
         if not torch.isfinite(loss).all():
             raise FloatingPointError(f"the loss of the release's form is {loss.item()}")
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()
 
 
