@@ -214,6 +214,7 @@ OPTIONS: dict[str, Option] = {
         "tokens of a step's texts whose activations are kept, the others' are computed again in "
         "the backward pass; 0 keeps all; ours",
     ),
+    "TRAIN.COMPILE": Option(False, None, "compile blocks of the towers and the mask; ours"),
     "TRAIN.TIMEOUT": Option(
         1800, count(1, 31_536_000), "seconds that processes wait for each other, torchrun; ours"
     ),

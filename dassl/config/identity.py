@@ -54,6 +54,7 @@ CANNOT_MATTER = frozenset(
         "TRAIN.RESUME_FREQ",
         "TRAIN.GRAD_CHECKPOINTING",
         "TRAIN.KEPT_TOKENS",
+        "TRAIN.COMPILE",
         "TRAIN.TIMEOUT",
         "TEST.ZERO_SHOT_CHECK",
         "TEST.PER_CLASS_RESULT",
