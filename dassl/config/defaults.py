@@ -215,6 +215,9 @@ OPTIONS: dict[str, Option] = {
         "the backward pass; 0 keeps all; ours",
     ),
     "TRAIN.COMPILE": Option(False, None, "compile blocks of the towers and the mask; ours"),
+    "TRAIN.CUDA_GRAPHS": Option(
+        False, None, "on CUDA, start all kernels of a small step at once (RAda, RAdaTTT); ours"
+    ),
     "TRAIN.TIMEOUT": Option(
         1800, count(1, 31_536_000), "seconds that processes wait for each other, torchrun; ours"
     ),

@@ -55,6 +55,7 @@ CANNOT_MATTER = frozenset(
         "TRAIN.GRAD_CHECKPOINTING",
         "TRAIN.KEPT_TOKENS",
         "TRAIN.COMPILE",
+        "TRAIN.CUDA_GRAPHS",
         "TRAIN.TIMEOUT",
         "TEST.ZERO_SHOT_CHECK",
         "TEST.PER_CLASS_RESULT",
