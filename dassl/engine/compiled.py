@@ -29,7 +29,7 @@ class Compiler:
     """
 
     def __init__(self, notes: Any, backend: str = "inductor") -> None:
-        # Not with the others: a run without COMPILE does without the second that this takes.
+        # Here: it takes a second, and not every version of PyTorch imports it anyway.
         import torch._dynamo
 
         self.failed = False

@@ -89,10 +89,13 @@ class Replayed:
         graph = CUDAGraph()
         self._inputs = [x.clone() for x in inputs]
         try:
-            self._results = graph.capture(lambda: self._function(*self._inputs))
-        except RuntimeError as error:  # of CUDA, which says what cannot be recorded
+            with torch.cuda.device_of(self._inputs[0]):  # the current GPU may be another one
+                self._results = graph.capture(lambda: self._function(*self._inputs))
+        except RuntimeError as error:
             self._failed = True
-            self._notes.add(f"TRAIN.CUDA_GRAPHS: not recorded: {str(error).splitlines()[0]}")
+            # The end of a recording that has failed is an error too, which hides the cause.
+            reason = str(error.__context__ or error).splitlines()[0]
+            self._notes.add(f"TRAIN.CUDA_GRAPHS: not recorded: {reason}")
             return
         self._graph = graph
 

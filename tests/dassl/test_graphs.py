@@ -41,7 +41,10 @@ def recording(monkeypatch):
 
 class Unrecordable(Recording):
     def capture(self, function):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
 
 def batches(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
