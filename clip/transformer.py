@@ -41,6 +41,20 @@ class AdaptedAttention(nn.MultiheadAttention):
         self.residual = None
         return self
 
+    def project(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, l, W) of the tokens ``query``; keys and values (B, L, W) of ``x``."""
+        wq, bq, wkv, bkv = self._in_projection()
+        k, v = F.linear(x, wkv, bkv).chunk(2, -1)
+        return F.linear(query, wq, bq), k, v
+
+    def merge(self, query: Tensor, attended: Tensor) -> Tensor:
+        """The output projection of what was ``attended`` to, and the residual: (B, l, W)."""
+        out = self.out_proj(attended)
+        if self.residual is not None and self.residual.enabled:
+            wq, bq, *_ = self._in_projection()
+            out = out + self.residual(query, wq, bq, self.out_proj.weight)
+        return out
+
     def attend(self, query: Tensor, x: Tensor, layout: Layout) -> Tensor:
         """What the tokens ``query`` get from the tokens ``x``, in the form of ``query``.
 
@@ -49,17 +63,18 @@ class AdaptedAttention(nn.MultiheadAttention):
             x: (B, L, W).
             layout: How they lie.
         """
+        return self.merge(query, layout.attend(*self.project(query, x), self.num_heads))
+
+    def _in_projection(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Weight and bias of the queries, then of keys and values; views.
+
+        The in-projection stacks queries, keys and values, W rows each. Queries by themselves: keys
+        and values can be freed once a layout has put them in order.
+        """
         width, bias = self.embed_dim, self.in_proj_bias
-        # The in-projection stacks queries, keys and values, W rows each. Queries by themselves:
-        # keys and values can be freed once a layout has put them in order.
         wq, wkv = self.in_proj_weight.split([width, 2 * width])
         bq, bkv = (None, None) if bias is None else bias.split([width, 2 * width])
-        q = F.linear(query, wq, bq)
-        k, v = F.linear(x, wkv, bkv).chunk(2, -1)
-        out = self.out_proj(layout.attend(q, k, v, self.num_heads))
-        if self.residual is not None and self.residual.enabled:
-            out = out + self.residual(query, wq, bq, self.out_proj.weight)
-        return out
+        return wq, bq, wkv, bkv
 
     def forward(  # type: ignore[override]
         self, query: Tensor, *args: Tensor, attn_mask: Tensor | None = None, **kwargs: object
@@ -76,6 +91,19 @@ class SiLUQuickGELU(nn.Module):
         return F.silu(x * 1.702).mul_(1 / 1.702)
 
 
+def _project(block: OpenBlock, wanted: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See :meth:`AdaptedAttention.project`."""
+    return block.attn.project(wanted, y)
+
+
+def _finish(block: OpenBlock, x: Tensor, wanted: Tensor, attended: Tensor) -> Tensor:
+    """A block behind its attention: of tokens x, x normalised, attended tokens, (B, l, W) each."""
+    x = x + block.ls_1(block.attn.merge(wanted, attended))
+    x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    added = None if block.beside is None else block.beside(wanted)
+    return x if added is None else x + added
+
+
 class OpenBlock(ResidualAttentionBlock):
     """A block of open_clip's that takes layouts and has a slot ``beside`` the whole of it.
 
@@ -87,6 +115,9 @@ class OpenBlock(ResidualAttentionBlock):
 
     last: bool
     beside: Callable[[Tensor], Tensor | None] | None
+    # Functions of a block, not methods: a copy of a compiled block has to run with its own weights.
+    project: Callable[..., tuple[Tensor, Tensor, Tensor]] = staticmethod(_project)
+    finish: Callable[..., Tensor] = staticmethod(_finish)
 
     @classmethod
     def around(cls, host: ResidualAttentionBlock, *, last: bool) -> OpenBlock:
@@ -114,10 +145,15 @@ class OpenBlock(ResidualAttentionBlock):
         y = wanted = self.ln_1(x)
         if self.last and (attn_mask is None or layout is attn_mask):
             x, wanted = layout.pooled(x), layout.pooled(y)
-        x = x + self.ls_1(self.attn.attend(wanted, y, layout))
-        x = x + self.ls_2(self.mlp(self.ln_2(x)))
-        added = None if self.beside is None else self.beside(wanted)
-        return x if added is None else x + added
+        heads = self.attn.num_heads
+        return self.finish(self, x, wanted, layout.attend(*self.project(self, wanted, y), heads))
+
+    def compile_parts(self, compiler: Callable[[Any], Any]) -> None:
+        """Compile what goes token by token; attention, which depends on the layout, stays as it is.
+
+        So other texts, of other lengths, are no more than another number of tokens.
+        """
+        self.project, self.finish = compiler(_project), compiler(_finish)
 
 
 def open_blocks(transformer: Any, *, pools: bool) -> None:

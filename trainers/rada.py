@@ -86,6 +86,7 @@ class RAda(CLIPTrainer):
     config_section = "RADA"
     released_layout = released.rada
     frozen_image_encoder = True
+    static_step = True
     defaults = {
         **MASK_DEFAULTS,
         "N_CTX": Option(4, count(0, MANY), "no effect, as in the released code"),

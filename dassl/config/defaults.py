@@ -228,6 +228,10 @@ OPTIONS: dict[str, Option] = {
     "TRAIN.TF32": Option(
         False, None, "products of fp32 on recent GPUs with factors of 11 bits, faster; ours"
     ),
+    "TRAIN.COMPILE": Option(False, None, "compile blocks of the towers and the mask; ours"),
+    "TRAIN.CUDA_GRAPHS": Option(
+        False, None, "on CUDA, start all kernels of a small step at once (RAda, RAdaTTT); ours"
+    ),
     "TRAIN.TIMEOUT": Option(
         1800, count(1, 31_536_000), "seconds that processes wait for each other, torchrun; ours"
     ),

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.config.defaults import OPTIONS, TOGETHER
 from dassl.config.schema import check_config, expand_paths, trainer_options
+from dassl.engine.compiled import compile_model
 from dassl.engine.device import compute_deterministically
 from dassl.engine.distributed import synchronize_statistics
 from dassl.engine.step import keep_no_activations
@@ -57,6 +58,8 @@ def adopt(trainer: SimpleTrainer, module: nn.Module) -> None:
         keep_no_activations(model)
     if cfg.MODEL.INIT_WEIGHTS:
         load_pretrained_weights(model, cfg.MODEL.INIT_WEIGHTS)
+    if cfg.TRAIN.COMPILE:
+        compile_model(model, trainer.notes)
     optim: Any = None
     sched: Any = None
     if any(p.requires_grad for p in model.parameters()):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dassl.engine.graphs import GraphedStep, graphed_step
 from dassl.engine.parallel import check_epoch, parallel_step, reduce_means, split_batch
 from dassl.engine.progress import EpochProgress
 from dassl.engine.step import StepOutput, add_share, caching_modules
@@ -20,6 +21,11 @@ __all__ = ["TrainerX", "TrainerXU"]
 class TrainerX(SimpleTrainer):
     """Trains on labelled images; a method defines `build_model` and `forward_loss`."""
 
+    # Whether `forward_loss` does the same operations for all batches of a shape, without drawing
+    # numbers and without asking the device for a value: then it can be a CUDA graph.
+    static_step: bool = False
+    graphed: GraphedStep | None = None
+
     # Modules with caches, kept: searching a large model takes longer than a small step.
     _caching: list[Any] | None = None
 
@@ -28,6 +34,7 @@ class TrainerX(SimpleTrainer):
         # First: as long as no weight is rounded, it is the same on all processes.
         self.parallel = parallel_step(self, self.parallel)
         self.set_model_mode("train")
+        self.graphed = graphed_step(self, self.graphed)
         self._caching = None  # the model may have changed between epochs
         progress = EpochProgress(self)
         self.num_batches = len(self.train_loader_x)
@@ -66,7 +73,7 @@ class TrainerX(SimpleTrainer):
         image, label, *_ = self.parse_batch_train(batch)
         parts = split_batch(len(label), self.cfg.OPTIM.ACCUMULATE)
         step = self.parallel
-        loss_of: Any = self.forward_loss if step is None else step
+        loss_of: Any = step or self.graphed or self.forward_loss
         means: dict[str, Any] = {}
         self.model_zero_grad()
         for part in parts:

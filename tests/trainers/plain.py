@@ -76,6 +76,18 @@ def coupled(learned, prefix=""):
     ]
 
 
+def first_losses(trainer, count: int, after_step=lambda: None) -> list[float]:
+    """Losses of the first training steps of an epoch."""
+    trainer.set_model_mode("train")
+    trainer.num_batches, trainer.epoch = 100, 0
+    found = []
+    for number, batch in zip(range(count), trainer.train_loader_x, strict=False):
+        trainer.batch_idx = number
+        found.append(float(trainer.forward_backward(batch)["loss"]))
+        after_step()
+    return found
+
+
 def unit(features):
     return features / features.norm(dim=-1, keepdim=True)
 

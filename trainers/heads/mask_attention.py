@@ -18,6 +18,9 @@ from torch import Tensor
 # Elements of one chunk of K x K matrices: on a CPU they should stay in its cache, on a GPU there
 # must be enough of them to fill it.
 CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**25}
+# Rows that PyTorch's softmax on a GPU gives one block of threads each: fewer, long ones leave most
+# of the GPU idle.
+FEW_ROWS, LONG_ROW = 128, 2**16
 # Elements of all matrices of a call that may wait for its backward pass, 64 MB in fp32: reading
 # them back takes less time than making them again.
 KEPT_ELEMENTS = 2**24
@@ -58,21 +61,28 @@ def mask_attention(
         raise ValueError("The mask needs queries: image, text or rational")
     if text is not None:
         text = text.expand_as(key)  # (B, K, D) without a copy; autograd adds up the images' shares
+    if torch.compiler.is_compiling():
+        from trainers.heads.mask_operator import apply_operator as apply  # compiled heads alone
+    else:
+        apply = _MaskAttention.apply
     keep = torch.is_grad_enabled()
-    attended, *_ = _MaskAttention.apply(key, value, rational, image, text, heads, joint, keep)
+    attended, *_ = apply(key, value, rational, image, text, heads, joint, keep)
     return attended
 
 
 def _chunks(key: Tensor, heads: int) -> Iterator[tuple[Any, Any]]:
-    """Indices (images, heads) of which one is a number and the other a slice.
+    """Indices (images, heads) of the chunks, whose K x K matrices are within the budget.
 
-    So chunks of rows are views of three dimensions, which batched products take without a copy.
-    A chunk's K x K matrices are within the budget; one matrix at least.
+    One of both is a number and the other a slice, so that chunks of rows are views of three
+    dimensions, which batched products take without a copy. One matrix at least. A GPU takes all at
+    once if it can: there the copies cost less than more, smaller products.
     """
     batch, classes, _ = key.shape
-    budget = CHUNK_ELEMENTS["cpu" if key.device.type == "cpu" else "other"]
-    matrices = max(1, budget // classes**2)
-    if batch > heads:
+    kind = _kind(key)
+    matrices = max(1, CHUNK_ELEMENTS[kind] // classes**2)
+    if kind != "cpu" and batch > 1 and batch * heads <= matrices:
+        yield slice(None), slice(None)
+    elif batch > heads:
         for h in range(heads):
             for b in range(0, batch, matrices):
                 yield slice(b, b + matrices), h
@@ -82,6 +92,16 @@ def _chunks(key: Tensor, heads: int) -> Iterator[tuple[Any, Any]]:
                 yield b, slice(h, h + matrices)
 
 
+def _kind(x: Tensor) -> str:
+    """Which of :data:`CHUNK_ELEMENTS` and of the forms of softmax are a tensor's device's."""
+    return "cpu" if x.device.type == "cpu" else "other"
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matrix product of chunks, (n, ., .) or (B, H, ., .)."""
+    return torch.bmm(a, b) if a.ndim == 3 else a @ b
+
+
 def _split(rows: Tensor, heads: int) -> Tensor:
     """(B, K, D) -> (B, H, K, Dh), a view."""
     batch, length, width = rows.shape
@@ -89,31 +109,36 @@ def _split(rows: Tensor, heads: int) -> Tensor:
 
 
 def _softmax(scores: Tensor, joint: bool, out: Tensor | None = None) -> Tensor:
-    """Softmax of scores (n, K, K), into ``out``: over all entries of a matrix, or over each row."""
+    """Softmax of scores (..., K, K), into ``out``: over all of a matrix, or over each row."""
     if not joint:
         return torch.softmax(scores, -1, out=out)
-    flat = None if out is None else out.flatten(1)  # (n, K * K), a view
-    return torch.softmax(scores.flatten(1), -1, out=flat).view_as(scores)
+    size = scores.shape[-1] ** 2
+    if _kind(scores) != "cpu" and size >= LONG_ROW and scores.numel() // size < FEW_ROWS:
+        rows = scores.logsumexp(-1, keepdim=True)  # (..., K, 1)
+        return torch.exp(scores - rows.logsumexp(-2, keepdim=True), out=out)
+    flat = None if out is None else out.flatten(-2)  # (..., K * K), a view
+    return torch.softmax(scores.flatten(-2), -1, out=flat).view_as(scores)
 
 
 def _softmax_backward(matrix: Tensor, grad: Tensor, joint: bool) -> Tensor:
-    """Gradient of the scores, of the softmax (n, K, K) and of its gradient."""
-    if joint:  # a dot product needs no temporary matrix
+    """Gradient of the scores, of the softmax (..., K, K) and of its gradient."""
+    if joint and _kind(matrix) == "cpu":  # a dot product needs no temporary matrix
         mean = torch.bmm(matrix.flatten(1)[:, None], grad.flatten(1)[..., None])  # (n, 1, 1)
-    else:
-        mean = (matrix * grad).sum(-1, keepdim=True)  # (n, K, 1)
+    else:  # one product of two long rows would be left to a small part of a GPU
+        over = (-2, -1) if joint else (-1,)
+        mean = (matrix * grad).sum(over, keepdim=True)  # (..., 1, 1) or (..., K, 1)
     return (grad - mean).mul_(matrix)
 
 
 def _set_backward(
     query: Tensor, key: Tensor, matrix: Tensor, grad: Tensor, joint: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a set's queries (n, K or 1, Dh) and of the keys (n, K, Dh).
+    """Gradients of a set's queries (..., K or 1, Dh) and of the keys (..., K, Dh).
 
-    ``grad`` is that of the set's softmax ``matrix``, (n, K or 1, K).
+    ``grad`` is that of the set's softmax ``matrix``, (..., K or 1, K).
     """
     scores = _softmax_backward(matrix, grad, joint)
-    return torch.bmm(scores, key), torch.bmm(scores.mT, query)
+    return _product(scores, key), _product(scores.mT, query)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -127,42 +152,107 @@ def _weights(sets: int, image: bool, classes: int, joint: bool) -> tuple[float, 
     return share, share * classes if joint else share
 
 
+def forward_pass(
+    key: Tensor,
+    value: Tensor,
+    rational: Tensor | None,
+    image: Tensor | None,
+    text: Tensor | None,
+    heads: int,
+    joint: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`mask_attention` returns, (B, K, D), and the K x K matrices that were kept.
+
+    The latter are (query sets, B, H, K, K), or (query sets, 0, H, K, K) if they are not to be kept
+    or too many.
+    """
+    batch, classes, _ = key.shape
+    queries = [_split(query, heads) for query in (text, rational) if query is not None]
+    share, weight = _weights(len(queries), image is not None, classes, joint)
+    kept = key.new_empty(kept_shape(key, len(queries), heads, keep))
+    size = kept.shape[1]
+    out = key.new_empty(key.shape)
+    keys, values, outs = (_split(x, heads) for x in (key, value, out))
+    images = None if image is None else _split(image[:, None], heads)  # (B, H, 1, Dh)
+    for b, h in _chunks(key, heads):
+        k, v = keys[b, h], values[b, h]  # (n, K, Dh)
+        parts, matrices = [], []
+        for i, query in enumerate(queries):
+            scores = _product(query[b, h], k.mT)  # (n, K, K)
+            matrices.append(_softmax(scores, joint, kept[i, b, h] if size else None))
+        if matrices:
+            parts.append(_product(_sum(matrices), v).mul_(weight))  # (n, K, Dh)
+        if images is not None:
+            row = _product(images[b, h], k.mT).softmax(-1)  # (n, 1, K)
+            parts.append(_product(row, v).mul_(share))  # (n, 1, Dh)
+        outs[b, h] = _sum(parts)
+    return out, kept
+
+
+def kept_shape(key: Tensor, sets: int, heads: int, keep: bool) -> tuple[int, ...]:
+    """Shape of the second outcome of :func:`forward_pass`, for so many K x K query sets."""
+    batch, classes, _ = key.shape
+    few = sets * batch * heads * classes**2 <= KEPT_ELEMENTS
+    return sets, batch if keep and few else 0, heads, classes, classes
+
+
+def backward_pass(
+    grad: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rational: Tensor | None,
+    image: Tensor | None,
+    text: Tensor | None,
+    kept: Tensor,
+    heads: int,
+    joint: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of key, value, rational, image and text, from that of the first outcome.
+
+    Matrices that the forward pass has not ``kept`` are made again.
+    """
+    given = [query for query in (text, rational) if query is not None]
+    share, weight = _weights(len(given), image is not None, key.shape[1], joint)
+    found = [key.new_empty(key.shape) for _ in (key, value, *given)]  # (B, K, D) each
+    grad_image = None if image is None else torch.empty_like(image)
+    keys, values, grads, *queries = (_split(x, heads) for x in (key, value, grad, *given))
+    grad_keys, grad_values, *grad_queries = (_split(x, heads) for x in found)
+    for b, h in _chunks(key, heads):
+        k, v, g = keys[b, h], values[b, h], grads[b, h]  # (n, K, Dh)
+        of_key, of_value = [], []  # shares of the query sets in both gradients
+        if queries:
+            matrices = [
+                kept[i, b, h] if kept.shape[1] else _softmax(_product(q[b, h], k.mT), joint)
+                for i, q in enumerate(queries)
+            ]  # (n, K, K) each
+            weighted = g * weight
+            of_value.append(_product(_sum(matrices).mT, weighted))
+            grad_matrix = _product(weighted, v.mT)  # (n, K, K)
+            for query, grad_query, matrix in zip(queries, grad_queries, matrices, strict=True):
+                results = _set_backward(query[b, h], k, matrix, grad_matrix, joint)
+                grad_query[b, h] = results[0]
+                of_key.append(results[1])
+        if image is not None and grad_image is not None:
+            query = _split(image[:, None], heads)[b, h]  # (n, 1, Dh)
+            row = _product(query, k.mT).softmax(-1)  # (n, 1, K)
+            total = g.sum(-2, keepdim=True).mul_(share)  # all K rows of the output got this one
+            of_value.append(_product(row.mT, total))
+            results = _set_backward(query, k, row, _product(total, v.mT), False)
+            _split(grad_image[:, None], heads)[b, h] = results[0]
+            of_key.append(results[1])
+        grad_keys[b, h], grad_values[b, h] = _sum(of_key), _sum(of_value)
+    grad_rational = None if rational is None else found[-1]
+    grad_text = None if text is None else found[2]
+    return found[0], found[1], grad_rational, grad_image, grad_text
+
+
 class _MaskAttention(torch.autograd.Function):
     """Chunked forward, and backward by recomputation of what was not kept."""
 
     @staticmethod
-    def forward(
-        key: Tensor,
-        value: Tensor,
-        rational: Tensor | None,
-        image: Tensor | None,
-        text: Tensor | None,
-        heads: int,
-        joint: bool,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        batch, classes, _ = key.shape
-        queries = [_split(query, heads) for query in (text, rational) if query is not None]
-        share, weight = _weights(len(queries), image is not None, classes, joint)
-        few = len(queries) * batch * heads * classes**2 <= KEPT_ELEMENTS
-        size = batch if keep and few else 0
-        kept = key.new_empty(len(queries), size, heads, classes, classes)
-        out = key.new_empty(key.shape)
-        keys, values, outs = (_split(x, heads) for x in (key, value, out))
-        images = None if image is None else _split(image[:, None], heads)  # (B, H, 1, Dh)
-        for b, h in _chunks(key, heads):
-            k, v = keys[b, h], values[b, h]  # (n, K, Dh)
-            parts, matrices = [], []
-            for i, query in enumerate(queries):
-                scores = torch.bmm(query[b, h], k.mT)  # (n, K, K)
-                matrices.append(_softmax(scores, joint, kept[i, b, h] if size else None))
-            if matrices:
-                parts.append(torch.bmm(_sum(matrices), v).mul_(weight))  # (n, K, Dh)
-            if images is not None:
-                row = torch.bmm(images[b, h], k.mT).softmax(-1)  # (n, 1, K)
-                parts.append(torch.bmm(row, v).mul_(share))  # (n, 1, Dh)
-            outs[b, h] = _sum(parts)
-        return out, kept
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return forward_pass(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -191,38 +281,5 @@ class _MaskAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        heads, joint = ctx.heads, ctx.joint
-        key, value, rational, image, text, kept = ctx.saved_tensors
-        given = [query for query in (text, rational) if query is not None]
-        share, weight = _weights(len(given), image is not None, key.shape[1], joint)
-        found = [key.new_empty(key.shape) for _ in (key, value, *given)]  # (B, K, D) each
-        grad_image = None if image is None else torch.empty_like(image)
-        keys, values, grads, *queries = (_split(x, heads) for x in (key, value, grad, *given))
-        grad_keys, grad_values, *grad_queries = (_split(x, heads) for x in found)
-        for b, h in _chunks(key, heads):
-            k, v, g = keys[b, h], values[b, h], grads[b, h]  # (n, K, Dh)
-            of_key, of_value = [], []  # shares of the query sets in both gradients
-            if queries:
-                matrices = [
-                    kept[i, b, h] if kept.shape[1] else _softmax(torch.bmm(q[b, h], k.mT), joint)
-                    for i, q in enumerate(queries)
-                ]  # (n, K, K) each
-                weighted = g * weight
-                of_value.append(torch.bmm(_sum(matrices).mT, weighted))
-                grad_matrix = torch.bmm(weighted, v.mT)  # (n, K, K)
-                for query, grad_query, matrix in zip(queries, grad_queries, matrices, strict=True):
-                    results = _set_backward(query[b, h], k, matrix, grad_matrix, joint)
-                    grad_query[b, h] = results[0]
-                    of_key.append(results[1])
-            if image is not None and grad_image is not None:
-                query = _split(image[:, None], heads)[b, h]  # (n, 1, Dh)
-                row = torch.bmm(query, k.mT).softmax(-1)  # (n, 1, K)
-                total = g.sum(1, keepdim=True).mul_(share)  # all K rows of the output got this one
-                of_value.append(torch.bmm(row.mT, total))
-                results = _set_backward(query, k, row, torch.bmm(total, v.mT), False)
-                _split(grad_image[:, None], heads)[b, h] = results[0]
-                of_key.append(results[1])
-            grad_keys[b, h], grad_values[b, h] = _sum(of_key), _sum(of_value)
-        grad_rational = None if rational is None else found[-1]
-        grad_text = None if text is None else found[2]
-        return found[0], found[1], grad_rational, grad_image, grad_text, None, None, None
+        form = {"heads": ctx.heads, "joint": ctx.joint}
+        return (*backward_pass(grad, *ctx.saved_tensors, **form), None, None, None)

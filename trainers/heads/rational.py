@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,20 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def _masked(head: MaskHead, image: Tensor, text: Tensor, scale: Tensor) -> HeadOutput:
+    """What :meth:`MaskHead.forward` returns, of features in one precision."""
+    fixed = scale.detach()
+    # s goes into f, which is smaller than R and than the weights that read R.
+    rational = (image * fixed)[:, None] * text  # s R, (B, K, D)
+    offset = head.offset(image, text, rational, fixed)
+    delta = F.threshold(offset, -1, -1)  # M - 1; clamp takes longer to differentiate
+    correction = (delta * rational).sum(-1)  # (B, K)
+    # The mask's share is added to CLIP's own logits, which a mask of ones leaves exact.
+    # The quotient is 1, and brings the gradient of s.
+    logits = cosine_logits(image, text, scale) + scale / fixed * correction
+    return HeadOutput(logits, head.regularizer(delta), 1 + delta)
+
+
 class MaskHead(nn.Module):
     """Logits from a mask over the rational matrix; a subclass makes the mask.
 
@@ -70,6 +84,9 @@ class MaskHead(nn.Module):
     Args:
         regularizer: l2, l1 or linf, see ``REGULARIZERS``.
     """
+
+    # A function of a head, not a method: a copy of a compiled head has to run with its own weights.
+    masked: Callable[..., HeadOutput] = staticmethod(_masked)
 
     def __init__(self, regularizer: str = "l2") -> None:
         super().__init__()
@@ -93,17 +110,12 @@ class MaskHead(nn.Module):
         """
         with torch.autocast(image.device.type, enabled=False):
             dtype = torch.promote_types(image.dtype, torch.float32)
-            image, text, scale = image.to(dtype), text.to(dtype), scale.to(dtype)
-            fixed = scale.detach()
-            # s goes into f, which is smaller than R and than the weights that read R.
-            rational = (image * fixed)[:, None] * text  # s R, (B, K, D)
-            offset = self.offset(image, text, rational, fixed)
-            delta = F.threshold(offset, -1, -1)  # M - 1; clamp takes longer to differentiate
-            correction = (delta * rational).sum(-1)  # (B, K)
-            # The mask's share is added to CLIP's own logits, which a mask of ones leaves exact.
-            # The quotient is 1, and brings the gradient of s.
-            logits = cosine_logits(image, text, scale) + scale / fixed * correction
-            return HeadOutput(logits, self.regularizer(delta), 1 + delta)
+            return self.masked(self, image.to(dtype), text.to(dtype), scale.to(dtype))
+
+    def compile_parts(self, compiler: Callable[[Any], Any]) -> None:
+        """Compile all but the attention over the classes, which chunks its products itself."""
+        if any(p.requires_grad for p in self.parameters()):  # else it is copied and vectorised
+            self.masked = compiler(_masked)
 
 
 class RationalHead(MaskHead):

@@ -23,7 +23,17 @@ from trainers.heads import RationalHead, cosine_logits
 from trainers.test_time.starts import check_form, check_origin
 
 
-def start_logits(head: RationalHead, features: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+def is_untouched(head: RationalHead) -> bool:
+    """Whether the mask is all ones because no output projection has been trained yet.
+
+    This waits for the device; an episode itself does not.
+    """
+    return not any(bool(p.any()) for n, p in head.named_parameters() if _is_output(n))
+
+
+def start_logits(
+    head: RationalHead, features: Tensor, text: Tensor, scale: Tensor, untouched: bool
+) -> Tensor:
     """Logits of all views under the mask that all images start from, (N, V, K).
 
     Args:
@@ -31,8 +41,9 @@ def start_logits(head: RationalHead, features: Tensor, text: Tensor, scale: Tens
         features: f, unit norm, (N, V, D).
         text: h, unit norm, (K, D).
         scale: s.
+        untouched: See :func:`is_untouched`.
     """
-    if _is_untouched(head):
+    if untouched:
         return cosine_logits(features, text, scale)
     # An image at a time: its rational matrices are V K D numbers, and there is no batch of weights
     # here that would gain from more.
@@ -50,6 +61,7 @@ class Masks:
         count: N.
         text: h, unit norm, (K, D).
         scale: s.
+        untouched: See :func:`is_untouched`.
         lr: Of AdamW.
         weight_decay: Of AdamW.
     """
@@ -60,6 +72,7 @@ class Masks:
         count: int,
         text: Tensor,
         scale: Tensor,
+        untouched: bool,
         *,
         lr: float,
         weight_decay: float,
@@ -71,17 +84,21 @@ class Masks:
         # While the output projections are zero, no gradient reaches anything else. So the first
         # step needs the attention once, under weights that all images still share, and no backward
         # pass through it.
-        shared = _is_untouched(head)
-        self.shared = {n: w for n, w in start.items() if shared and not _is_output(n)}
+        self.shared = {n: w for n, w in start.items() if untouched and not _is_output(n)}
         self.weights = {
             name: weight.expand(count, *weight.shape)  # (N, *weight.shape)
             .clone(memory_format=torch.contiguous_format)
             .requires_grad_()
             for name, weight in start.items()
         }
-        fused = text.device.type in ("cpu", "cuda")
+        kind = text.device.type
         self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=lr, weight_decay=weight_decay, fused=fused
+            self.weights.values(),
+            lr=lr,
+            weight_decay=weight_decay,
+            fused=kind in ("cpu", "cuda"),
+            # Else PyTorch warns of what a recorded step costs.
+            capturable=kind == "cuda" and torch.cuda.is_current_stream_capturing(),
         )
 
     def logits(self, image: Tensor) -> Tensor:
@@ -171,11 +188,6 @@ def load_mask(
         )
     head.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
     print(f'Every episode starts from the mask in "{path}"')
-
-
-def _is_untouched(head: RationalHead) -> bool:
-    """Whether the mask is all ones because no output projection has been trained yet."""
-    return not any(bool(p.any()) for n, p in head.named_parameters() if _is_output(n))
 
 
 def _is_output(name: str) -> bool:

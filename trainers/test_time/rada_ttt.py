@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from clip import freeze_except
 from dassl.config.schema import PATH, Option, with_defaults
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.graphs import Replayed, has_graphs
 from dassl.results import read_result
 from trainers.base import CLIPTrainer, FrozenTextCLIP
 from trainers.heads import RationalHead
@@ -28,7 +30,7 @@ from trainers.test_time.episodes import (
     no_training,
     take_views,
 )
-from trainers.test_time.mask import Masks, load_mask, start_logits
+from trainers.test_time.mask import Masks, is_untouched, load_mask, start_logits
 from trainers.test_time.starts import FLAG
 
 _KEY = "TRAINER.RAdaTTT.FROM"
@@ -46,6 +48,7 @@ def adapted_logits(
     steps: int,
     lr: float,
     weight_decay: float,
+    untouched: bool | None = None,
 ) -> Tensor:
     """Adapt a copy of the mask to each image; logits of its view 0 under that copy, (N, K).
 
@@ -59,11 +62,15 @@ def adapted_logits(
         steps: Of AdamW.
         lr: Of AdamW.
         weight_decay: Of AdamW.
+        untouched: What :func:`trainers.test_time.mask.is_untouched` says, which is asked for None.
     """
+    if untouched is None:
+        untouched = is_untouched(head)
     with torch.no_grad():
-        start = start_logits(head, features, text, scale)  # (N, V, K)
+        start = start_logits(head, features, text, scale, untouched)  # (N, V, K)
         confident = take_views(features, most_confident(start, selected))  # (N, S, D)
-    masks = Masks(head, len(features), text, scale, lr=lr, weight_decay=weight_decay)
+    adamw = {"lr": lr, "weight_decay": weight_decay}
+    masks = Masks(head, len(features), text, scale, untouched, **adamw)
     with torch.enable_grad():
         for _ in range(steps):
             masks.step(ENTROPIES[entropy](masks.logits(confident)))
@@ -90,6 +97,7 @@ class RAdaTTT(CLIPTrainer):
     protocols = ("ttt",)
     recipe_type = Episodes
     forward_loss = no_training
+    _replayed: Replayed | None = None  # the episodes of a batch, as one CUDA graph
     defaults = {
         **with_defaults(EPISODE_DEFAULTS, STEPS=3, LR=8e-4),
         **MASK_DEFAULTS,
@@ -132,6 +140,7 @@ class RAdaTTT(CLIPTrainer):
         options = self.options
         form = {"TEMP": self.cfg.TEMP, **{f"TRAINER.RAdaTTT.{n}": options[n] for n in _FORM}}
         load_mask(head, directory, epoch, form, self.checkpoint_meta(), key)
+        self._replayed = None  # it may have been recorded for a mask of ones
 
     def adapted(self) -> Mapping[str, Tensor]:
         """The mask."""
@@ -139,10 +148,21 @@ class RAdaTTT(CLIPTrainer):
 
     def predict_episodes(self, features: Tensor) -> Tensor:
         """See :func:`adapted_logits`; features (N, V, D), unit norm."""
-        model, options = self.model, self.options
         with torch.autocast(features.device.type, enabled=False), torch.no_grad():
-            text = model.class_weights().to(features.dtype)  # (K, D)
-            scale = model.scale.to(features.dtype)
-            settings = {"steps": options.STEPS, "entropy": options.ENTROPY, **self.recipe.adamw}
-            selected = self.recipe.selected
-            return adapted_logits(model.head, features, text, scale, selected=selected, **settings)
+            if self.cfg.TRAIN.CUDA_GRAPHS and has_graphs(self.device, self.notes):
+                if self._replayed is None:
+                    untouched = is_untouched(self.model.head)
+                    episodes = partial(self._episodes, untouched=untouched)
+                    self._replayed = Replayed(lambda batch: [episodes(batch)], self.notes)
+                if self._replayed.takes(features):
+                    (logits,) = self._replayed(features)
+                    return logits.clone()
+            return self._episodes(features)
+
+    def _episodes(self, features: Tensor, untouched: bool | None = None) -> Tensor:
+        model, options = self.model, self.options
+        text = model.class_weights().to(features.dtype)  # (K, D)
+        scale = model.scale.to(features.dtype)
+        settings = {"steps": options.STEPS, "entropy": options.ENTROPY, **self.recipe.adamw}
+        settings |= {"selected": self.recipe.selected, "untouched": untouched}
+        return adapted_logits(model.head, features, text, scale, **settings)

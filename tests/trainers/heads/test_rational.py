@@ -88,6 +88,27 @@ def test_logits_penalty_and_gradients_equal_the_plain_formula(
     check(shape, softmax=softmax, temp=temp)
 
 
+@pytest.mark.parametrize("long_row", [1, 10**9], ids=["by-rows", "at-once"])
+@pytest.mark.parametrize("chunk", [1, 300, 10**6], ids="chunk{}".format)
+@pytest.mark.parametrize("shape", SHAPES, ids="{0[0]}x{0[1]}x{0[2]}".format)
+@pytest.mark.parametrize("softmax", ["joint", "row"])
+def test_the_forms_for_a_gpu_equal_the_plain_formula(softmax, shape, chunk, long_row, monkeypatch):
+    monkeypatch.setattr(kernel, "_kind", lambda _: "other")
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "other", chunk)
+    monkeypatch.setattr(kernel, "LONG_ROW", long_row)
+    check(shape, softmax=softmax)
+
+
+def test_a_gpu_takes_a_batch_of_small_matrices_at_once(monkeypatch):
+    rows = torch.ones(4, 3, 8)
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", 10**6)
+    assert len(list(kernel._chunks(rows, 2))) == 2  # of a head each
+    monkeypatch.setattr(kernel, "_kind", lambda _: "other")
+    assert list(kernel._chunks(rows, 2)) == [(slice(None), slice(None))]
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "other", 4 * 9)
+    assert len(list(kernel._chunks(rows, 2))) == 2
+
+
 @pytest.mark.parametrize(
     "queries",
     [("rational",), ("image", "rational"), ("text", "rational"), ("image",), ("text",),
