@@ -110,6 +110,21 @@ def test_few_shot_by_hand(tmp_path, write_run):
     assert found["eurosat", "LightRA", 16, "accuracy"] == (85.0, None, 1)
 
 
+def test_rows_say_what_numbers_were_chosen_on(tmp_path, write_run):
+    for policy, seed, accuracy in (("min4", 1, 50.0), ("full", 2, 60.0), ("released", 3, 70.0)):
+        validation = {"policy": policy, "chosen": {"alpha": 1.0}}
+        how = {"protocol": "few_shot", "trainer": "GDA", "validation": validation}
+        write_run("train", "dtd", seed, accuracy, **how)
+    write_run("train", "dtd", 1, 40.0, protocol="few_shot")
+    found = numbers(build(tmp_path, "few_shot"))
+    assert {key[1]: values[0] for key, values in found.items()} == {
+        "GDA (val min4)": 50.0,
+        "GDA (val full)": 60.0,
+        "GDA (CHOSEN ON TEST IMAGES)": 70.0,
+        "LightRA": 40.0,
+    }
+
+
 def test_cross_dataset_means_are_apart_and_without_the_source(tmp_path, write_run):
     source = write_run("train", "imagenet", 1, 70.0, protocol="cross_dataset")
     accuracies = {"dtd": 40.0, "eurosat": 50.0, "imagenetv2": 60.0, "imagenet_a": 80.0}
