@@ -42,10 +42,12 @@ OURS = [
 # its consistency CoPrompt takes three epochs to get back to where it starts (two sets have 0.1).
 FASTER = {
     "CLIPAdapter": ("OPTIM.LR", "0.02"),
+    "CLAP": ("OPTIM.LR", "1.0"),
     "CLIPAdapterFFT": ("OPTIM.MAX_EPOCH", "3"),
     "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
     "CrossModalLP": SHORT_GRID,
     "TaskRes": ("OPTIM.LR", "0.05"),
+    "ZSLP": ("OPTIM.LR", "1.0"),
 }
 
 # Methods whose releases do something that changes numbers and that a run can differ in.
