@@ -152,16 +152,16 @@ def with_labels(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:
     columns = (runs.trainer, runs.cfg, runs.shots, runs.result)
     for trainer, cfg, shots, result in zip(*columns, strict=True):
         extra = [] if own[trainer] else [cfg]
-        extra += _policy(result)
+        policy = policy_of(result)
+        if policy:
+            # A number that was chosen on what it is measured on must not look like the others.
+            extra.append("CHOSEN ON TEST IMAGES" if policy == "released" else f"val {policy}")
         if several:
             extra.append("all images" if shots == ALL_IMAGES else f"{shots} shots")
         labels.append(f"{trainer} ({', '.join(extra)})" if extra else trainer)
     return runs.assign(series=labels)
 
 
-def _policy(result: dict[str, Any]) -> list[str]:
-    """VAL.POLICY of a run that chooses numbers; one that does so on the test images stands out."""
-    policy = (result.get("validation") or {}).get("policy")
-    if policy == "released":
-        return ["CHOSEN ON TEST IMAGES"]
-    return [f"val {policy}"] if policy else []
+def policy_of(result: dict[str, Any]) -> str:
+    """VAL.POLICY of a run that chooses numbers; "" for other methods, which it does not matter to."""
+    return str((result.get("validation") or {}).get("policy") or "")

@@ -116,12 +116,20 @@ def test_rows_say_what_numbers_were_chosen_on(tmp_path, write_run):
         how = {"protocol": "few_shot", "trainer": "GDA", "validation": validation}
         write_run("train", "dtd", seed, accuracy, **how)
     write_run("train", "dtd", 1, 40.0, protocol="few_shot")
-    found = numbers(build(tmp_path, "few_shot"))
-    assert {key[1]: values[0] for key, values in found.items()} == {
-        "GDA (val min4)": 50.0,
-        "GDA (val full)": 60.0,
-        "GDA (CHOSEN ON TEST IMAGES)": 70.0,
-        "LightRA": 40.0,
+    built = build(tmp_path, "few_shot")
+    rows = {row[1]: row[2] for row in built.sections[0].tables[0].rows}
+    assert rows == {
+        "GDA (val min4)": "50.00",
+        "GDA (val full)": "60.00",
+        "GDA (CHOSEN ON TEST IMAGES)": "70.00",
+        "LightRA": "40.00",
+    }
+    lines = csv.DictReader(io.StringIO(built.render("csv")))
+    assert {line["val_policy"]: float(line["mean"]) for line in lines} == {
+        "min4": 50.0,
+        "full": 60.0,
+        "released": 70.0,
+        "": 40.0,
     }
 
 
