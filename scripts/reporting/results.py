@@ -163,5 +163,5 @@ def with_labels(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def policy_of(result: dict[str, Any]) -> str:
-    """VAL.POLICY of a run that chooses numbers; "" for other methods, which it does not matter to."""
+    """VAL.POLICY of a run that chooses numbers; "" for other methods."""
     return str((result.get("validation") or {}).get("policy") or "")

@@ -78,8 +78,8 @@ def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFr
     """Return all numbers of a protocol, a series' datasets in table order and its means last.
 
     ``source`` is the training dataset of a protocol that crosses to others; it counts neither as
-    target nor as shift. One row per number: series, trainer, cfg, val_policy, dataset (or the name of
-    a mean), shots, metric, and the fields of `Stat`, with NaN for no deviation.
+    target nor as shift. One row per number: series, trainer, cfg, val_policy, dataset (or the name
+    of a mean), shots, metric, and the fields of `Stat`, with NaN for no deviation.
     """
     import pandas as pd
 
