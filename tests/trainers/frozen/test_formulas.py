@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from trainers.frozen.cache import CacheHead
 from trainers.frozen.clap import AdaptivePenalty
-from trainers.frozen.cross_modal_lp import example_batches, rate_at, weights_by_step
+from trainers.frozen.cross_modal_steps import example_batches, rate_at, weights_by_step
 from trainers.frozen.gaussian import class_means, classifier, novel_classifier, precision_matrix
 from trainers.frozen.gda import DiscriminantHead
 from trainers.frozen.linear_probe import regress
