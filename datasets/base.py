@@ -116,7 +116,8 @@ class CLIPDataset(DatasetBase):
         # SEED -1 leaves the choice to us; the global generator, so that a seeded caller repeats it.
         self.shot_seed = cfg.SEED if cfg.SEED >= 0 else random.randrange(2**31)
         print(f"Few-shot draw with seed {self.shot_seed}")
-        drawn = draw_few_shot(splits, shots, self.shot_seed, self.notes)
+        policy = cfg.VAL.POLICY if "VAL" in cfg else "min4"  # configs of Dassl's own lack it
+        drawn = draw_few_shot(splits, shots, self.shot_seed, self.notes, policy)
         self._record_draw(cfg.OUTPUT_DIR, shots, drawn)
         return drawn
 

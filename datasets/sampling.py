@@ -38,7 +38,13 @@ def by_label(items: Sequence[Datum]) -> dict[int, list[Datum]]:
     return groups
 
 
-def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None = None) -> Splits:
+def draw_few_shot(
+    splits: Splits,
+    shots: int,
+    seed: int,
+    notes: list[str] | None = None,
+    val_policy: str = "min4",
+) -> Splits:
     """Draw ``shots`` training and ``min(shots, 4)`` validation images per class.
 
     For each label in first-seen order ``random.sample(items, shots)``, first of train, then of val
@@ -46,7 +52,8 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None
     all it has (and takes nothing from the generator). ``test`` is left alone.
 
     ``splits`` are of all classes; halves are taken afterwards, as CoOp does. ``notes`` get a line
-    about classes that have fewer images.
+    about classes that have fewer images. ``val_policy`` is VAL.POLICY: ``shots`` draws as many
+    validation as training images, ``full`` keeps all of them; the training images are the same.
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, got {shots}")
@@ -60,7 +67,9 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, notes: list[str] | None
     if notes is not None:
         notes += engine.notes
     # With the generator as train left it: val's draw depends on train's, as it does in CoOp.
-    val_shots = min(shots, MAX_VAL_SHOTS)
+    if val_policy == "full":
+        return Splits(train, splits.val, splits.test)
+    val_shots = shots if val_policy == "shots" else min(shots, MAX_VAL_SHOTS)
     val = engine.generate_fewshot_dataset(splits.val, num_shots=val_shots, rng=generator)
     return Splits(train, val, splits.test)
 

@@ -39,7 +39,9 @@ from scripts.reporting.sections import Section, Table, build_sections
 FORMATS = ("text", "markdown", "csv", "latex")
 _SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 _TABULATE = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
-CSV_HEADER = "protocol source demonstration dataset trainer cfg shots metric mean std n".split()
+CSV_HEADER = (
+    "protocol source demonstration dataset trainer cfg shots metric mean std n val_policy".split()
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.conftest import config_of_run
-from tests.trainers.plain import FEW_TEMPLATES
+from tests.trainers.plain import FEW_TEMPLATES, SHORT_GRID
 from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
@@ -20,7 +20,7 @@ OURS = [
     if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)
     and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
 ]
-SMALL = (*ONE_SHOT, *FEW_TEMPLATES)
+SMALL = (*ONE_SHOT, *FEW_TEMPLATES, *SHORT_GRID)
 # At the release's rate, with plain SGD, a few steps are lost in the rounding of single precision.
 MOVING = {"RAdaPrompt": ("OPTIM.NAME", "adam", "OPTIM.LR", "0.0009")}
 

@@ -250,6 +250,12 @@ OPTIONS: dict[str, Option] = {
         one_of("shifts", "all", "none"),
         "datasets on which zero-shot accuracy is checked first, on 500 images; ours",
     ),
+    "VAL.POLICY": Option(
+        "min4",
+        one_of("none", "min4", "shots", "full", "released"),
+        "validation images of a few-shot run: min(shots, 4) of each class as CoOp, as many as "
+        "shots, all; none and released (test images) are for methods that choose numbers; ours",
+    ),
     "TRAINER.NAME": Option("", names_of("dassl.engine:TRAINER_REGISTRY"), "of the method"),
 }
 

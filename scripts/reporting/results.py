@@ -143,14 +143,25 @@ def with_labels(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Add ``series``: a label for the runs that share a row of the table.
 
     It is the trainer, with the config file if the trainer has several or one that is not the
-    protocol's own, and with the number of shots if it differs and has no column in the table.
+    protocol's own, with the number of shots if it differs and has no column in the table, and, for
+    a method that chooses numbers, with the images that it chose them on.
     """
     own = {trainer: {protocol} == set(part.cfg) for trainer, part in runs.groupby("trainer")}
     several = protocol != "few_shot" and runs.shots.nunique() > 1
     labels = []
-    for trainer, cfg, shots in zip(runs.trainer, runs.cfg, runs.shots, strict=True):
+    columns = (runs.trainer, runs.cfg, runs.shots, runs.result)
+    for trainer, cfg, shots, result in zip(*columns, strict=True):
         extra = [] if own[trainer] else [cfg]
+        policy = policy_of(result)
+        if policy:
+            # A number that was chosen on what it is measured on must not look like the others.
+            extra.append("CHOSEN ON TEST IMAGES" if policy == "released" else f"val {policy}")
         if several:
             extra.append("all images" if shots == ALL_IMAGES else f"{shots} shots")
         labels.append(f"{trainer} ({', '.join(extra)})" if extra else trainer)
     return runs.assign(series=labels)
+
+
+def policy_of(result: dict[str, Any]) -> str:
+    """VAL.POLICY of a run that chooses numbers; "" for other methods."""
+    return str((result.get("validation") or {}).get("policy") or "")

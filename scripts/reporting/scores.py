@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scripts.jobs.protocols import SHIFTS, Protocol, dataset_rank
-from scripts.reporting.results import CLASS_METRICS
+from scripts.reporting.results import CLASS_METRICS, policy_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,14 +78,16 @@ def score(runs: pd.DataFrame, protocol: Protocol, source: str = "") -> pd.DataFr
     """Return all numbers of a protocol, a series' datasets in table order and its means last.
 
     ``source`` is the training dataset of a protocol that crosses to others; it counts neither as
-    target nor as shift. One row per number: series, trainer, cfg, dataset (or the name of a mean),
-    shots, metric, and the fields of `Stat`, with NaN for no deviation.
+    target nor as shift. One row per number: series, trainer, cfg, val_policy, dataset (or the name
+    of a mean), shots, metric, and the fields of `Stat`, with NaN for no deviation.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     for series, own in runs.groupby("series", sort=False):
-        named = {"series": series, "trainer": own.trainer.iloc[0], "cfg": own.cfg.iloc[0]}
+        first = own.iloc[0]
+        named = {"series": series, "trainer": first.trainer, "cfg": first.cfg}
+        named["val_policy"] = policy_of(first.result)  # the series' label tells policies apart
         found = [
             {**named, "dataset": place, "shots": shots, "metric": metric, **stat._asdict()}
             for shots, part in own.groupby("shots")

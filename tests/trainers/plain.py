@@ -22,6 +22,9 @@ FEW_TEMPLATES = tuple(
     for word in (f"TRAINER.{method}.TEMPLATES", "7")
 )
 
+# Twelve runs of so many iterations, instead of thousands.
+SHORT_GRID = ("TRAINER.CrossModalLP.ITERATIONS", "100")
+
 
 def plain_text(model, tokens, sets=()):
     """CLIP's text tower over all positions: features, not normalised. ``sets`` of (n, W)."""

@@ -267,6 +267,11 @@ class CLIPTrainer(TrainerX):
         self.recipe.before_train()
         super().before_train()
 
+    def after_train(self) -> None:
+        """Let the recipe do what follows the last epoch, then test."""
+        self.recipe.finish()
+        super().after_train()
+
     def load_model(
         self, directory: str | os.PathLike[str] | None, epoch: int | None = None
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from yacs.config import CfgNode
@@ -15,13 +15,17 @@ from trainers.base.class_rows import ClassRows
 class Recipe:
     """Where training starts, what classifies test images, what a result tells of both.
 
-    A trainer holds one and asks it; this one changes nothing. Two families replace what they need:
-    :class:`trainers.finetuning.recipe.FineTuning`, :class:`trainers.test_time.episodes.Episodes`.
+    A trainer holds one and asks it; this one changes nothing. Three families replace what they
+    need: :class:`trainers.finetuning.recipe.FineTuning`,
+    :class:`trainers.frozen.recipe.FittedHead`, :class:`trainers.test_time.episodes.Episodes`.
     So every method is a direct subclass of :class:`trainers.base.CLIPTrainer`.
 
     Args:
         trainer: The trainer that holds it, of which only the class is there yet.
     """
+
+    # Whether training is steps of ``forward_loss``; else the model is fitted at once.
+    takes_steps: ClassVar[bool] = True
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -39,6 +43,9 @@ class Recipe:
 
     def before_train(self) -> None:
         """Bring in the weights that training starts from; called before a resume."""
+
+    def finish(self) -> None:
+        """Complete what was trained; called after the last epoch, before the final test."""
 
     def load(self, directory: str | os.PathLike[str] | None, epoch: int | None) -> bool:
         """Prepare for the weights in a run directory; True if it has loaded them itself."""

@@ -173,6 +173,30 @@ def clip_adapter(state: State, model: Any, method: str) -> State:
     return {_CLIP_ADAPTER.get(name, name): tensor for name, tensor in state.items()}
 
 
+def task_res(state: State, model: Any, method: str) -> State:
+    """TaskRes: residuals of the text features; the features themselves are made again."""
+    if "text_feature_residuals" not in state:
+        return state
+    return _with_numbers({"head.residual": state["text_feature_residuals"].float()}, model)
+
+
+def prototypes(state: State, model: Any, method: str) -> State:
+    """ZS-LP and CLAP: class prototypes, and the text features that they started from."""
+    if "prototypes" not in state or "base_text_features" not in state:
+        return state
+    moved = state["prototypes"].float() - state["base_text_features"].float()  # (K, D)
+    converted = _with_numbers({"head.residual": moved}, model)
+    if "head.strength" in converted:  # only training needs it
+        converted["head.strength"] = torch.zeros(len(moved))
+    return converted
+
+
+def _with_numbers(state: State, model: Any) -> State:
+    """Add the numbers of a model's head that a released file does not hold."""
+    own = {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    return {**own, **state}
+
+
 def lightra(state: State, model: Any, method: str) -> State:
     """LightRA: per layer one ``prefix_pool`` (2, N, W), keys then values."""
     towers = {

@@ -110,6 +110,29 @@ def test_few_shot_by_hand(tmp_path, write_run):
     assert found["eurosat", "LightRA", 16, "accuracy"] == (85.0, None, 1)
 
 
+def test_rows_say_what_numbers_were_chosen_on(tmp_path, write_run):
+    for policy, seed, accuracy in (("min4", 1, 50.0), ("full", 2, 60.0), ("released", 3, 70.0)):
+        validation = {"policy": policy, "chosen": {"alpha": 1.0}}
+        how = {"protocol": "few_shot", "trainer": "GDA", "validation": validation}
+        write_run("train", "dtd", seed, accuracy, **how)
+    write_run("train", "dtd", 1, 40.0, protocol="few_shot")
+    built = build(tmp_path, "few_shot")
+    rows = {row[1]: row[2] for row in built.sections[0].tables[0].rows}
+    assert rows == {
+        "GDA (val min4)": "50.00",
+        "GDA (val full)": "60.00",
+        "GDA (CHOSEN ON TEST IMAGES)": "70.00",
+        "LightRA": "40.00",
+    }
+    lines = csv.DictReader(io.StringIO(built.render("csv")))
+    assert {line["val_policy"]: float(line["mean"]) for line in lines} == {
+        "min4": 50.0,
+        "full": 60.0,
+        "released": 70.0,
+        "": 40.0,
+    }
+
+
 def test_cross_dataset_means_are_apart_and_without_the_source(tmp_path, write_run):
     source = write_run("train", "imagenet", 1, 70.0, protocol="cross_dataset")
     accuracies = {"dtd": 40.0, "eurosat": 50.0, "imagenetv2": 60.0, "imagenet_a": 80.0}

@@ -1,0 +1,246 @@
+"""What the frozen-feature methods compute, against plain formulas in double precision."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainers.frozen.cache import CacheHead
+from trainers.frozen.clap import AdaptivePenalty
+from trainers.frozen.cross_modal_steps import example_batches, rate_at, weights_by_step
+from trainers.frozen.gaussian import class_means, classifier, novel_classifier, precision_matrix
+from trainers.frozen.gda import DiscriminantHead
+from trainers.frozen.linear_probe import regress
+from trainers.frozen.lp_plus_plus import BlendedHead, Descent
+from trainers.frozen.residual import ResidualHead
+from trainers.frozen.search import best_of
+
+N, K, D = 40, 4, 6
+SCALE = torch.tensor(100.0, dtype=torch.double)
+
+
+@pytest.fixture
+def rows():
+    """Unit features (N, D), of K classes with 8, 9, 11 and 12 of them, and labels (N,)."""
+    generator = torch.Generator().manual_seed(3)
+    label = torch.tensor([0] * 8 + [1] * 9 + [2] * 11 + [3] * 12)
+    centres = torch.randn(K, D, generator=generator, dtype=torch.double)
+    x = centres[label] + torch.randn(N, D, generator=generator, dtype=torch.double)
+    order = torch.randperm(N, generator=generator)
+    return F.normalize(x, dim=-1)[order], label[order]
+
+
+@pytest.fixture
+def text():
+    """Unit text features, (K, D)."""
+    generator = torch.Generator().manual_seed(5)
+    return F.normalize(torch.randn(K, D, generator=generator, dtype=torch.double), dim=-1)
+
+
+# ---------------------------------------------------------------------- GDA
+
+
+def test_gda_is_the_papers_classifier(rows):
+    x, label = rows
+    data, labels = x.numpy(), label.numpy()
+    mu = np.stack([data[labels == k].mean(0) for k in range(K)])
+    covariance = np.cov((data - mu[labels]).T)  # unbiased
+    shrunk = (N - 1) * covariance + np.trace(covariance) * np.eye(D)
+    p = D * np.linalg.pinv(shrunk)
+    w, b = mu @ p, [math.log(1 / K) - mu[k] @ p @ mu[k] / 2 for k in range(K)]
+
+    means, counts = class_means(x, label, K)
+    weight, bias = classifier(means, precision_matrix(x, label, means, shrinks=True))
+
+    assert counts.tolist() == [8, 9, 11, 12]
+    np.testing.assert_allclose(weight.numpy(), w, rtol=1e-9)
+    np.testing.assert_allclose(bias.numpy(), b, rtol=1e-9)
+
+
+def test_gda_of_base_classes_inverts_the_mean_of_their_covariances(rows):
+    x, label = rows
+    own = [np.cov(x[label == k].numpy().T) for k in range(K)]
+    means, _ = class_means(x, label, K)
+    found = precision_matrix(x, label, means, shrinks=False)
+    np.testing.assert_allclose(found.numpy(), np.linalg.inv(np.mean(own, 0)), rtol=1e-8)
+
+
+def test_a_direction_without_rows_is_not_blown_up(rows):
+    """The pseudo-inverse cuts where single precision ends: what is left there is rounding."""
+    x, label = rows
+    flat = x.clone()
+    flat[:, -1] = 1e-9 * torch.randn(N, dtype=torch.double)
+    means, _ = class_means(flat, label, K)
+    assert precision_matrix(flat, label, means, shrinks=False)[-1].abs().max() < 1
+
+
+def test_gda_of_novel_classes_has_its_own_rule():
+    generator = torch.Generator().manual_seed(7)
+    x = F.normalize(torch.randn(90, D, generator=generator, dtype=torch.double), dim=-1)
+    t = F.normalize(torch.randn(3, D, generator=generator, dtype=torch.double), dim=-1)
+    mus, ps = [], []
+    for own in t.numpy():
+        near = x.numpy()[np.argsort(-(x.numpy() @ own))[:64]]
+        mus.append(np.concatenate([near, np.tile(own, (16, 1))]).mean(0))
+        c = (near - own).T @ (near - own) / 63
+        ps.append(D * np.linalg.pinv(63 * c + np.trace(c) * np.eye(D)))
+    mu, p = np.stack(mus), np.mean(ps, 0)
+
+    weight, bias = novel_classifier(x, t)
+
+    np.testing.assert_allclose(weight.numpy(), mu @ p, rtol=1e-9)
+    expected = math.log(1 / 3) - np.einsum("kd,de,ke->k", mu, p, mu) / 2
+    np.testing.assert_allclose(bias.numpy(), expected, rtol=1e-9)
+
+
+def test_gda_logits_of_trained_and_of_novel_classes(rows, text):
+    x, _ = rows
+    head = DiscriminantHead(K, D, 0.5).double()
+    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.bias)
+    zero_shot = 100 * x @ text.T
+    expected = zero_shot + 0.5 * (x @ head.weight.T + head.bias)
+    torch.testing.assert_close(head(x, text, SCALE).logits, expected)
+
+    torch.testing.assert_close(head.novel(x, text, SCALE), zero_shot)  # nothing was kept
+    head.rows = x.clone()
+    weight, bias = novel_classifier(x, text)
+    torch.testing.assert_close(head.novel(x, text, SCALE), zero_shot + 0.5 * (x @ weight.T + bias))
+
+
+# ---------------------------------------------------------------------- Tip-Adapter
+
+
+class CacheOptions:
+    ALPHA, BETA = 2.0, 5.5
+
+
+def test_the_caches_logits(rows, text):
+    x, label = rows
+    head = CacheHead(label, K, D, CacheOptions).double()
+    head.keys.data = torch.randn(N, D, dtype=torch.double)
+    f = x[:5]
+    expected = 100 * f @ text.T
+    for b, n in itertools.product(range(5), range(N)):
+        closeness = math.exp(-5.5 * (1 - float(f[b] @ head.keys.data[n])))
+        expected[b, label[n]] += 2.0 * closeness
+    torch.testing.assert_close(head(f, text, SCALE).logits, expected)
+    # Some of the classes, in another order.
+    head.take_classes([3, 1], K)
+    picked = expected - 100 * f @ text.T
+    torch.testing.assert_close(
+        head(f, text[[3, 1]], SCALE).logits, 100 * f @ text[[3, 1]].T + picked[:, [3, 1]]
+    )
+
+
+def test_of_equal_candidates_the_first_is_chosen():
+    label = torch.tensor([0, 1])
+    right, half = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    tables = {"half": half, "right": right, "also right": 2 * right}
+    assert best_of(tables, tables.__getitem__, label) == "right"
+
+
+# ---------------------------------------------------------------------- residuals
+
+
+def test_residuals_and_their_penalty(rows, text):
+    x, label = rows
+    h = 7 * text  # not normalised: the residual is measured by its length
+    head = AdaptivePenalty(K, D, 0.5).double()
+    torch.nn.init.normal_(head.residual)
+    head.strength.copy_(torch.rand(K))
+    w = h + 0.5 * head.residual
+    out = head(x, h, SCALE)
+    torch.testing.assert_close(out.logits, 100 * x @ (w / w.norm(dim=1, keepdim=True)).T)
+    per_class = [head.strength[k] * (head.residual[k] ** 2).sum() for k in range(K)]
+    torch.testing.assert_close(out.penalty, sum(per_class) / K)
+    assert ResidualHead(K, D)(x.float(), h.float(), SCALE.float()).penalty == 0
+
+
+# ---------------------------------------------------------------------- LP++
+
+
+def test_lp_plus_plus_steps_are_those_of_autograd_and_sgd(rows, text):
+    x, label = rows
+    similarity = x @ text.T
+    head = BlendedHead(K, D, 300).double()
+    head.weight.data.normal_()
+    head.alpha.data.fill_(3.0)
+    plain = {n: p.detach().clone().requires_grad_() for n, p in head.named_parameters()}
+    eigenvalues = np.linalg.eigvalsh((x.T @ x).numpy())
+    rate = 4 * N / eigenvalues.max()
+    alpha_rate = N / (4 * max(float((similarity[:, k] ** 2).sum()) for k in range(K)))
+    sgd = torch.optim.SGD([plain["weight"], plain["bias"]], lr=rate, momentum=0.9)
+    for step in range(1, 26):
+        sgd.zero_grad()
+        logits = x @ plain["weight"].T + plain["bias"] + plain["alpha"] * similarity
+        F.cross_entropy(logits, label).backward()
+        sgd.step()
+        if step % 10 == 0:  # alpha's gradient is never cleared
+            plain["alpha"].data -= alpha_rate * plain["alpha"].grad
+
+    descent = Descent(head, x, label, similarity)
+    with torch.no_grad():
+        for _ in range(25):
+            descent.step()
+
+    assert (descent.rate, descent.alpha_rate) == pytest.approx((rate, alpha_rate), rel=1e-9)
+    for name, own in head.named_parameters():
+        torch.testing.assert_close(own, plain[name], rtol=1e-9, atol=1e-9)
+    expected = x @ head.weight.T + head.bias + head.alpha * similarity
+    torch.testing.assert_close(head(x, text, SCALE).logits, expected)
+
+
+# ---------------------------------------------------------------------- linear probe
+
+
+@pytest.mark.parametrize("c", [0.01, 10.0])
+def test_regression_ends_at_its_objectives_minimum(rows, c):
+    """Where the gradient of sum CE + |W|^2 / (2 C) is zero; the objective is convex."""
+    x, label = rows
+    start = torch.zeros(K, D, dtype=torch.double), torch.zeros(K, dtype=torch.double)
+    weight, bias = (v.requires_grad_() for v in regress(x, label, c, start, 1000))
+    loss = F.cross_entropy(x @ weight.T + bias, label, reduction="sum")
+    loss = loss + weight.square().sum() / (2 * c)
+    for gradient in torch.autograd.grad(loss, (weight, bias)):
+        assert gradient.abs().max() < N * 2e-5
+    assert weight.abs().max() > 0
+
+
+# ---------------------------------------------------------------------- cross-modal
+
+
+def test_cross_modal_steps_are_those_of_autograd_and_adamw(rows, text):
+    parts = [rows, (text, torch.arange(K))]
+    rates = [rate_at(i, 1e-2, 100) for i in range(60)]
+    plain = text.clone().requires_grad_()
+    adamw = torch.optim.AdamW([plain], weight_decay=0.1)
+    for rate, (x, label) in zip(rates, example_batches(parts, 6, 1), strict=False):
+        adamw.param_groups[0]["lr"] = rate
+        adamw.zero_grad()
+        F.cross_entropy(100 * x @ plain.T, label).backward()
+        adamw.step()
+    steps = list(weights_by_step(text, SCALE, example_batches(parts, 6, 1), rates, 0.1))
+    assert [done for done, _ in steps] == list(range(1, 61))
+    torch.testing.assert_close(steps[-1][1], plain.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_batches_are_half_images_and_half_texts(rows, text):
+    x, label = rows
+    batches = example_batches([rows, (text, torch.arange(K))], 6, seed=1)
+    seen = []
+    for _ in range(13):  # 13 times 3 of 40 images: one pass, its last image left out
+        features, labels = next(batches)
+        assert all(any(torch.equal(f, row) for row in x) for f in features[:3])
+        assert torch.equal(features[3:], text[labels[3:]])
+        seen += [int((x == f).all(1).nonzero()[0]) for f in features[:3]]
+    assert len(set(seen)) == 39
+
+
+def test_the_rate_warms_up_and_its_cosine_ends_behind_the_last_iteration():
+    rates = [rate_at(i, 1e-3, 12_800) for i in (0, 1, 49, 50, 6_450, 12_799)]
+    last = 1e-3 * (1 + math.cos(math.pi * 12_749 / 12_800)) / 2
+    assert rates == pytest.approx([1e-5, 2e-5, 9.8e-4, 1e-3, 5e-4, last], rel=1e-9)

@@ -1,0 +1,1 @@
+"""Methods that learn for the classes of training from frozen image features: a few shots' worth."""
