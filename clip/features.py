@@ -27,6 +27,7 @@ class FeatureBank(TextBank):
     """
 
     features: Tensor
+    alike = "text features are the same"
 
     def __init__(self, rows: Sequence[Tensor], source: str) -> None:
         # A token stands for each text, since what counts and batches texts asks for tokens.

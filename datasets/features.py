@@ -77,6 +77,8 @@ class Features(CLIPDataset):
             has to make them.
     """
 
+    # Zero-shot accuracy is looked at before a run: labels and texts may be in different order.
+    shifted = True
     features: dict[str, np.ndarray]
     class_texts: ClassTexts | None
 

@@ -10,10 +10,16 @@ import numpy as np
 from yacs.config import CfgNode
 
 from dassl.config import user_path
-from dassl.data.datasets import DatasetBase
+from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.features.arrays import READ_SUFFIXES, read_arrays
 from datasets.base import data_root
-from datasets.feature_files import ClassTexts, checked_features, read_texts, texts_of
+from datasets.feature_files import (
+    ClassTexts,
+    check_widths,
+    checked_features,
+    read_texts,
+    texts_of,
+)
 from datasets.features import FeatureDatum
 
 NAME = "Features"
@@ -72,8 +78,11 @@ class FeatureRows(DatasetBase):
     def __init__(self, cfg: CfgNode, files: Sequence[Path], classnames: list[str]) -> None:
         option: dict[str, Any] = dict(cfg.DATASET.FEATURES)
         key = option["KEY"]
-        parts, items = [], []
+        parts: list[np.ndarray] = []
+        items: list[Datum] = []
         for file in files:
+            if not file.exists():
+                raise FileNotFoundError(f"--predict: no file {file}")
             found, present = read_arrays(file, (key, "paths"))
             if key not in found:
                 raise ValueError(
@@ -88,12 +97,15 @@ class FeatureRows(DatasetBase):
             ]
             parts.append(features)
         super().__init__(test=items)
-        self.features = {"test": np.concatenate(parts)}
+        widths = {str(file): part.shape[1] for file, part in zip(files, parts, strict=True)}
         self.class_texts: ClassTexts | None = None
         if option["TEXT"]:
             texts = read_texts(data_root(cfg) / cfg.DATASET.DIR, option)
             every = list(range(len(classnames)))
             self.class_texts = texts_of(texts, classnames, classnames, every)
+            widths[self.class_texts.file] = self.class_texts.rows[0].shape[1]
+        check_widths(widths)
+        self.features = {"test": np.concatenate(parts)}
         # Set by hand, as DatasetBase would derive them from the made-up labels.
         self._classnames, self._num_classes = classnames, len(classnames)
         self._lab2cname = dict(enumerate(classnames))

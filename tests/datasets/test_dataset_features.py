@@ -180,7 +180,9 @@ def test_arrays_of_other_names(write, build_features):
     dataset = build_features(KEY="x", LABEL_KEY="y", TEXT_KEY="w")
     assert np.array_equal(dataset.features["test"], rows(25, 25))
     assert np.array_equal(dataset.class_texts.rows[4][0], rows(K, 1)[4])
-    with pytest.raises(ValueError, match=r"has no array 'X' \(DATASET.FEATURES.KEY\); it has 'x"):
+    with pytest.raises(
+        ValueError, match=r"has no array 'X' \(DATASET.FEATURES.KEY\); it has .*'x', 'y'"
+    ):
         build_features(KEY="X")
 
 
@@ -317,7 +319,7 @@ def test_missing_and_half_written_files(write, build_features, tmp_path):
 
 def test_a_picture_in_train_and_test_is_refused(write, build_features):
     write(**each(lambda n: {"paths": [f"{row}.jpg" for row in range(n)]}))
-    with pytest.raises(ValueError, match="more than one label"):
+    with pytest.raises(ValueError, match="a place in train and in test, first"):
         build_features()
 
 

@@ -6,6 +6,7 @@ classes' texts as well, no weights are loaded at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,11 @@ class GivenFeatureLoader(FeatureLoader):
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all rows in one view, (N, D); none is missing."""
         return (self._given[:, view] if self._given.ndim == 3 else self._given), set()
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The features (B, D) and labels (B,) of some rows, in the first view."""
+        index = torch.tensor([int(row) for row in rows])
+        return {"img": self.features(0)[0][index], "label": self._label[index]}
 
 
 def given_backbone(trainer: Any) -> clip.Backbone | None:

@@ -290,7 +290,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def _write_npz(file: IO[bytes], path: Path, arrays: Arrays) -> None:
-    np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
+    content: Arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    np.savez(file, **content)
 
 
 def _write_safetensors(file: IO[bytes], path: Path, arrays: Arrays) -> None:

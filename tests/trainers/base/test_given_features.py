@@ -53,10 +53,12 @@ def on_features(make_config, tmp_path, monkeypatch):
     """(method file, config file of features, options) -> a trainer; weights may not be loaded."""
 
     def build(method: str, dataset: Path, *options: str, output="run", weights=False):
-        if not weights:
-            monkeypatch.setattr(clip, "load", refuse)
         flags = ("--dataset-config-file", str(dataset))
-        return build_trainer(make_config(method, *BATCH, *options, flags=flags, output=output))
+        cfg = make_config(method, *BATCH, *options, flags=flags, output=output)
+        with monkeypatch.context() as patch:
+            if not weights:
+                patch.setattr(clip, "load", refuse)
+            return build_trainer(cfg)
 
     return build
 
@@ -92,22 +94,37 @@ def losses_of(trainer) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", ["ZeroshotCLIP", "ZeroshotCLIP2", "RAda", "CLIPAdapter", "LP"])
-def test_runs_agree_digit_for_digit(name, export, on_images, on_features):
+@pytest.fixture
+def same_start(monkeypatch):
+    """Seed again behind the backbone: building one draws numbers, and a stand-in draws none."""
+    load = CLIPTrainer.load_backbone
+
+    def seeded(self):
+        backbone = load(self)
+        torch.manual_seed(7)
+        return backbone
+
+    monkeypatch.setattr(CLIPTrainer, "load_backbone", seeded)
+
+
+@pytest.mark.usefixtures("same_start")
+@pytest.mark.parametrize("texts", ["given", "encoded"])
+@pytest.mark.parametrize("name", ["ZeroshotCLIP", "ZeroshotCLIP2", "RAda", "CLIPAdapter"])
+def test_runs_agree_digit_for_digit(name, texts, export, on_images, on_features):
     method = own_file(name)
     images = on_images(method, *SMALL)
     expected = losses_of(images)
     dataset = export(method, *SMALL)
-    given = on_features(method, dataset, *SMALL[2:4])
+    encoded = ("DATASET.FEATURES.TEXT", "", "MODEL.BACKBONE.NAME", "shapes")
+    options = encoded if texts == "encoded" else ()
+    given = on_features(method, dataset, *SMALL[2:4], *options, weights=texts == "encoded")
     assert losses_of(given) == expected
     assert bool(expected) == bool(trainable_state(given.model))
     for key, value in trainable_state(images.model).items():
         assert torch.equal(trainable_state(given.model)[key], value)
     found, wanted = (read_result(trainer.output_dir) for trainer in (given, images))
-    assert found["metrics"] == wanted["metrics"]
-    assert found["per_class"] == wanted["per_class"]
-    for split in ("train", "val", "test"):
-        assert found[f"num_{split}"] == wanted[f"num_{split}"]
+    for key in ("metrics", "per_class", "num_test", "num_classes"):
+        assert found[key] == wanted[key]
     assert found["metrics"]["accuracy"] > 2 * found["chance"]
 
 
@@ -174,10 +191,11 @@ def test_classes_with_different_numbers_of_texts(export, on_images, on_features,
 @pytest.mark.parametrize("name", WORKING)
 def test_every_method_without_towers_trains_and_is_evaluated(name, export, on_features, capsys):
     dataset = export("ZeroshotCLIP2/few_shot", *SMALL)
+    capsys.readouterr()
     trainer = on_features(own_file(name), dataset, "OPTIM.MAX_EPOCH", "1")
     trainer.train()
     accuracy = read_result(trainer.output_dir)["metrics"]["accuracy"]
-    assert accuracy > 2 * 5
+    assert accuracy > 3 * 2.5
     printed = capsys.readouterr().out
     assert "No backbone is loaded: image and text features are given" in printed
     assert "prompts and templates have no effect" in printed
@@ -195,7 +213,7 @@ def test_methods_that_learn_texts_need_a_backbone(name, export, on_features):
     options = ("DATASET.FEATURES.TEXT", "", "MODEL.BACKBONE.NAME", "shapes")
     trainer = on_features(own_file(name), dataset, *options, "OPTIM.MAX_EPOCH", "1", weights=True)
     trainer.train()
-    assert read_result(trainer.output_dir)["metrics"]["accuracy"] > 2 * 5
+    assert read_result(trainer.output_dir)["metrics"]["accuracy"] > 2 * 2.5
 
 
 @pytest.mark.parametrize("name", ["LightRA", "FT", "TPT"])
@@ -294,13 +312,37 @@ def test_transforms_of_images_are_refused(export, on_features):
 def test_a_feature_cache_has_nothing_to_do(export, on_features, tmp_path):
     dataset = export("ZeroshotCLIP/few_shot", *SMALL)
     options = ("FEATURE_CACHE.ENABLED", "True", "FEATURE_CACHE.DIR", str(tmp_path / "unused"))
-    trainer = on_features("ZeroshotCLIP/few_shot", dataset, *options)
+    trainer = on_features("ZeroshotCLIP/few_shot", dataset, *options, "OPTIM.MAX_EPOCH", "2")
     trainer.train()
     assert not (tmp_path / "unused").exists()
-    assert trainer.notes == []
+    assert list(trainer.notes) == []
 
 
 def test_methods_that_learn_texts_are_not_exported(export, capsys):
     with pytest.raises(AssertionError):
         export("CoOp/few_shot", *SMALL)
     assert "CoOp learns its texts, so that they are no features" in capsys.readouterr().err
+
+
+def test_labels_in_another_order_than_texts_are_noted(export, on_features, capsys):
+    dataset = export("ZeroshotCLIP/few_shot", *SMALL)
+    good = on_features("RAda/base2novel", dataset, "OPTIM.MAX_EPOCH", "2")
+    assert good.zero_shot_check["accuracy"] > 3 * 2.5
+    assert list(good.notes) == []
+    said = "test images with the given text features (chance 2.50%)"
+    assert said in capsys.readouterr().out
+    text, _ = read_arrays(dataset.parent / "text.npz", ("text_features", "logit_scale"))
+    np.savez(dataset.parent / "text.npz", text_features=text["text_features"][::-1])
+    turned = on_features("RAda/base2novel", dataset, output="turned")
+    assert "is at chance level" in turned.zero_shot_check["doubt"]
+    assert any("labels and class names are in different order" in note for note in turned.notes)
+
+
+def test_classes_with_the_same_text_features_are_noted(export, on_features):
+    dataset = export("ZeroshotCLIP/few_shot", *SMALL)
+    text, _ = read_arrays(dataset.parent / "text.npz", ("text_features", "classnames"))
+    text["text_features"][1] = text["text_features"][0]
+    np.savez(dataset.parent / "text.npz", **text)
+    notes = on_features("ZeroshotCLIP/few_shot", dataset, "OPTIM.MAX_EPOCH", "2").notes
+    assert len(notes) == 1
+    assert "cannot tell 2 of 40 classes apart, whose text features are the same" in notes[0]
