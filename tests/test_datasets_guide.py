@@ -42,7 +42,8 @@ def follow(root: Path, whole_shapes: str, blocks: list[tuple[str, str, str]]) ->
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
-    shutil.copy(REPOSITORY / "train.py", root)
+    for file in (REPOSITORY / "train.py", *REPOSITORY.glob("run_*.sh")):
+        shutil.copy(file, root)
     shutil.copytree(whole_shapes, root / "data")  # drawing it again would take seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
