@@ -43,6 +43,7 @@ class FeatureBank(TextBank):
 
     def twins(self) -> list[list[int]]:
         """Groups of classes with the same text features: nothing tells them apart."""
+        # By their bits: what differs at all gives other logits.
         groups: dict[bytes, list[int]] = {}
         ends = (self.starts + self.counts).tolist()
         for k, (start, end) in enumerate(zip(self.starts.tolist(), ends, strict=True)):
@@ -76,10 +77,11 @@ class FeatureBackbone(Backbone):
         nn.Module.__init__(self)
         self.model: Any = _Scale(logit_scale)
         self.name = "features"
+        # Methods make parts of this width, and loaders ask for the images' size although none come.
         self.embed_dim = rows[0].shape[1]
         spec = OPENAI_INPUT
         self.image_size, self.image_mean, self.image_std = spec.size, spec.mean, spec.std
-        self.context_length = 0
+        self.context_length = 0  # no text is ever cut
         self._rows, self._source = list(rows), source
 
     @property

@@ -101,6 +101,7 @@ class Features(CLIPDataset):
                 "names of files in the directory DATASET.DIR"
             )
         parts = {p: read_part(directory, p, option) for p in PARTS if option[p.upper()]}
+        # Whole arrays: draws and halves choose rows of them, so that nothing is copied here.
         self.features = {name: part.features for name, part in parts.items()}
         self.class_texts = read_texts(directory, option) if option["TEXT"] else None
         widths = {str(part.file): part.features.shape[-1] for part in parts.values()}
@@ -108,6 +109,7 @@ class Features(CLIPDataset):
             widths[self.class_texts.file] = self.class_texts.rows[0].shape[1]
             self._note_unused_prompts(cfg)
         check_widths(widths)
+        # Checked as a split file is: what follows takes labels without gaps for granted.
         names = class_names(parts, self.class_texts, bool(cfg.DATASET.CLASSNAMES))
         splits = Splits(*(_items(parts.get(name), names, directory) for name in PARTS))
         check_labels(splits, str(directory))
@@ -131,6 +133,7 @@ def _items(part: Part | None, names: list[str], directory: Path) -> list[Datum]:
     """The rows of a part as items."""
     if part is None:
         return []
+    # Below the data, as those of images: a run's record must not depend on the working directory.
     paths: Sequence[str] = [str(directory / path) for path in part.paths or ()]
     file = str(part.file)
     return [

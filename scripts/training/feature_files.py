@@ -44,6 +44,7 @@ def export(args: argparse.Namespace) -> str:
         value = getattr(args, flag)
         words += ["--" + flag.replace("_", "-"), str(value)] if value is not None else []
     cfg = build_config(argument_parser().parse_args([*words, *args.opts]))
+    # As train.py does, so that draw and augmentation are those of a run with this seed.
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     if trainer.needs_text_tower:

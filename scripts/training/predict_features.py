@@ -42,6 +42,7 @@ def take_input(cfg: CfgNode, patterns: Sequence[str], classnames: list[str]) -> 
             f"--predict: {given[0]} holds features, which need a run on DATASET.NAME Features, "
             f"this one is on {cfg.DATASET.NAME}; give features alone to such a run, or images"
         )
+    # Images from here on.
     if cfg.DATASET.NAME == NAME:
         if cfg.DATASET.FEATURES.TEXT:
             raise ValueError(
@@ -101,6 +102,7 @@ class FeatureRows(DatasetBase):
         self.class_texts: ClassTexts | None = None
         if option["TEXT"]:
             texts = read_texts(data_root(cfg) / cfg.DATASET.DIR, option)
+            # The run's classes are all there are, whatever half of a dataset they were.
             every = list(range(len(classnames)))
             self.class_texts = texts_of(texts, classnames, classnames, every)
             widths[self.class_texts.file] = self.class_texts.rows[0].shape[1]

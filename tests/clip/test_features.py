@@ -9,7 +9,9 @@ from torch.nn import functional as F
 import clip
 from clip import FeatureBackbone, TextBank
 
-ROWS = [torch.randn(count, 8, generator=torch.Generator().manual_seed(count)) for count in (1, 3, 2)]
+ROWS = [
+    torch.randn(count, 8, generator=torch.Generator().manual_seed(count)) for count in (1, 3, 2)
+]
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def check_given(cfg: CfgNode, keeps_features: bool, needs_text_tower: bool) -> N
 def _working(cfg: CfgNode) -> str:
     """Names of the methods that run on these features."""
     kinds = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    # Those of other people may need whatever their authors did not say.
     texts = gives_texts(cfg)
     return ", ".join(
         name
@@ -76,6 +77,7 @@ def use_given_features(trainer: Any) -> None:
             # In both places, since trainers written for Dassl read either.
             setattr(trainer, name, features)
             setattr(trainer.dm, name, features)
+    # With fewer views than epochs pictures come back unchanged: the result says so.
     views = getattr(trainer.train_loader_x, "views", 1)
     if 1 < views < trainer.max_epoch:
         trainer.notes.add(
@@ -107,17 +109,19 @@ class GivenFeatureLoader(FeatureLoader):
 
 def given_backbone(trainer: Any) -> clip.Backbone | None:
     """The stand-in for a backbone where the dataset gives text features; None where it does not."""
-    texts = getattr(trainer.dm.dataset, "class_texts", None)
-    if texts is None:
+    if not gives_texts(trainer.cfg):
         return None
+    texts = trainer.dm.dataset.class_texts
     print(f"No backbone is loaded: image and text features are given ({texts.file})")
-    rows = [torch.from_numpy(own) for own in texts.rows]
+    rows = [torch.from_numpy(own) for own in texts.rows]  # (P, D) each
     return clip.FeatureBackbone(rows, texts.logit_scale, texts.file).requires_grad_(False).eval()
 
 
 def check_width(trainer: Any, backbone: clip.Backbone) -> None:
     """Refuse a backbone whose texts do not fit the given image features."""
-    for part, features in getattr(trainer.dm.dataset, "features", {}).items():
+    if not gives_features(trainer.cfg):
+        return
+    for part, features in trainer.dm.dataset.features.items():
         if features.shape[-1] != backbone.embed_dim:
             raise ValueError(
                 f"DATASET.FEATURES.{part.upper()} has features of width {features.shape[-1]}, but "
