@@ -24,6 +24,7 @@ from clip.adapters.prompts import (
 )
 from clip.adapters.provp import ProgressivePrompts, attach_progressive_prompts
 from clip.backbones import Backbone, InputSpec, available_models, input_spec, load, tokenize
+from clip.features import FeatureBackbone, FeatureBank
 from clip.text import TextBank
 from clip.transformer import AdaptedAttention
 
@@ -37,6 +38,8 @@ __all__ = [
     "ContextPrompts",
     "CoupledPrompts",
     "FeatureAdapter",
+    "FeatureBackbone",
+    "FeatureBank",
     "HierarchicalPrompts",
     "InputSpec",
     "LearnedPrompts",

@@ -168,6 +168,7 @@ class TextBank(nn.Module):
 
     tokens: Tensor
     owner: Tensor
+    alike = "prompts have the same tokens"  # what `twins` have in common, in words
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -22,10 +23,9 @@ T = TypeVar("T")
 
 def relabel(item: Datum, *, label: int | None = None, classname: str | None = None) -> Datum:
     """Copy an item with another label or class name."""
-    return Datum(
-        impath=item.impath,
+    return replace(
+        item,
         label=item.label if label is None else label,
-        domain=item.domain,
         classname=item.classname if classname is None else classname,
     )
 

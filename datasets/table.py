@@ -6,7 +6,7 @@ Importing it registers all datasets, with those for data of the user's own.
 from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import folder  # noqa: F401 - registers Folder and Split
+from datasets import features, folder  # noqa: F401 - registers Features, Folder and Split
 from datasets.base import SplitFileDataset
 from datasets.row import DatasetRow
 from datasets.rows import ROWS

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Show or remove the features that runs with --feature-cache keep.
+"""Show or remove the features that runs with --feature-cache keep; write features as files.
 
 python scripts/features.py list
 python scripts/features.py clear --dataset DescribableTextures
+python scripts/features.py export --dataset-config-file configs/datasets/dtd.yaml --output data/dtd
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.config.paths import file_flag
+from dassl.config.paths import REPOSITORY, file_flag, path_flag
+from dassl.data.features.arrays import WRITTEN_SUFFIXES
 from dassl.data.features.cache import (
     DEFAULT_DIR,
     FeatureEntry,
@@ -114,7 +116,24 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="with all they were made from")
         else:
             command.add_argument("--dataset", metavar="NAME", help="only this dataset's")
+    _add_export_flags(commands.add_parser("export", help="write a dataset's features as files"))
     return parser
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset-config-file", type=path_flag, required=True, help="YAML of the dataset")
+    add("--root", type=path_flag, default="data", help="folder of all datasets (%(default)s)")
+    add("--backbone", type=path_flag, help="model that encodes images and texts (ViT-B/16)")
+    method = REPOSITORY / "configs/trainers/ZeroshotCLIP/base2novel.yaml"
+    texts = "YAML of the method whose texts and batches are taken; by default zero-shot CLIP's"
+    add("--config-file", type=path_flag, default=str(method), help=texts)
+    add("--seed", type=int, default=1, help="of few-shot draw and augmentation (%(default)s)")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps")
+    add("--output", type=file_flag, required=True, help="folder that the files are written to")
+    add("--suffix", choices=WRITTEN_SUFFIXES, default=".npz", help="format (%(default)s)")
+    views = "KEY VALUE pairs, such as FEATURE_CACHE.VIEWS 1 or DATASET.NUM_SHOTS 16"
+    add("opts", nargs=argparse.REMAINDER, help=views)
 
 
 @plain_main
@@ -122,6 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when nothing could be done."""
     escape_unprintable()
     args = build_parser().parse_args(argv)
+    if args.command == "export":
+        # Methods and models take seconds to import, which the other commands do without.
+        from scripts.training.feature_files import export
+
+        print(export(args))
+        return 0
     directory = args.dir
     if not directory.is_dir():
         raise FileNotFoundError(

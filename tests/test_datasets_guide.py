@@ -14,6 +14,7 @@ import yaml
 
 from dassl.config.defaults import OPTIONS as ENGINE_OPTIONS
 from dassl.engine import read_result
+from datasets.features import OPTIONS as FEATURE_OPTIONS
 from datasets.folder import OPTIONS
 from scripts.describe import build_parser
 from tests.conftest import REPOSITORY
@@ -27,21 +28,26 @@ def section(title: str) -> str:
     return GUIDE.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-BLOCKS = [match.groups() for match in FENCE.finditer(section("Your own data"))]
+def blocks_of(title: str) -> list[tuple[str, str, str]]:
+    """Language, file and text of each fenced block of a section."""
+    return [match.groups() for match in FENCE.finditer(section(title))]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory, whole_shapes) -> Path:
-    """A copy of the repository in which the whole example was followed, block by block."""
-    root = tmp_path_factory.mktemp("guide")
+BLOCKS = blocks_of("Your own data")
+FEATURE_BLOCKS = blocks_of("Features instead of images")
+
+
+def follow(root: Path, whole_shapes: str, blocks: list[tuple[str, str, str]]) -> Path:
+    """Follow an example block by block in a copy of the repository."""
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
-    shutil.copy(REPOSITORY / "train.py", root)
+    for file in (REPOSITORY / "train.py", *REPOSITORY.glob("run_*.sh")):
+        shutil.copy(file, root)
     shutil.copytree(whole_shapes, root / "data")  # drawing it again would take seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    for language, name, text in BLOCKS:
+    for language, name, text in blocks:
         if language != "bash":
             (root / name).write_text(text)
             continue
@@ -56,6 +62,16 @@ def checkout(tmp_path_factory, whole_shapes) -> Path:
         )
         assert done.returncode == 0, text + done.stdout + done.stderr
     return root
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, whole_shapes) -> Path:
+    return follow(tmp_path_factory.mktemp("guide"), whole_shapes, BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def with_features(tmp_path_factory, whole_shapes) -> Path:
+    return follow(tmp_path_factory.mktemp("features"), whole_shapes, FEATURE_BLOCKS)
 
 
 def test_example_has_commands_and_files():
@@ -98,6 +114,24 @@ def test_split_file_and_damaged_image(checkout):
     assert damaged in (checkout / "output/hearts/log.txt").read_text()
 
 
+def test_features_of_ones_own(with_features):
+    assert max(len(line) for _, _, text in FEATURE_BLOCKS for line in text.splitlines()) <= 100
+    runs = with_features / "output/eft"
+    for stage, names in (("train_base", ["circle", "cross"]), ("test_new", ["heart", "star"])):
+        result = read_result(runs / stage / "mine/shots_8/RAda/eft/seed1")
+        assert result["dataset"] == "Features"
+        assert [one["name"] for one in result["per_class"]] == names
+        assert result["metrics"]["accuracy"] > 60
+    rows = (with_features / "found.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * 16
+
+
+def test_features_that_were_exported(with_features):
+    result = read_result(with_features / "output/forms_features")
+    assert (result["num_classes"], result["num_test"]) == (8, 320)
+    assert result["metrics"]["accuracy"] > 3 * result["chance"]
+
+
 def test_shipped_files_and_switches_are_the_documented_ones():
     text = section("Class descriptions")
     rows = re.findall(r"^\| `(prompts/\S+)` \| (\d+) \| ([\d or]+) \|", text, re.MULTILINE)
@@ -132,7 +166,8 @@ def test_describe_commands_are_accepted():
 
 def test_the_copied_config_files_name_every_option_of_their_reader():
     named: set[str] = set()
-    for stem in ("folder", "split"):
+    for stem in ("folder", "split", "features"):
         path = REPOSITORY / f"configs/datasets/{stem}.yaml"
-        named |= set(yaml.safe_load(path.read_text())["DATASET"])
-    assert set(OPTIONS) <= named
+        section = yaml.safe_load(path.read_text())["DATASET"]
+        named |= {*section, *section.get("FEATURES", ())}
+    assert {*OPTIONS, *FEATURE_OPTIONS} <= named

@@ -162,7 +162,7 @@ def test_layers_of_a_resnet_are_refused_before_anything_is_loaded(make_config, n
 def test_every_row_has_a_file_and_every_file_a_row():
     rows = {row.config: row.name for row in ROWS}
     files = {p.stem: yaml.safe_load(p.read_text())["DATASET"]["NAME"] for p in DATASET_FILES}
-    assert files == {**rows, "folder": "Folder", "split": "Split"}
+    assert files == {**rows, "folder": "Folder", "split": "Split", "features": "Features"}
 
 
 @pytest.fixture(scope="module")

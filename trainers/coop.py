@@ -91,6 +91,7 @@ class CoOp(CLIPTrainer):
 
     model_name = "prompt_learner"  # the released checkpoints' folder
     frozen_image_encoder = True
+    needs_text_tower = True
     released_in_half = True
     released_layout = released.coop
     forward_loss = context_loss

@@ -61,6 +61,7 @@ class DePT(CLIPTrainer):
     """
 
     released_in_half = True
+    needs_text_tower = True
     defaults = {
         "HOST": Option("CoOp", one_of(*HOSTS), "method that the probe joins"),
         "WEIGHT": Option(0.7, number(0, 1), "share of the probe's logits and loss"),

@@ -85,6 +85,7 @@ class KgCoOp(CLIPTrainer):
 
     model_name = "prompt_learner"  # the released checkpoints' folder
     frozen_image_encoder = True
+    needs_text_tower = True
     released_in_half = True
     released_layout = released.kgcoop
     defaults = {

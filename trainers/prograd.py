@@ -58,6 +58,7 @@ class ProGrad(CLIPTrainer):
 
     model_name = "prompt_learner"  # the released checkpoints' folder
     frozen_image_encoder = True
+    needs_text_tower = True
     released_in_half = True
     released_layout = released.coop
     defaults = {

@@ -118,7 +118,8 @@ class RunIdentity:
         """The images of the run, see `dassl.config.inputs.image_record`."""
         names = ("train_x", "train_u", "val", "test")
         splits = (getattr(self.dm.dataset, name, None) for name in names)
-        paths = {item.impath for split in splits for item in split or ()}
+        # Rows of features lie in one file, and a million of them would make a record of a million.
+        paths = {getattr(item, "file", item.impath) for split in splits for item in split or ()}
         paths.update(listed_images(self._read))
         return image_record(sorted(paths), self.places, bool(self.cfg.DATASET.HASH_IMAGES))
 

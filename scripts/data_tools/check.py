@@ -18,13 +18,15 @@ from typing import Any
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+import datasets.features
+import datasets.folder
 import datasets.table  # noqa: F401 - registers the datasets
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from datasets import shapes
 from datasets.base import data_root
 from datasets.downloads import Download
-from datasets.folder import extend_cfg
+from datasets.features import FeatureDatum
 from datasets.row import DatasetRow
 from datasets.splits import PARTS
 
@@ -104,7 +106,8 @@ def read_target(file: Path, root: Path) -> Target:
 def read_config(file: Path) -> CfgNode:
     """Return the defaults merged with a dataset's config file."""
     cfg = get_cfg_default()
-    extend_cfg(cfg)
+    datasets.folder.extend_cfg(cfg)
+    datasets.features.extend_cfg(cfg)
     try:
         merge_file(cfg, file, known_datasets=DATASET_REGISTRY)
     except ValueError:
@@ -188,7 +191,9 @@ def _check_content(target: Target, workers: int | None) -> Finding:
     if workers is None:
         return finding
     # A split file may list an image in several splits: decode it once.
-    paths = dict.fromkeys(item.impath for part in parts for item in part)
+    # Rows of features are no files: all of them were read and checked above.
+    items = [item for part in parts for item in part if not isinstance(item, FeatureDatum)]
+    paths = dict.fromkeys(item.impath for item in items)
     return _add_unreadable(finding, find_unreadable(list(paths), workers, target.config))
 
 

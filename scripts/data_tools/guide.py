@@ -25,6 +25,8 @@ UNCOUNTED = (
     "| see [below](#the-bundled-shapes-suite) | rendered, no download |",
     "| `folder`, `split` | `Folder`, `Split` | yours | yours "
     "| see [your own data](#your-own-data) |",
+    "| `features` | `Features` | yours | yours "
+    "| see [features instead of images](#features-instead-of-images) |",
 )
 
 

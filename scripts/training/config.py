@@ -10,6 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 import clip
+import datasets.features
 import datasets.folder
 import datasets.table  # registers the datasets
 from clip.prompts import check_template
@@ -37,6 +38,7 @@ def default_config() -> CfgNode:
     cfg.INPUT.TRANSFORMS = CLIP_TRANSFORMS
     add_options(cfg, OPTIONS)
     datasets.folder.extend_cfg(cfg)
+    datasets.features.extend_cfg(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         extend = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
         if extend is not None:
@@ -48,6 +50,8 @@ def config_options(cfg: CfgNode) -> dict[str, Option]:
     """Return each declared config key's default, rule and meaning, for a :func:`default_config`."""
     options = {**ENGINE_OPTIONS, **OPTIONS}
     options |= {f"DATASET.{key}": option for key, option in datasets.folder.OPTIONS.items()}
+    for key, option in datasets.features.OPTIONS.items():
+        options[f"DATASET.FEATURES.{key}"] = option
     for name in TRAINER_REGISTRY.registered_names():
         options |= trainer_options(name, TRAINER_REGISTRY.get(name))
     for section, keys in cfg.TRAINER.items():

@@ -83,8 +83,8 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
         "predict", "classify images instead; trains nothing"
     ).add_argument
     images = (
-        "files, folders and globs; with the run in --model-dir, else zero-shot. KEY VALUE pairs "
-        "need -- or another flag before them"
+        "files, folders and globs of images, or files of features; with the run in --model-dir, "
+        "else zero-shot. KEY VALUE pairs need -- or another flag before them"
     )
     add("--predict", type=path_flag, nargs="+", metavar="IMAGES", help=images)
     names = "file of class names, one a line or a JSON list; else the run's own"

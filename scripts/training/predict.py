@@ -26,6 +26,7 @@ from datasets.classnames import unreadable_names
 from datasets.listing import LeftOut
 from datasets.rows import ROW_OF
 from scripts.training.config import PLACE_KEYS, build_config
+from scripts.training.predict_features import take_input
 from scripts.training.predict_files import (
     SUFFIXES,
     Prediction,
@@ -45,15 +46,16 @@ def run_predict(args: argparse.Namespace) -> int:
     _check_values(args)
     cfg = prediction_config(args)
     names = class_names(args, cfg)  # before find_images: it may draw the bundled suite
+    rows = take_input(cfg, args.predict, names)
     left_out = LeftOut()
-    paths = find_images(args.predict, left_out)
+    paths = find_images(args.predict, left_out) if rows is None else []
     notes = [f"--predict leaves out {left_out}"] if left_out else []
     odd = unreadable_names(names)
     notes += [f"{odd}; give names with --classnames"] if odd else []
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     top_k = TOP_K if args.top_k is None else args.top_k
-    found = predict(cfg, names, paths, top_k, args.model_dir, args.load_epoch)
+    found = predict(cfg, names, paths, top_k, args.model_dir, args.load_epoch, rows)
     found.notes += notes
     print_table(found)
     if args.predict_output:
@@ -192,8 +194,9 @@ def predict(
     top_k: int,
     model_dir: str = "",
     epoch: int | None = None,
+    rows: DatasetBase | None = None,
 ) -> Prediction:
-    """Classify images.
+    """Classify images, or rows of features.
 
     Args:
         cfg: Of a run.
@@ -202,13 +205,14 @@ def predict(
         top_k: Classes per image; all, if there are fewer.
         model_dir: Run to take trained weights from; "" for none.
         epoch: Of the weights; the last by default.
+        rows: A dataset of features to classify instead of ``paths``.
 
     Returns:
         The best classes of each image that can be read, with the softmax of the logits.
     """
     template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     set_random_seed(cfg.SEED)
-    with standing_for(cfg.DATASET.NAME, Pictures(classnames, paths, template)):
+    with standing_for(cfg.DATASET.NAME, rows or Pictures(classnames, paths, template)):
         trainer = build_trainer(cfg)
     if model_dir:
         trainer.load_model(model_dir, epoch=epoch)

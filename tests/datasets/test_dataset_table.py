@@ -8,7 +8,7 @@ import yaml
 
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import rows, table
+from datasets import features, rows, table
 from datasets.base import SplitFileDataset, function_of
 from datasets.folder import extend_cfg
 from datasets.row import DatasetRow
@@ -257,6 +257,7 @@ def test_yaml_agrees_with_the_row(row: DatasetRow) -> None:
 def test_every_config_file_belongs_to_a_dataset(path: Path) -> None:
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    features.extend_cfg(cfg)
     merge_file(cfg, path)
     assert cfg.DATASET.NAME in DATASET_REGISTRY
     if path.stem == "folder":
@@ -264,6 +265,8 @@ def test_every_config_file_belongs_to_a_dataset(path: Path) -> None:
         assert cfg.DATASET.SPLIT_RATIO == (0.5, 0.2, 0.3)
     elif path.stem == "split":
         assert (cfg.DATASET.NAME, cfg.DATASET.SPLIT_FILE) == ("Split", "split.json")
+    elif path.stem == "features":
+        assert (cfg.DATASET.NAME, cfg.DATASET.FEATURES.TEXT) == ("Features", "text.npz")
     else:
         assert rows.row_of(cfg.DATASET.NAME).config == path.stem
     # What belongs to a method or a protocol would be overruled, or overrule, by surprise.

@@ -22,6 +22,16 @@ from dassl.engine.device import AUTOCAST_TYPES
 from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
+from trainers.base.given_features import (
+    GivenTexts,
+    check_given,
+    check_width,
+    given_backbone,
+    given_texts_line,
+    gives_features,
+    gives_texts,
+    use_given_features,
+)
 from trainers.base.prompt_texts import PromptTexts, text_notes
 from trainers.base.recipe import Recipe
 from trainers.base.released import Convert
@@ -51,6 +61,8 @@ class CLIPTrainer(TrainerX):
     defaults: ClassVar[dict[str, Any]] = {}
     # Whether image features stay the pre-trained model's, so that they can be computed once.
     frozen_image_encoder: ClassVar[bool] = False
+    # Whether it learns in the text encoder, so that text features cannot take the texts' place.
+    needs_text_tower: ClassVar[bool] = False
     # Whether the method changes attention layers or their input, which ResNets do not have.
     needs_transformers: ClassVar[bool] = False
     # Whether the loss compares the images of a batch, so that it cannot be taken in parts.
@@ -77,7 +89,7 @@ class CLIPTrainer(TrainerX):
         # Last: the check above encodes images, and the features replace the loaders of images.
         if self.uses_features(cfg):
             use_features(self)
-        elif cfg.FEATURE_CACHE.ENABLED:
+        elif cfg.FEATURE_CACHE.ENABLED and not gives_features(cfg):
             self.notes.add(
                 "no feature cache: the method needs other features than one frozen one per image"
             )
@@ -106,6 +118,7 @@ class CLIPTrainer(TrainerX):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse what the method cannot work with; called before anything is built."""
         self.recipe.check_cfg(cfg)
+        check_given(cfg, self.keeps_features(cfg), self.needs_text_tower)
         name = cfg.MODEL.BACKBONE.NAME
         if self.needs_transformers and has_vision_transformer(name) is False:
             raise ValueError(
@@ -129,6 +142,8 @@ class CLIPTrainer(TrainerX):
     def uses_features(self, cfg: CfgNode) -> bool:
         """Whether image features are computed once: if asked for, and kept or insisted on."""
         cache = cfg.FEATURE_CACHE
+        if gives_features(cfg):
+            return False  # there is nothing left to compute
         return cache.ENABLED and (cache.REQUIRED or self.keeps_features(cfg))
 
     @classmethod
@@ -152,7 +167,8 @@ class CLIPTrainer(TrainerX):
     def texts(self) -> PromptTexts:
         """What makes prompts of the config and the class names."""
         context = values_of(self.defaults).get("CTX_INIT")
-        return PromptTexts(self.cfg.DATASET, self.dm.dataset.classnames, context)
+        kind = GivenTexts if gives_texts(self.cfg) else PromptTexts
+        return kind(self.cfg.DATASET, self.dm.dataset.classnames, context)
 
     def prompts(self, context: str = "", learned: bool = False) -> list[list[str]]:
         """Each class's prompts, see :meth:`PromptTexts.prompts`."""
@@ -177,16 +193,19 @@ class CLIPTrainer(TrainerX):
         """Log the first prompt; note what is wrong with the texts, or has no effect on them."""
         bank = self.text_bank()
         first = ""
-        if bank is not None:
+        if isinstance(bank, clip.FeatureBank):
+            print(given_texts_line(bank))
+        elif bank is not None:
             first = f", the first is {bank.texts[0]!r}"
             counts = f"{bank.num_classes} classes, {len(bank)} texts"
             print(f'First prompt: "{bank.texts[0]}" ({counts})')
-            for note in text_notes(bank, self.dm.dataset.classnames, self.cfg.DATASET.NAME):
-                self.notes.add(note)
             backbone = getattr(self.model, "backbone", None)
             cut = backbone.cuts(bank.texts, bank.tokens) if backbone is not None else ""
             if cut and cut not in self.notes:
                 self.notes.append(cut)  # logged when they were tokenised
+        if bank is not None:
+            for note in text_notes(bank, self.dm.dataset.classnames, self.cfg.DATASET.NAME):
+                self.notes.add(note)
         if self.texts.unused_template:
             self.notes.add(
                 f"DATASET.PROMPT_TEMPLATE {self.texts.unused_template!r} has no effect: "
@@ -196,13 +215,23 @@ class CLIPTrainer(TrainerX):
 
     # ------------------------------------------------------------------ the backbone and the data
 
+    def build_data_loader(self) -> None:
+        """Build dataset and loaders; a dataset of features gives these in the images' place."""
+        super().build_data_loader()
+        if gives_features(self.cfg):
+            use_given_features(self)
+
     def load_backbone(self) -> clip.Backbone:
-        """The pre-trained model the config names, frozen."""
+        """The pre-trained model the config names, frozen; a stand-in where texts are given."""
+        given = given_backbone(self)
+        if given is not None:
+            return given
         name = self.cfg.MODEL.BACKBONE.NAME
         print(f"Loading CLIP (backbone: {name})")
         backbone = clip.load(name, precision="fp16" if self.precision == "fp16" else "fp32")
         if self.device.type == "cuda":
             lay_out_for_gpu(backbone)
+        check_width(self, backbone)
         return backbone
 
     # ------------------------------------------------------------------ training
@@ -235,7 +264,8 @@ class CLIPTrainer(TrainerX):
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """Add a hash of the backbone's files on this machine; "" where its name tells it all."""
-        files = weight_files(self.cfg.MODEL.BACKBONE.NAME)
+        # Where texts are given, the name is only a remark on what made the features.
+        files = [] if gives_texts(self.cfg) else weight_files(self.cfg.MODEL.BACKBONE.NAME)
         content = digest_of([file_hash(path) for path in files]) if files else ""
         return {**super().checkpoint_meta(), "backbone_sha256": content}
 

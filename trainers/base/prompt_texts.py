@@ -100,7 +100,7 @@ def text_notes(bank: TextBank, classnames: Sequence[str], dataset: str) -> list[
     if groups:
         notes.append(
             f"the text encoder cannot tell {sum(map(len, groups))} of {len(names)} classes "
-            f"apart, whose prompts have the same tokens: {_listed(groups)}"
+            f"apart, whose {bank.alike}: {_listed(groups)}"
         )
     return notes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +21,11 @@ import clip
 from clip.prompts import template_prompts
 from clip.text import unit_norm
 from dassl.data.samplers.epochs import SeededIndex, mix_seed
-from dassl.data.wrapper import ImageLoader
 from datasets.imagenet import misnamed, standard_names
 from datasets.row import Figure
 from datasets.rows import ROWS
 from trainers.base.features import loader_like
+from trainers.base.given_features import GivenFeatureLoader, gives_texts
 from trainers.base.templates import hand_made
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def sanity_check(trainer: CLIPTrainer) -> dict[str, Any] | None:
     beside = f"published {figure.accuracy:g}% with {figure.prompts}; " if figure else ""
     print(
         f"Zero-shot check of {cfg.DATASET.NAME}: {accuracy:.2f}% on {images:,} of "
-        f"{len(dataset.test):,} test images with {template_of(trainer)!r} and "
-        f"{cfg.MODEL.BACKBONE.NAME} ({beside}chance {chance:.2f}%)"
+        f"{len(dataset.test):,} test images with {texts_read(trainer)} ({beside}chance "
+        f"{chance:.2f}%)"
     )
     doubt = verdict(accuracy, images, chance, figure)
     if doubt:
@@ -133,18 +133,27 @@ def count_correct(trainer: CLIPTrainer, rows: Sequence[int]) -> tuple[int, int]:
     model = getattr(trainer, "model", None)
     backbone = getattr(model, "backbone", None) or trainer.load_backbone().to(device)
     prompts = template_prompts(trainer.dm.dataset.classnames, template_of(trainer))
-    bank = clip.TextBank(prompts, backbone.tokenize, backbone.end_of_text()).to(device).eval()
+    bank = backbone.text_bank(prompts).to(device).eval()
     correct = images = 0
     with clip.adapters_disabled(backbone), trainer.autocast():
         weights = F.normalize(bank.class_features(backbone), dim=-1)  # (K, D)
         loader = _loader(trainer.dm.test_loader, rows, trainer.cfg)
         for batch in tqdm(loader, desc="Zero-shot check", file=sys.stderr, disable=None):
             image = batch["img"].to(device, non_blocking=True)
-            features = unit_norm(backbone.encode_image(image))  # (B, D)
+            # Two dimensions are features already.
+            raw = image if image.ndim == 2 else backbone.encode_image(image)
+            features = unit_norm(raw)  # (B, D)
             predicted = (features @ weights.T).argmax(-1).cpu()
             correct += int((predicted == batch["label"]).sum())
             images += len(predicted)
     return correct, images
+
+
+def texts_read(trainer: CLIPTrainer) -> str:
+    """What the check classifies with, in words."""
+    if gives_texts(trainer.cfg):
+        return "the given text features"
+    return f"{template_of(trainer)!r} and {trainer.cfg.MODEL.BACKBONE.NAME}"
 
 
 def template_of(trainer: CLIPTrainer) -> str:
@@ -152,12 +161,15 @@ def template_of(trainer: CLIPTrainer) -> str:
     return getattr(trainer.dm.dataset, "template", "") or hand_made(trainer.cfg.DATASET.NAME)
 
 
-def _loader(plain: Any, rows: Sequence[int], cfg: Any) -> ImageLoader:
+def _loader(plain: Any, rows: Sequence[int], cfg: Any) -> Iterable[dict[str, Any]]:
     """Load some images as the test loader does."""
     # Random transforms draw from these seeds, so that the check moves no generator of the run.
     indices = [SeededIndex(row, mix_seed("zero-shot check", row)) for row in rows]
     size = cfg.DATALOADER.TEST.BATCH_SIZE
-    return loader_like(plain, [indices[i : i + size] for i in range(0, len(rows), size)])
+    batches = [indices[i : i + size] for i in range(0, len(rows), size)]
+    if isinstance(plain, GivenFeatureLoader):
+        return (plain.batch(rows) for rows in batches)
+    return loader_like(plain, batches)
 
 
 def published_figure(trainer: CLIPTrainer) -> Figure | None:

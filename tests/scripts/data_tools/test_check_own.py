@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -146,7 +147,7 @@ def test_default_root_need_not_exist(monkeypatch, tmp_path, check):
 
 def test_every_config_is_checked(tmp_path, check):
     stems = {path.stem for path in (REPOSITORY / "configs/datasets").glob("*.yaml")}
-    assert check("--root", tmp_path, "--json")[2].keys() == stems - {"folder", "split"}
+    assert check("--root", tmp_path, "--json")[2].keys() == stems - {"folder", "split", "features"}
 
 
 def test_directory_that_may_not_be_read(tmp_path, check, monkeypatch):
@@ -159,3 +160,26 @@ def test_directory_that_may_not_be_read(tmp_path, check, monkeypatch):
     status, out, _ = check("--root", tmp_path, "--datasets", "dtd")
     assert status == 1
     assert f"dtd: damaged: [Errno 13] Permission denied: '{tmp_path / 'dtd'}'" in out
+
+
+def test_features_of_ones_own(tmp_path, check):
+    """Rows are counted; none of them is opened as an image, even by a full check."""
+    folder = tmp_path / "data/birds"
+    folder.mkdir(parents=True)
+    labels = np.arange(12) % 3
+    features = np.random.default_rng(0).normal(size=(12, 4))
+    for part in ("train", "test"):
+        np.savez(
+            folder / f"{part}.npz", features=features, labels=labels, classnames=["a", "b", "c"]
+        )
+    file = tmp_path / "birds.yaml"
+    files = 'FEATURES: {TRAIN: "train.npz", TEST: "test.npz"}'
+    file.write_text(f'DATASET: {{NAME: Features, DIR: "birds", {files}}}')
+    flags = ("--root", tmp_path / "data", "--dataset-config-file", file, "--full", "--json")
+    status, _, found = check(*flags)
+    assert (status, found["birds"]["status"]) == (0, "ok")
+    assert (found["birds"]["classes"], found["birds"]["counts"]) == (3, [12, 0, 12])
+    (folder / "test.npz").write_bytes(b"PK")
+    status, out, found = check(*flags)
+    assert (status, found["birds"]["status"]) == (1, "damaged")
+    assert "damaged, half written" in out
