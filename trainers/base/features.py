@@ -61,7 +61,7 @@ def use_features(trainer: Any) -> None:
     ):
         loader = getattr(trainer, name)
         if loader is not None:
-            features = FeatureLoader(encoder, loader, split, views)
+            features = FeatureLoader(encoder, loader, split, views, trainer.device)
             # In both places, since trainers written for Dassl read either.
             setattr(trainer, name, features)
             setattr(trainer.dm, name, features)
@@ -130,16 +130,24 @@ class FeatureLoader:
     """Gives a loader's batches, in its order, with features (B, D) in place of the images.
 
     Features are computed when they are first needed. ``views`` is the number of augmentations of
-    each image, which take turns by epoch.
+    each image, which take turns by epoch; ``device`` is where the batches will be needed.
     """
 
-    def __init__(self, encoder: FrozenEncoder, loader: Any, split: str, views: int) -> None:
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        loader: Any,
+        split: str,
+        views: int,
+        device: torch.device,
+    ) -> None:
         self.encoder = encoder
         self.loader = loader
         self.dataset = loader.dataset
         self.batch_sampler = loader.batch_sampler
         self.split = split
         self.views = views
+        self.device = device
         self.bad_images: dict[str, str] = {}  # reason by path, of every image skipped so far
         self._epoch = 0
         self._images = ""
@@ -195,9 +203,8 @@ class FeatureLoader:
 
         Then a batch is three look-ups there, and nothing is copied to it but the batch's rows.
         """
-        device = self.encoder.trainer.device
+        device, key = self.device, self._state(view)
         whole = [features, self._label, self._domain]
-        key = view, self.encoder.weights()
         if key not in self._tables:
             if features.nbytes > room_for_features(device):
                 return whole
@@ -207,10 +214,14 @@ class FeatureLoader:
             self._tables[key] = [table.to(device) for table in whole]
         return self._tables[key]
 
+    def _state(self, view: int) -> tuple[int, str]:
+        """Return what the features of a view depend on in this process."""
+        # On the weights too: `load_model` may replace them between two evaluations.
+        return view, self.encoder.weights()
+
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all images (N, D) in one view, and the rows that have none."""
-        # By the weights too: `load_model` may replace them between two evaluations.
-        served = view, self.encoder.weights()
+        served = self._state(view)
         if served not in self._served:
             self._note_views()
             batches = self.draw(view)

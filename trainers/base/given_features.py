@@ -73,7 +73,8 @@ def use_given_features(trainer: Any) -> None:
     for name, part in (("train_loader_x", "train"), ("val_loader", "val"), ("test_loader", "test")):
         loader = getattr(trainer, name)
         if loader is not None:
-            features = GivenFeatureLoader(loader, part, trainer.dm.dataset.features[part])
+            given = trainer.dm.dataset.features[part]
+            features = GivenFeatureLoader(loader, part, given, trainer.device)
             # In both places, since trainers written for Dassl read either.
             setattr(trainer, name, features)
             setattr(trainer.dm, name, features)
@@ -88,18 +89,24 @@ def use_given_features(trainer: Any) -> None:
 class GivenFeatureLoader(FeatureLoader):
     """Gives a loader's batches with rows of the dataset's features; several views take turns."""
 
-    def __init__(self, loader: Any, part: str, features: np.ndarray) -> None:
+    def __init__(
+        self, loader: Any, part: str, features: np.ndarray, device: torch.device
+    ) -> None:
         encoder: Any = None  # nothing is computed
-        super().__init__(encoder, loader, part, 1)
+        super().__init__(encoder, loader, part, 1, device)
         rows = [item.row for item in loader.dataset.data_source]
         # Of a whole part no copy is made: it may be as large as the memory allows.
         whole = rows == list(range(len(features)))
         self._given = torch.from_numpy(features if whole else features[rows])  # (N, [V,] D)
         self.views = self._given.shape[1] if self._given.ndim == 3 else 1
 
+    def _state(self, view: int) -> tuple[int, str]:
+        return view, ""
+
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all rows in one view, (N, D); none is missing."""
-        return (self._given[:, view] if self._given.ndim == 3 else self._given), set()
+        several = self._given.ndim == 3
+        return (self._given[:, view % self.views] if several else self._given), set()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The features (B, D) and labels (B,) of some rows, in the first view."""

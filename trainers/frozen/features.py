@@ -16,6 +16,7 @@ from clip.text import at_least_single
 from dassl.data.data_manager import build_data_loader
 from dassl.data.features.cache import FeatureCache
 from trainers.base.features import FeatureLoader, FrozenEncoder
+from trainers.base.given_features import GivenFeatureLoader
 
 
 class SplitFeatures:
@@ -45,7 +46,13 @@ class SplitFeatures:
         return self._rows(self._loader(split, plain), 0)
 
     def unaugmented(self, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """Training images as test images are seen: features (N, D), labels (N,)."""
+        """Training images as test images are seen: features (N, D), labels (N,).
+
+        Of a dataset of features it is the first view, which nobody can mirror.
+        """
+        given = self.trainer.train_loader_x
+        if isinstance(given, GivenFeatureLoader):
+            return self._rows(given, 0)
         name = "mirrored" if mirrored else "unaugmented"
         if name not in self._loaders:
             cfg, dm = self.trainer.cfg, self.trainer.dm
@@ -76,7 +83,8 @@ class SplitFeatures:
             directory = self._folder.name
         encoder = FrozenEncoder(self.trainer, FeatureCache(directory))
         # As many views as epochs: views that take turns are the feature cache's matter.
-        return FeatureLoader(encoder, plain, split, max(1, self.trainer.max_epoch))
+        views = max(1, self.trainer.max_epoch)
+        return FeatureLoader(encoder, plain, split, views, self.trainer.device)
 
     def _rows(self, loader: FeatureLoader, view: int) -> tuple[Tensor, Tensor]:
         """Features and labels of one view, without the images that cannot be read."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from scripts.benchmarks.release_forms.step import ReleaseStep, tokens_of
 from scripts.benchmarks.release_forms.towers import ReleasedCLIP, unit
 from scripts.benchmarks.ttt import one_by_one
-from trainers.test_time.views import finish
+from dassl.data.transforms import finish
 
 HEADS = 8
 LAYER = "head.layers.0"
