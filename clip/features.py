@@ -81,7 +81,7 @@ class FeatureBackbone(Backbone):
         self.embed_dim = rows[0].shape[1]
         spec = OPENAI_INPUT
         self.image_size, self.image_mean, self.image_std = spec.size, spec.mean, spec.std
-        self.context_length = 0  # no text is ever cut
+        self.context_length = 77  # CLIP's, so that what attaches prompts gets to our refusal
         self._rows, self._source = list(rows), source
 
     @property
