@@ -89,9 +89,7 @@ def use_given_features(trainer: Any) -> None:
 class GivenFeatureLoader(FeatureLoader):
     """Gives a loader's batches with rows of the dataset's features; several views take turns."""
 
-    def __init__(
-        self, loader: Any, part: str, features: np.ndarray, device: torch.device
-    ) -> None:
+    def __init__(self, loader: Any, part: str, features: np.ndarray, device: torch.device) -> None:
         encoder: Any = None  # nothing is computed
         super().__init__(encoder, loader, part, 1, device)
         rows = [item.row for item in loader.dataset.data_source]

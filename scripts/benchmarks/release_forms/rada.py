@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from dassl.data.transforms import finish
 from scripts.benchmarks.release_forms.step import ReleaseStep, tokens_of
 from scripts.benchmarks.release_forms.towers import ReleasedCLIP, unit
 from scripts.benchmarks.ttt import one_by_one
-from dassl.data.transforms import finish
 
 HEADS = 8
 LAYER = "head.layers.0"
