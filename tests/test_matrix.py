@@ -25,6 +25,7 @@ from dassl.engine import (
 from datasets.rows import ROWS
 from tests.conftest import REPOSITORY
 from tests.runs import OURS, SMALL, SmallRuns, own_file
+from tests.trainers.plain import SHORT_GRID
 from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
