@@ -42,6 +42,7 @@ class Case(NamedTuple):
         release: Makes the release's step of a trainer and its batch.
         input: What a step is given: pictures, features, views, or texts for evaluation.
         precision: fp32, amp, bf16 or fp16; the release runs under autocast where ours does.
+        graphs: Whether ours replays CUDA graphs (TRAIN.CUDA_GRAPHS).
     """
 
     label: str
@@ -51,12 +52,14 @@ class Case(NamedTuple):
     release: Callable[[Any, dict[str, Any]], Callable[[], torch.Tensor]]
     input: str = "pictures"
     precision: str = "fp32"
+    graphs: bool = False
 
     @property
     def name(self) -> str:
         """What ``--cases`` calls it."""
-        given = f"{self.label}/{self.classes}/{self.batch}"
-        return given if self.precision == "fp32" else f"{given}/{self.precision}"
+        parts = [self.label, str(self.classes), str(self.batch)]
+        parts += [self.precision] if self.precision != "fp32" else []
+        return "/".join([*parts, "graphs"] if self.graphs else parts)
 
 
 CASES = [
@@ -134,6 +137,7 @@ def options(case: Case, root: Path, check: bool) -> list[object]:
     section = {"RAda": "RADA"}.get(case.method, case.method.partition(":")[0])
     found: list[object] = ["DATALOADER.NUM_WORKERS", 0, f"TRAINER.{section}.PREC", case.precision]
     found += ["DATALOADER.TRAIN_X.BATCH_SIZE", case.batch, "OPTIM.WARMUP_EPOCH", -1]
+    found += ["TRAIN.CUDA_GRAPHS", case.graphs]
     if case.input == "views":
         found += [f"TRAINER.{section}.BATCH", case.batch]
     if case.method == "LightRA":

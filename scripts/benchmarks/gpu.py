@@ -5,7 +5,8 @@
 
 A name is a method, K classes, a batch of B images and a precision other than fp32. "release" is the
 step in the form of the authors' code, eager, on the same card, with its weights in single precision
-and autocast where ours has amp or bf16. RAda-head is RAda on given (cached) features. A step of TPT
+and autocast where ours has amp or bf16. RAda-head is RAda on given (cached) features, and "graphs"
+in its name that ours replays CUDA graphs (TRAIN.CUDA_GRAPHS). A step of TPT
 and RAdaTTT is the episodes of a batch, 64 views of each image. RAdaFT and RAdaTTT were never
 released; theirs is the plain formula.
 

@@ -33,13 +33,13 @@ def _cases() -> list[Case]:
     given, views = "features", "views"
     return [
         Case("LightRA", 100, 4, "LightRA", lightra.LightRA, precision="amp"),
-        Case("RAda-head", 50, 1, "RAda", rada.RAdaHead, given),
+        Case("RAda-head", 50, 1, "RAda", rada.RAdaHead, given, graphs=True),
         Case("RAdaTTT", 200, 16, "RAdaTTT", rada.RAdaTTT, views, "bf16"),
         Case("LightRA", 1000, 4, "LightRA", lightra.LightRA, precision="amp"),
         *(Case("LightRA", k, 4, "LightRA", lightra.LightRA, precision="amp") for k in (24, 500)),
         *(
             Case("RAda-head", k, b, "RAda", rada.RAdaHead, given)
-            for k, b in ((50, 32), (1000, 1), (1000, 32))
+            for k, b in ((50, 1), (50, 32), (1000, 1), (1000, 32))
         ),
         *(
             Case("RAda", k, b, "RAda", rada.RAda, precision="amp")

@@ -55,7 +55,12 @@ class Target(NamedTuple):
 
 TARGETS = (
     Target("LightRA, K 100, amp: times faster than plain", "LightRA/100/4/amp", "times", 3),
-    Target("RAda, batch 1 on features: steps/s", "RAda-head/50/1", "ours_a_second", 1500),
+    Target(
+        "RAda, batch 1 on features, CUDA graphs: steps/s",
+        "RAda-head/50/1/graphs",
+        "ours_a_second",
+        1500,
+    ),
     Target(
         "RAdaTTT, ViT-B/16, 64 views, bf16: images/s", "RAdaTTT/200/16/bf16", "images_a_second", 200
     ),

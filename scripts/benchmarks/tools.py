@@ -29,6 +29,7 @@ from yacs.config import CfgNode
 import datasets.table  # noqa: F401 - registers the datasets
 import trainers  # noqa: F401 - registers the methods
 from dassl.engine import build_trainer
+from dassl.engine.graphs import graphed_step
 from scripts.jobs.protocols import REPO
 from scripts.training.config import build_config
 from scripts.training.parser import argument_parser
@@ -230,5 +231,6 @@ def begin_training(trainer: Any) -> None:
     The epoch never has a last batch, so that the learning rate stays.
     """
     trainer.set_model_mode("train")
+    trainer.graphed = graphed_step(trainer, None)
     trainer.epoch = trainer.batch_idx = 0
     trainer.num_batches = sys.maxsize

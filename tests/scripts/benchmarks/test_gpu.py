@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from dassl.engine import graphs
 from scripts import bench
 from scripts.benchmarks import cases, gpu, gpu_cases, gpu_timing, released
 from scripts.benchmarks.gpu_cases import CASES, EPOCH, NAMES, Bench
 from scripts.benchmarks.gpu_timing import merged, spans, time_step
+from tests.dassl.test_graphs import Recording
 
 CPU = torch.device("cpu")
 # One case for each form; the last three are not in `bench.py released`.
 FORMS = ["LightRA/100/4/amp", "RAda-head/50/1", "RAdaTTT/200/16/bf16", "RAdaFT/100/32/amp"]
+GRAPHS = "RAda-head/50/1/graphs"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,7 @@ class TestCases:
     def test_what_is_asked_for_is_there(self):
         assert {f"LightRA/{k}/4/amp" for k in (24, 100, 500, 1000)} <= CASES.keys()
         assert {f"RAda-head/{k}/{b}" for k in (50, 1000) for b in (1, 32)} <= CASES.keys()
+        assert GRAPHS in CASES
         assert {f"RAda/{k}/{b}/amp" for k in (50, 1000) for b in (1, 32)} <= CASES.keys()
         for name in ("MaPLe", "PromptSRC", "CoOp", "RAdaFT", "TPT", "RAdaTTT"):
             assert any(case.label == name for case in CASES.values())
@@ -45,6 +49,16 @@ class TestCases:
         assert row["images_a_second"] == row["batch"] * row["ours_a_second"] > 0
         assert row["ours_mib"] > 0
         assert row["ours_busy"] is row["release_busy"] is None, "a CPU is no GPU"
+
+    def test_steps_of_a_graph_are_replayed(self, tiny, monkeypatch):
+        monkeypatch.setattr(graphs, "CUDAGraph", Recording)
+        monkeypatch.setattr(Recording, "replays", 0)
+        monkeypatch.setattr(gpu_timing, "ENOUGH", 0.1)
+        assert "error" not in tiny.measure(GRAPHS)
+        steps = Recording.replays
+        assert steps >= 20
+        assert "error" not in tiny.measure("RAda-head/50/1")
+        assert Recording.replays == steps, "not asked for"
 
     @pytest.mark.parametrize("name", ["RAdaFT/100/32", "RAdaTTT/200/16/bf16"])
     def test_plain_forms_compute_what_ours_does(self, name, tiny, tiny_checkpoint):
