@@ -64,12 +64,17 @@ COLUMNS: Columns = {
 
 
 def methods() -> list[str]:
-    """Names of the registered ``CLIPTrainer`` methods; ``bench.py ttt`` has test-time training."""
+    """Names of the registered ``CLIPTrainer`` methods that train in steps.
+
+    ``bench.py ttt`` has test-time training; what is fitted to all features at once has no step.
+    """
     found = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     return [
         name
         for name, trainer in found.items()
-        if issubclass(trainer, CLIPTrainer) and trainer.protocols != ("ttt",)
+        if issubclass(trainer, CLIPTrainer)
+        and trainer.protocols != ("ttt",)
+        and trainer.recipe_type.takes_steps
     ]
 
 

@@ -25,7 +25,9 @@ def _note(line: dict[str, Any]) -> None:
 
 def pytest_collection_finish(session: Any) -> None:
     """Note which tests there are; of pytest-xdist's processes the first does."""
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" and session.items:
+    # Not by the environment, which a process has from another pytest that started it.
+    worker = getattr(session.config, "workerinput", {"workerid": "gw0"})["workerid"]
+    if worker == "gw0" and session.items:
         _note({"collected": [item.nodeid for item in session.items]})
 
 

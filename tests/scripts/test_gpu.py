@@ -280,7 +280,7 @@ class TestReport:
 class TestAll:
     def test_on_the_cpu(self, tmp_path, capsys):
         words = [str(tmp_path), "--device", "cpu", "--tiny", "--select", "test_mask and 5"]
-        status = gpu.main([*words, "--names", "RAda-head/50/1", "--seconds", "200"])
+        status = gpu.main([*words, "--names", "RAda-head/50/1/graphs", "--seconds", "200"])
         found = json.loads((tmp_path / "gpu_report.json").read_text())
         assert status == 0, (tmp_path / "tests.log").read_text()
         assert found["ok"]

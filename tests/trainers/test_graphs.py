@@ -13,7 +13,11 @@ METHOD = "RAda"
 ON = ("TRAIN.CUDA_GRAPHS", "True")
 # 20 images: six batches of three and one of two.
 TWO_EPOCHS = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "3", "TEST.NO_TEST", "True")
-STATIC = [n for n in TRAINER_REGISTRY.registered_names() if TRAINER_REGISTRY.get(n).static_step]
+STATIC = [
+    n
+    for n in TRAINER_REGISTRY.registered_names()
+    if getattr(TRAINER_REGISTRY.get(n), "static_step", False)
+]
 
 
 class Operations(TorchDispatchMode):

@@ -12,7 +12,9 @@ from tests.trainers.test_time.starts import views_options
 BASE_TO_NOVEL = [
     name
     for name in OURS
-    if "base2novel" in TRAINER_REGISTRY.get(name).protocols and not name.startswith("Zeroshot")
+    if "base2novel" in TRAINER_REGISTRY.get(name).protocols
+    and TRAINER_REGISTRY.get(name).recipe_type.takes_steps
+    and not name.startswith("Zeroshot")
 ]
 HPT_WITHOUT_STRUCTURES = ("HPT/base2novel", "TRAINER.HPT.STRUCTURES", "")
 DEPT = ("base2novel_cocoop", "base2novel_kgcoop", "base2novel_maple")

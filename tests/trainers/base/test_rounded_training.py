@@ -137,7 +137,7 @@ def test_a_step_rounds_no_frozen_weight_but_one(build):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_only_for_a_gpu_are_kernels_laid_out_anew(count_calls, device):
     calls = count_calls(clip_trainer, "lay_out_for_gpu")
-    name = CfgNode({"MODEL": {"BACKBONE": {"NAME": "shapes"}}})
-    trainer = SimpleNamespace(cfg=name, precision="fp32", device=torch.device(device))
+    cfg = CfgNode({"MODEL": {"BACKBONE": {"NAME": "shapes"}}, "DATASET": {"NAME": "Shapes"}})
+    trainer = SimpleNamespace(cfg=cfg, precision="fp32", device=torch.device(device))
     backbone = CLIPTrainer.load_backbone(trainer)
     assert calls == ([(backbone,)] if device == "cuda" else [])

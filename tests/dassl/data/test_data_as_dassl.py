@@ -14,7 +14,7 @@ from dassl.data import DatasetWrapper, read_image
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform, randaugment
-from tests.dassl.test_data import images, picture, small_cfg
+from tests.dassl.data.test_data import images, picture, small_cfg
 
 
 def counts_as_dassl(items, batch_size, n_ins):
