@@ -241,7 +241,8 @@ class CLIPTrainer(TrainerX):
         """The frozen weights as autocast uses them; None if it is not used."""
         backbone = getattr(self.model, "backbone", None)
         dtype = AUTOCAST_TYPES.get(self.precision)
-        if backbone is None or dtype is None:
+        # The stand-in beside given text features has no weights.
+        if backbone is None or dtype is None or gives_texts(self.cfg):
             return None
         return RoundedWeights(backbone, dtype, image_side=not self.uses_features(self.cfg))
 

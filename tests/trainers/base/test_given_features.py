@@ -13,6 +13,7 @@ from dassl.data.features.arrays import read_arrays
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
 from scripts import features as script
 from tests.conftest import REPOSITORY
+from tests.runs import in_precision, own_file
 from trainers.base import CLIPTrainer
 
 FROZEN = [
@@ -26,10 +27,6 @@ TEXT_LEARNERS = ["CoCoOp", "CoOp", "KgCoOp", "ProGrad"]
 WORKING = [name for name in FROZEN if name not in TEXT_LEARNERS]
 SMALL = ("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "FEATURE_CACHE.VIEWS", "2")
 BATCH = ("DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.NUM_WORKERS", "0")
-
-
-def own_file(name: str) -> str:
-    return f"{name}/{TRAINER_REGISTRY.get(name).protocols[0]}"
 
 
 @pytest.fixture
@@ -192,7 +189,8 @@ def test_classes_with_different_numbers_of_texts(export, on_images, on_features,
 def test_every_method_without_towers_trains_and_is_evaluated(name, export, on_features, capsys):
     dataset = export("ZeroshotCLIP2/few_shot", *SMALL)
     capsys.readouterr()
-    trainer = on_features(own_file(name), dataset, "OPTIM.MAX_EPOCH", "1")
+    half = in_precision(name, "bf16")  # single precision is in the other tests
+    trainer = on_features(own_file(name), dataset, "OPTIM.MAX_EPOCH", "1", *half)
     trainer.train()
     accuracy = read_result(trainer.output_dir)["metrics"]["accuracy"]
     assert accuracy > 3 * 2.5
@@ -200,7 +198,7 @@ def test_every_method_without_towers_trains_and_is_evaluated(name, export, on_fe
     assert "No backbone is loaded: image and text features are given" in printed
     assert "prompts and templates have no effect" in printed
     assert "First prompt" not in printed
-    again = on_features(own_file(name), dataset, output="again")
+    again = on_features(own_file(name), dataset, *half, output="again")
     again.load_model(trainer.output_dir if trainable_state(trainer.model) else "")
     assert again.test() == accuracy
 
