@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clip.backbones import OPENAI_INPUT, Backbone
 from clip.layouts import Ends
-from clip.text import TextBank, unit_norm
+from clip.text import TextBank, take_rows, unit_norm
 
 __all__ = ["FeatureBackbone", "FeatureBank"]
 
@@ -38,7 +38,7 @@ class FeatureBank(TextBank):
 
     def encode(self, encoder: Any, index: Tensor, unit: bool = True) -> Tensor:
         """The given features of the texts numbered ``index``: (n,) -> (n, D)."""
-        features = self.features[index.to(self.features.device)]
+        features = take_rows(self.features, index)
         return unit_norm(features) if unit else features
 
     def twins(self) -> list[list[int]]:
