@@ -103,8 +103,7 @@ class GivenFeatureLoader(FeatureLoader):
 
     def features(self, view: int) -> tuple[Tensor, set[int]]:
         """Features of all rows in one view, (N, D); none is missing."""
-        several = self._given.ndim == 3
-        return (self._given[:, view % self.views] if several else self._given), set()
+        return (self._given[:, view] if self._given.ndim == 3 else self._given), set()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The features (B, D) and labels (B,) of some rows, in the first view."""

@@ -34,9 +34,12 @@ class SplitFeatures:
     def views(self, count: int) -> tuple[Tensor, Tensor]:
         """Training images in so many augmentations: features (V, N, D), labels (N,).
 
-        View v is what the plain loop shows in epoch v.
+        View v is what the plain loop shows in epoch v. A dataset of features may have fewer.
         """
         loader = self._loader("train", self.trainer.train_loader_x)
+        if isinstance(loader, GivenFeatureLoader):
+            # Repeated, each row would count several times.
+            count = min(count, loader.views)
         found = [self._rows(loader, view) for view in range(count)]
         return torch.stack([features for features, _ in found]), found[0][1]
 
