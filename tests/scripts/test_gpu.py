@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,13 +34,21 @@ class TestWithoutGPU:
         os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg"), reason="there is a GPU"
     )
     def test_nothing_is_installed_where_there_is_none(self, tmp_path):
+        # In a copy: the checkout may have an environment of its own.
+        copies = tmp_path / "scripts"
+        copies.mkdir()
+        for name in ("gpu.sh", "setup.sh"):
+            shutil.copy(SHELL.parent / name, copies)
         found = subprocess.run(
-            ["bash", str(SHELL)], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+            ["bash", str(copies / SHELL.name)],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
         )
         assert found.returncode == 3
         assert found.stderr.startswith("no CUDA GPU: ")
         assert (found.stderr.count("\n"), found.stdout) == (1, "")
-        assert not (REPOSITORY / ".venv").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
 
     def test_a_given_python_is_used(self, tmp_path):
         python = tmp_path / "python"
