@@ -11,7 +11,7 @@ from dassl.tracking.base import PROJECT, TrackedRun, Tracker
 
 __all__ = ["WandbTracker"]
 
-_START_SECONDS = 60.0  # that a run waits for the server before it goes on without it
+_START_SECONDS = 30.0  # that a run waits for the server before it goes on without it
 _END_SECONDS = 300.0  # and for the last uploads; what is left then stays on the disk
 
 
