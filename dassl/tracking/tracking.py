@@ -108,7 +108,9 @@ def tracking_of(cfg: CfgNode, seed: int, section: str | None) -> Tracking:
     Raises:
         ValueError: One is not installed.
     """
-    check_installed(cfg.TRACK)
+    # A trainer's own code may set a bare name, which the config's rules allow.
+    names = [cfg.TRACK] if isinstance(cfg.TRACK, str) else list(cfg.TRACK)
+    check_installed(names)
     if not is_main():
         return Tracking()
     own = cfg.clone()
@@ -120,9 +122,9 @@ def tracking_of(cfg: CfgNode, seed: int, section: str | None) -> Tracking:
     if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
         parts.append(f"{cfg.DATASET.SUBSAMPLE_CLASSES} classes")
     config = {**flatten(to_plain(own)), "SEED": seed}
-    run = TrackedRun(" ".join(parts), seed, config, Path(cfg.OUTPUT_DIR))
-    trackers = {name: _tracker(name) for name in cfg.TRACK if name in _CLASSES}
-    return Tracking(run, trackers, tensorboard=TENSORBOARD in cfg.TRACK)
+    run = TrackedRun(" ".join(parts), seed, config, Path(cfg.OUTPUT_DIR).absolute())
+    trackers = {name: _tracker(name) for name in names if name in _CLASSES}
+    return Tracking(run, trackers, tensorboard=TENSORBOARD in names)
 
 
 def _tracker(name: str) -> Tracker:

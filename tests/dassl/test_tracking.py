@@ -129,7 +129,7 @@ def test_what_is_not_installed_is_refused_before_training(monkeypatch, make_cfg)
 def test_none_stands_alone(make_cfg):
     with pytest.raises(ValueError, match="none stands beside wandb; give one of the two"):
         check_installed(["none", "wandb"])
-    trainer = build_trainer(make_cfg(TRACK=("none",)))
+    trainer = build_trainer(make_cfg(TRACK="none"))  # a bare name is a list of one
     trainer.train()
     assert not (Path(trainer.output_dir) / "tensorboard").exists()
 
