@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from dassl.engine import build_trainer
     from dassl.engine.distributed import PeerLostError, process_group
     from dassl.engine.run_folder import run_folder
+    from dassl.tracking.tracking import closing_trackers
     from dassl.utils import set_random_seed, setup_logger
     from dassl.utils.distributed import is_main
     from scripts.training.config import build_config
@@ -48,14 +49,15 @@ def main(argv: list[str] | None = None) -> None:
             setup_logger(cfg.OUTPUT_DIR if is_main() else None)
             trainer = build_trainer(cfg)
             check_effect(args, trainer)
-            if args.eval_only:
-                trainer.any_config = args.any_config
-                identity = getattr(trainer, "identity", None)
-                with identity.reading_weights() if identity is not None else nullcontext():
-                    trainer.load_model(args.model_dir, epoch=args.load_epoch)
-                trainer.test()
-            elif not args.no_train:
-                trainer.train()
+            with closing_trackers(trainer):
+                if args.eval_only:
+                    trainer.any_config = args.any_config
+                    identity = getattr(trainer, "identity", None)
+                    with identity.reading_weights() if identity is not None else nullcontext():
+                        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+                    trainer.test()
+                elif not args.no_train:
+                    trainer.train()
 
 
 if __name__ == "__main__":

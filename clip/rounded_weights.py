@@ -1,4 +1,4 @@
-"""Frozen weights in half precision while a model trains under autocast.
+"""Frozen weights in half precision while a model trains or is tested under autocast.
 
 Autocast rounds the factors of products to half precision wherever they are used. Of weights that
 train it remembers the rounded ones during a step; frozen ones it rounds again at every use, some
@@ -24,25 +24,35 @@ _PROJECTIONS = ("proj", "text_projection")
 class RoundedWeights:
     """Puts rounded weights into a backbone and takes them out again.
 
-    Only training needs them: in evaluation batches are large, and a few uses of a weight outside of
-    autocast, such as the hash of a frozen encoder or text features in single precision, must see
-    the pre-trained ones. Both kinds are in memory meanwhile.
+    They are in it only while an epoch or a test runs: a few uses of a weight outside of autocast,
+    such as the hash of a frozen encoder, must see the pre-trained ones. Both kinds are in memory
+    meanwhile.
 
     Args:
         backbone: The model whose frozen weights are meant.
         dtype: What autocast rounds to.
-        image_side: Whether the vision tower is used in training.
+        image_side: Whether the vision tower is used with autocast.
+        text_side: Whether the text tower is. In tests it is not: it runs once, and some methods
+            make their classifier's text features then, in single precision.
     """
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype, *, image_side: bool = True) -> None:
-        self.backbone, self.dtype, self.image_side = backbone, dtype, image_side
+    def __init__(
+        self,
+        backbone: Backbone,
+        dtype: torch.dtype,
+        *,
+        image_side: bool = True,
+        text_side: bool = True,
+    ) -> None:
+        self.backbone, self.dtype = backbone, dtype
+        self.image_side, self.text_side = image_side, text_side
         self._full: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def put(self) -> None:
         """Replace the frozen weights that autocast rounds, unless they are replaced already."""
         if self._full:
             return
-        for module, name in frozen_factors(self.backbone, self.image_side):
+        for module, name in frozen_factors(self.backbone, self.image_side, self.text_side):
             full: Any = module._parameters[name]
             rounded = nn.Parameter(full.detach().to(self.dtype), requires_grad=False)
             # Past nn.Module's own bookkeeping: the weights are the same, and so is their order.
@@ -56,7 +66,9 @@ class RoundedWeights:
         self._full = []
 
 
-def frozen_factors(backbone: Backbone, image_side: bool = True) -> Iterator[tuple[nn.Module, str]]:
+def frozen_factors(
+    backbone: Backbone, image_side: bool = True, text_side: bool = True
+) -> Iterator[tuple[nn.Module, str]]:
     """Owner and name of each frozen weight of the towers that autocast would round at its use.
 
     These are the factors and biases of linear layers, convolutions and attention, and projections;
@@ -71,7 +83,7 @@ def frozen_factors(backbone: Backbone, image_side: bool = True) -> Iterator[tupl
     skipped = {id(module) for top in other for module in top.modules()}
     # By this one open_clip tells in which type texts have to enter the tower.
     typed = _first_matrix(backbone.text_transformer)
-    for module in model.modules():
+    for module in (model if text_side else model.visual).modules():
         for name in () if id(module) in skipped else _factors(module):
             weight = module._parameters.get(name)
             frozen = weight is not None and not weight.requires_grad and weight is not typed

@@ -44,7 +44,7 @@ from scripts.data_tools import output as data_output
 from scripts.data_tools.check import MISSING, Finding, Target, check, read_target
 from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_space
 from scripts.data_tools.http import Policy
-from scripts.jobs.protocols import PROTOCOLS, REPO, dataset_rank, split_words
+from scripts.jobs.protocols import PROTOCOLS, REPO, dataset_rank, split_words, work_folder
 from scripts.jobs.settings import choose_datasets, config_stems
 from scripts.scrub import say, scrub
 
@@ -137,7 +137,7 @@ def choose_targets(args: argparse.Namespace, configs: Path) -> tuple[list[Target
 
 def data_root(args: argparse.Namespace) -> Path:
     """The data directory, absolute."""
-    return (args.root or REPO / "data").absolute()
+    return (args.root or work_folder() / "data").absolute()
 
 
 def satisfied(findings: Sequence[Finding], required: set[str]) -> bool:

@@ -27,10 +27,10 @@ from dassl.names import check_availability
 from dassl.utils.files import atomic_write
 from scripts.jobs.protocols import (
     PROTOCOLS,
-    REPO,
     read_integers,
     read_shots,
     split_words,
+    work_folder,
 )
 from scripts.reporting.figures import check_plot_path, save_figure
 from scripts.reporting.results import Selection, collect
@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--output",
         type=file_flag,
-        default=REPO / "output",
+        default=work_folder() / "output",
         help="default: output in the repository",
     )
     for flag in ("--trainer", "--datasets", "--cfg"):

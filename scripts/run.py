@@ -43,7 +43,7 @@ from scripts.jobs.job import Job
 from scripts.jobs.launchers import Device, LocalLauncher, Slot, parse_devices
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome, last_lines
-from scripts.jobs.protocols import PROTOCOLS, REPO, split_words
+from scripts.jobs.protocols import PROTOCOLS, REPO, split_words, work_folder
 from scripts.jobs.settings import CROSSING, Settings, read_settings
 from scripts.jobs.warm import WarmSlot, check_warm
 
@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fork jobs from a process per device that has imported PyTorch once (Linux)",
     )
+    add("--track", nargs="+", metavar="NAME", help="trackers of every job; see train.py --help")
     add("--dry-run", action="store_true", help="print the commands and touch nothing")
     add("--no-report", action="store_true", help="print no table at the end")
     return parser
@@ -170,7 +171,9 @@ def main(
         print_commands(jobs, devices, warm=args.warm)
         return 0
     slot = partial(WarmSlot, program=settings.train_command) if args.warm else Slot
-    launcher = LocalLauncher(devices, jobs_per_device=args.jobs_per_device, cwd=repo, slot=slot)
+    launcher = LocalLauncher(
+        devices, jobs_per_device=args.jobs_per_device, cwd=work_folder(repo), slot=slot
+    )
     pool = JobPool(jobs, launcher)
     outcomes = pool.run()
     print_summary(outcomes)

@@ -10,6 +10,8 @@ requirements=requirements.txt
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     python=$VIRTUAL_ENV/bin/python
+    # /usr, as in Colab, may have it by this name only.
+    [ -x "$python" ] || python=${python}3
 elif [ -n "${CONDA_PREFIX:-}" ]; then
     python=$CONDA_PREFIX/bin/python
 else

@@ -23,6 +23,7 @@ from dassl.config.schema import (
     number,
     one_of,
 )
+from dassl.tracking.available import TRACKERS
 
 __all__ = ["OPTIONS", "TOGETHER", "get_cfg_default"]
 
@@ -49,6 +50,11 @@ OPTIONS: dict[str, Option] = {
     "USE_CUDA": Option(True, None, "take a GPU if there is one"),
     "DEVICE": Option("auto", _DEVICE, "what it runs on; ours"),
     "VERBOSE": Option(True, None, "print transforms, dataset summary and the like"),
+    "TRACK": Option(
+        ("tensorboard",),
+        each(one_of(*TRACKERS)),
+        "where scalars and results go; ours",
+    ),
     "INPUT.SIZE": Option((224, 224), each(count(1, 4096), 2), "height, width in pixels"),
     "INPUT.INTERPOLATION": Option(
         "bilinear",

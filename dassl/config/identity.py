@@ -42,6 +42,7 @@ CANNOT_MATTER = frozenset(
         "OUTPUT_DIR",
         "RESUME",
         "VERBOSE",
+        "TRACK",
         "DEVICE",
         "USE_CUDA",
         "DATASET.ROOT",

@@ -18,10 +18,10 @@ from dassl.engine.checkpoint import (
     read_checkpoint,
     saved_classes,
 )
-from dassl.engine.progress import Scalars
 from dassl.engine.saving import Checkpoints
 from dassl.engine.step import check_loss
 from dassl.names import nearest
+from dassl.tracking.tracking import Tracking
 from dassl.utils.readings import Readings
 
 __all__ = ["Names", "TrainerBase"]
@@ -37,6 +37,7 @@ class TrainerBase:
     Attributes:
         checkpoints: Saves and restores the registered models.
         readings: Losses that a GPU has computed and nobody has looked at yet.
+        tracking: Where scalars go: TensorBoard and other trackers.
         epoch: Current epoch, from 0.
         start_epoch: First epoch of this process.
         max_epoch: Number of epochs.
@@ -54,14 +55,14 @@ class TrainerBase:
     time_start: float
 
     def __init__(self) -> None:
-        """Start without models and without a TensorBoard writer."""
+        """Start without models and without trackers."""
         # These dicts have Dassl's names: trainers written for it look into them.
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self.checkpoints = Checkpoints(self._models, self._optims, self._scheds)
         self.readings = Readings()
-        self._scalars = Scalars()
+        self.tracking = Tracking()
 
     # ------------------------------------------------------------------ registered models
 
@@ -259,30 +260,28 @@ class TrainerBase:
         """Continue from the last checkpoints in a directory, see `Checkpoints.continue_from`."""
         return self.checkpoints.continue_from(directory)
 
-    # ------------------------------------------------------------------ TensorBoard
+    # ------------------------------------------------------------------ trackers
 
     def init_writer(self, log_dir: str) -> None:
         """Set the directory for scalars; the writer is made when there is something to write."""
-        self._scalars = Scalars(log_dir)
+        self.tracking.open_tensorboard(log_dir)
 
     @property
     def _writer(self) -> Any:
         """The TensorBoard writer, Dassl's name; None before `init_writer` and after the end."""
-        return self._scalars.writer
+        return self.tracking.tensorboard.writer
 
     @_writer.setter
     def _writer(self, writer: Any) -> None:
-        self._scalars.writer = writer
+        self.tracking.tensorboard.writer = writer
 
     def close_writer(self) -> None:
-        """Close the writer, if there is one."""
-        self._scalars.close()
+        """Close the TensorBoard writer, if there is one."""
+        self.tracking.tensorboard.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a number for TensorBoard; does nothing before `init_writer`."""
-        writer = self._writer
-        if writer is not None:
-            writer.add_scalar(tag, scalar_value, global_step)
+        """Write a number for all trackers; for TensorBoard only after `init_writer`."""
+        self.tracking.scalar(tag, scalar_value, global_step)
 
     # ------------------------------------------------------------------ the loop
 

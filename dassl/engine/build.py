@@ -22,7 +22,7 @@ from dassl.utils.torchtools import load_pretrained_weights
 if TYPE_CHECKING:
     from dassl.engine.trainer import SimpleTrainer
 
-__all__ = ["TRAINER_REGISTRY", "adopt", "build_trainer"]
+__all__ = ["TRAINER_REGISTRY", "adopt", "build_trainer", "check_final_model"]
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -71,3 +71,16 @@ def adopt(trainer: SimpleTrainer, module: nn.Module) -> None:
     if trainer.precision == "amp":
         trainer.scaler = torch.amp.GradScaler(device.type)
     trainer.register_model(trainer.model_name or type(trainer).__name__, model, optim, sched)
+
+
+def check_final_model(cfg: CfgNode, val_loader: Any) -> None:
+    """Refuse to choose weights on validation images where there are none.
+
+    Raises:
+        ValueError: TEST.FINAL_MODEL is best_val, and ``val_loader`` is None.
+    """
+    if cfg.TEST.FINAL_MODEL == "best_val" and val_loader is None:
+        raise ValueError(
+            f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation "
+            "images, and choosing on test images would make the result worthless; set last_step"
+        )

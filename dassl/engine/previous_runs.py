@@ -29,6 +29,7 @@ PREVIOUS = "previous-{}"
 # What runs leave besides folders of weights; any other file may be the user's own.
 _FILES = (RESULT_NAME, f"{RESULT_NAME}.old", RESUME_NAME, "token_statistics.pt", "cmat.pt")
 _DRAW = "fewshot_*.json"
+_TRACKED = ("tensorboard", "wandb")  # folders of trackers
 _WEIGHTS = ("checkpoint", "model.pth.tar-*", BEST_NAME)
 
 
@@ -37,7 +38,7 @@ def leftovers(directory: str | os.PathLike[str], keep: Iterable[str] = ()) -> li
     root = Path(directory)
     found = [root / name for name in _FILES if (root / name).is_file()]
     found += sorted(root.glob(_DRAW))
-    found += [root / "tensorboard"] * (root / "tensorboard").is_dir()
+    found += [root / name for name in _TRACKED if (root / name).is_dir()]
     folders = sorted(path for path in root.glob("*") if path.is_dir())
     found += [path for path in folders if any(any(path.glob(name)) for name in _WEIGHTS)]
     found += [root / IDENTITY_NAME] * (root / IDENTITY_NAME).is_file()
@@ -52,7 +53,7 @@ def _recorded_hashes(root: Path) -> list[str]:
         state = read_resume(root)
         found += [str(state["config_hash"])] if state is not None else []
     for folder in leftovers(root):
-        if folder.is_dir() and folder.name != "tensorboard":
+        if folder.is_dir() and folder.name not in _TRACKED:
             files = (folder / BEST_NAME, last_checkpoint(folder))
             found += [_hash_of(file) for file in files if file is not None and file.is_file()]
     return found

@@ -17,6 +17,7 @@ from dassl.engine.resume import remove_resume
 from dassl.engine.run_identity import RunIdentity
 from dassl.evaluation.record import Evaluation, numbers
 from dassl.results import RESULT_NAME, read_result, write_result
+from dassl.tracking.tracking import Tracking
 from dassl.utils import git_revision, package_versions
 from dassl.utils.distributed import gather_objects, is_main, world_size
 from dassl.utils.files import write_json
@@ -51,6 +52,7 @@ class RunRecord:
         testing: Whether ``test`` is running.
         tests: The last test of every split, in the order of the tests.
         durations: Seconds by phase.
+        tracking: Is told the result, too.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RunRecord:
         self.training = self.trained = self.testing = False
         self.tests: dict[str, Evaluation] = {}
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
+        self.tracking = Tracking()
         self._written: Evaluation | None = None
         git_revision()  # cached now: the checkout may have changed by the end of the run
 
@@ -218,6 +221,7 @@ class RunRecord:
             "notes": [*getattr(dataset, "notes", []), *self.notes],
         }
         print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
+        self.tracking.result(content)
         if not eval_only:  # only now: without a result, a killed run must be able to resume
             remove_resume(self.cfg.OUTPUT_DIR)
 

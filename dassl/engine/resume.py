@@ -99,6 +99,7 @@ def collect_state(trainer: SimpleTrainer, epochs: int) -> dict[str, Any]:
         "random": random_states(trainer._generators, trainer.device),
         "elapsed": time.time() - trainer.time_start,
         "notes": list(trainer.notes),
+        "tracked": dict(trainer.tracking.ids),
         "extra": trainer.extra_state(),
     }
 
@@ -113,6 +114,7 @@ def restore_state(trainer: SimpleTrainer, state: Mapping[str, Any]) -> None:
     # Count the killed process's time too, as if this process had begun earlier.
     trainer.time_start -= state["elapsed"]
     trainer.record.started -= state["elapsed"]
+    trainer.tracking.ids.update(state.get("tracked", {}))  # older files have none
     trainer.notes += [note for note in state["notes"] if note not in trainer.notes]
     now, begun = trainer.device.type, state.get("device", trainer.device.type)
     if begun != now:

@@ -20,7 +20,7 @@ from dassl.config.inputs import Recording, recording
 from dassl.data import DataManager
 from dassl.data.samplers.epochs import mix_seed
 from dassl.engine.base import Names, TrainerBase
-from dassl.engine.build import adopt
+from dassl.engine.build import adopt, check_final_model
 from dassl.engine.checkpoint import trainable_state
 from dassl.engine.device import (
     autocast_context,
@@ -41,6 +41,7 @@ from dassl.engine.simple_net import SimpleNet
 from dassl.engine.step import freeze_statistics, step_optimizers
 from dassl.evaluation import build_evaluator
 from dassl.evaluation.record import numbers
+from dassl.tracking.tracking import tracking_of
 from dassl.utils import check_availability, set_random_seed
 from dassl.utils.distributed import broadcast_object, is_main, main_first, world_size
 
@@ -107,6 +108,7 @@ class SimpleTrainer(TrainerBase):
         self._generators: dict[str, torch.Generator] = {}
         # A drawn seed has to be the same on all processes.
         self.seed = broadcast_object(resolve_seed(cfg))
+        self.tracking = tracking_of(cfg, self.seed, self.config_section)
         set_random_seed(self.seed)  # the few-shot draw and all initial weights follow from it
         # Files that are read from here on are what the result depends on.
         with recording(read := Recording()):
@@ -117,6 +119,7 @@ class SimpleTrainer(TrainerBase):
             self.record = RunRecord(
                 self.identity, self.notes, self._models, self._own_entries, has_val, started
             )
+            self.record.tracking = self.tracking
             self._build_model()
         self.identity.seal(
             self.precision if self._owns_model else stated_precision(cfg, self.config_section)
@@ -153,11 +156,7 @@ class SimpleTrainer(TrainerBase):
 
     def _build_model(self) -> None:
         """Build the model; if `build_model` returns it, also its optimiser and so on."""
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
-            raise ValueError(
-                f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation "
-                "images, and choosing on test images would make the result worthless; set last_step"
-            )
+        check_final_model(self.cfg, self.val_loader)
         with main_first():
             built: Any = self.build_model()
         if isinstance(built, nn.Module):

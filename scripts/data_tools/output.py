@@ -11,7 +11,7 @@ from tabulate import tabulate
 from datasets.downloads import GB, MB, Download, RemoteFile, download_of
 from datasets.row import DatasetRow
 from scripts.data_tools.check import ON_FIRST_USE, Finding, format_counts, known_counts
-from scripts.jobs.protocols import REPO
+from scripts.jobs.protocols import work_folder
 
 COMMAND = "python scripts/data.py"
 
@@ -150,7 +150,7 @@ def remedy(finding: Finding, root: Path) -> str:
         return ""
     if download is None:
         return row.source
-    flag = "" if root == REPO / "data" else f" --root {root}"
+    flag = "" if root == work_folder() / "data" else f" --root {root}"
     command = f"{COMMAND} fetch {row.config}{flag}"
     if not download.automatic:
         return f"by hand: {command} says how"

@@ -127,4 +127,6 @@ class Planner:
         if evaluated is not None:
             flags["--model-dir"] = settings.shown(evaluated.directory)
         words = [word for pair in flags.items() for word in pair]
-        return (*settings.train_command, *words, *["--eval-only"] * evaluates)
+        # In front of other flags: it takes all words up to the next one.
+        track = ["--track", *settings.track] if settings.track else []
+        return (*settings.train_command, *track, *words, *["--eval-only"] * evaluates)

@@ -9,6 +9,16 @@ from pathlib import Path
 from datasets.rows import ROWS
 
 REPO = Path(__file__).resolve().parents[2]
+
+
+def work_folder(repo: Path = REPO) -> Path:
+    """Return where data and output lie by default: the clone of the project, if there is one.
+
+    Where it is installed as a package, that is the current folder.
+    """
+    return repo if (repo / "pyproject.toml").is_file() else Path.cwd()
+
+
 ALL_SHOTS = (1, 2, 4, 8, 16)
 ALL_IMAGES = -1  # in place of a number of shots
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl.names import check_availability
+from dassl.tracking.available import TRACKERS, check_installed
 from scripts.jobs.protocols import (
     FEW_SHOT_DATASETS,
     PROTOCOLS,
@@ -18,6 +19,7 @@ from scripts.jobs.protocols import (
     read_integers,
     read_shots,
     split_words,
+    work_folder,
 )
 
 CROSSING = ", ".join(row.name for row in PROTOCOLS.values() if row.crosses)
@@ -35,6 +37,7 @@ RESERVED = {
     "OUTPUT_DIR": "--output",
     "RESUME": "the run directory",
     "SEED": "--seeds",
+    "TRACK": "--track",
     "TRAINER.NAME": "--trainer",
 }
 
@@ -55,6 +58,7 @@ class Settings:
     options: tuple[str, ...]  # trailing KEY VALUE options, for every job
     repo: Path  # jobs run here
     train_command: tuple[str, ...]  # program that trains, before its flags
+    track: tuple[str, ...] = ()  # trackers of every job; train.py's default if there are none
     relative: bool = True  # print paths below ``repo`` relative to it
 
     def dataset_file(self, dataset: str) -> Path:
@@ -137,6 +141,10 @@ def read_settings(
         for cfg in cfgs:
             check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
+    track = tuple(split_words(args.track))
+    for name in track:
+        check_availability(name, TRACKERS, "--track")
+    check_installed(track)  # once, instead of in the log of every job
     shots = read_shots(args.shots) if args.shots else protocol.shots
     # Commands are printed to be pasted; inside the repository they can be shorter.
     relative = Path.cwd() == repo
@@ -152,11 +160,12 @@ def read_settings(
         targets=targets,
         shots=shots,
         seeds=read_integers("--seeds", args.seeds, least=0),
-        root=(args.root or repo / "data").absolute(),
-        output=(args.output or repo / "output").absolute(),
+        root=(args.root or work_folder(repo) / "data").absolute(),
+        output=(args.output or work_folder(repo) / "output").absolute(),
         options=check_options(options),
         repo=repo,
         train_command=tuple(train_command or (sys.executable, train)),
+        track=track,
         relative=relative,
     )
 

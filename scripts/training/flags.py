@@ -58,6 +58,7 @@ _USES = {
     "feature_cache": _Use(
         ("train", "eval-only", "no-train"), "each picture is encoded once in any case"
     ),
+    "track": _Use(("train", "eval-only"), "only trainings and tests are tracked; leave it out"),
     "head": _Use(("train", "eval-only", "no-train"), "a run's own head is taken"),
     "source_domains": _Use(("train", "eval-only", "no-train"), "leave it out"),
     "target_domains": _Use(("train", "eval-only", "no-train"), "leave it out"),

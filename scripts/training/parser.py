@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dassl.config.merge import shortened
 from dassl.config.paths import path_flag
 from dassl.names import nearest
+from dassl.tracking.available import TRACKERS
 
 __all__ = ["CONFIG_KEYS", "argument_parser", "read_options"]
 
@@ -30,6 +31,7 @@ CONFIG_KEYS = {
     "head": "MODEL.HEAD.NAME",
     "device": "DEVICE",
     "feature_cache": "FEATURE_CACHE.ENABLED",
+    "track": "TRACK",
 }
 
 
@@ -76,6 +78,8 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     add("--backbone", type=path_flag, help=backbone)
     add("--head", help="name of a head, for trainers that know MODEL.HEAD.NAME")
     add("--device", help="auto, cpu, cuda, cuda:1, mps")
+    trackers = f"{', '.join(TRACKERS)}, several at once; where scalars and results go"
+    add("--track", nargs="+", metavar="TRACKER", help=trackers)
 
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:

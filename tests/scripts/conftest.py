@@ -86,12 +86,13 @@ class FakeRepo:
             ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
         )
         # All that the scripts need of the engine.
-        for folder in ("dassl", "dassl/config", "dassl/utils", "datasets"):
+        for folder in ("dassl", "dassl/config", "dassl/tracking", "dassl/utils", "datasets"):
             (path / folder).mkdir()
             for file in (ROOT / folder).glob("*.py"):  # the rows, which nothing heavy is behind
                 shutil.copy(file, path / folder)
         for script in ROOT.glob("run_*.sh"):
             shutil.copy(script, path)
+        (path / "pyproject.toml").touch()  # a clone, not an installed package
         (path / "train.py").write_text(FAKE_TRAIN)
         for name in DATASETS:
             self.write(f"configs/datasets/{name}.yaml", f"DATASET:\n  NAME: {name.title()}\n")

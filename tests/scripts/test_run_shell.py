@@ -74,6 +74,7 @@ def test_variables_override(repo, tmp_path):
         "DATA": "/my data",
         "OUTPUT": "out put",
         "DEVICES": "7",
+        "TRACK": "none",
     }
     # From another directory: relative paths are the caller's.
     found = commands(bash(repo, "run_base2novel.sh", "--dry-run", cwd=tmp_path, **variables))
@@ -83,6 +84,7 @@ def test_variables_override(repo, tmp_path):
     assert {flag(c, "--root") for c in found} == {"/my data"}
     assert {flag(c, "DATASET.NUM_SHOTS") for c in found} == {"2"}
     assert {c[0] for c in found} == {"CUDA_VISIBLE_DEVICES=7"}
+    assert {flag(c, "--track") for c in found} == {"none"}
     stem = f"{tmp_path}/out put/base2novel/train_base/dtd/shots_2/LightRA/mine/seed4"
     assert flag(found[0], "--output-dir") == stem
 

@@ -13,12 +13,8 @@ from yacs.config import CfgNode
 
 import clip
 from clip.backbones import has_vision_transformer, lay_out_for_gpu, weight_files
-from clip.rounded_weights import RoundedWeights
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
-from dassl.engine import TrainerX
-from dassl.engine.base import Names
-from dassl.engine.device import AUTOCAST_TYPES
 from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
@@ -35,10 +31,11 @@ from trainers.base.given_features import (
 from trainers.base.prompt_texts import PromptTexts, text_notes
 from trainers.base.recipe import Recipe
 from trainers.base.released import Convert
+from trainers.base.rounded_trainer import RoundedTrainer
 from trainers.base.zero_shot_check import sanity_check
 
 
-class CLIPTrainer(TrainerX):
+class CLIPTrainer(RoundedTrainer):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
     What the author of a method needs. It *sets* ``defaults``, its keys under ``TRAINER.<name>``
@@ -234,34 +231,7 @@ class CLIPTrainer(TrainerX):
         check_width(self, backbone)
         return backbone
 
-    # ------------------------------------------------------------------ training
-
-    @cached_property
-    def rounded_weights(self) -> RoundedWeights | None:
-        """The frozen weights as autocast uses them; None if it is not used."""
-        backbone = getattr(self.model, "backbone", None)
-        dtype = AUTOCAST_TYPES.get(self.precision)
-        # The stand-in beside given text features has no weights.
-        if backbone is None or dtype is None or gives_texts(self.cfg):
-            return None
-        return RoundedWeights(backbone, dtype, image_side=not self.uses_features(self.cfg))
-
-    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Switch models to training or evaluation, see :class:`clip.rounded_weights`."""
-        super().set_model_mode(mode, names)
-        if self.rounded_weights is not None:
-            if mode == "train":
-                self.rounded_weights.put()
-            else:
-                self.rounded_weights.take_out()
-
-    def run_epoch(self) -> None:
-        """Train for one epoch; what follows it may load weights, or use them in full precision."""
-        try:
-            super().run_epoch()
-        finally:
-            if self.rounded_weights is not None:
-                self.rounded_weights.take_out()
+    # ------------------------------------------------------------------ a run
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """Add a hash of the backbone's files on this machine; "" where its name tells it all."""
@@ -280,6 +250,7 @@ class CLIPTrainer(TrainerX):
             input: Images (B, 3, S, S), or cached features (B, D), or what else the test loader of
                 a recipe gives.
         """
+        self.round_for_test()
         logits = self.recipe.logits(input)
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]

@@ -44,6 +44,35 @@ def test_base2novel_trains_on_base_and_evaluates_that_model_on_new(repo, capsys)
     ]
 
 
+def test_trackers_are_passed_on_and_change_no_job(repo, capsys, monkeypatch):
+    monkeypatch.setattr("dassl.tracking.available.find_spec", lambda name: name)
+    words = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "5")
+    tracked = dry_run(repo, capsys, *words, "--track", "tensorboard wandb")
+    for command in tracked:
+        place = command.index("--track")
+        # A flag follows: otherwise the options behind it would be taken for trackers.
+        assert command[place : place + 4] == ["--track", "tensorboard", "wandb", "--root"]
+        del command[place : place + 3]
+    assert tracked == dry_run(repo, capsys, *words)
+    assert repo.run(*words) == 0
+    assert dry_run(repo, capsys, *words, "--track", "wandb") == []  # all done: nothing runs again
+
+
+@pytest.mark.parametrize(
+    ("trackers", "said"),
+    [
+        ("wandb", "TRACK (--track) is wandb, but wandb is not installed: pip install wandb"),
+        ("none wandb", "TRACK (--track): none stands beside wandb"),
+        ("wanda", "Did you mean 'wandb'?"),
+    ],
+)
+def test_trackers_are_checked_before_the_first_job(repo, capsys, monkeypatch, trackers, said):
+    monkeypatch.setattr("dassl.tracking.available.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["--protocol", "few_shot", "--datasets", "dtd", "--track", trackers], repo=repo.path)
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_eft_is_base2novel_with_a_default_trainer_of_its_own(repo, capsys):
     words = ("--datasets", "dtd", "--seeds", "5")
     found = dry_run(repo, capsys, "--protocol", "eft", *words)

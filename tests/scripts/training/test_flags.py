@@ -29,15 +29,17 @@ WORDS = {
     "--seed": ["--seed", "0"],
     "--backbone": ["--backbone", "shapes"],
     "--device": ["--device", "cpu"],
+    "--track": ["--track", "wandb", "mlflow"],
     "--debug": ["--debug"],
 }
 NOTHING = {
     "train": ["--model-dir", "--classnames", "--top-k", "--predict-output"],
     "eval-only": ["--no-train", "--resume", "--transforms", "--classnames", "--top-k",
                   "--predict-output"],
-    "no-train": ["--model-dir", "--resume", "--classnames", "--top-k", "--predict-output"],
+    "no-train": ["--model-dir", "--resume", "--classnames", "--top-k", "--predict-output",
+                 "--track"],
     "predict": ["--eval-only", "--no-train", "--resume", "--transforms", "--output-dir",
-                "--feature-cache", "--head", "--source-domains", "--target-domains"],
+                "--feature-cache", "--head", "--source-domains", "--target-domains", "--track"],
 }  # fmt: skip
 
 

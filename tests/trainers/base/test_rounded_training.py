@@ -1,6 +1,7 @@
 """Training with frozen weights that are rounded once: the same run, with fewer operations."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from dassl.engine.checkpoint import trainable_state
 from trainers.base import CLIPTrainer, clip_trainer
 
 METHODS = ["LightRA", "MaPLe", "CoOp", "RAda", "PromptSRC", "CoCoOp", "KgCoOp", "MMA", "HPT"]
+SMALL_BATCHES = ("DATALOADER.TEST.BATCH_SIZE", "8")
 QUIET = ("TEST.NO_TEST", "True", "TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "0")
 
 
@@ -141,3 +143,49 @@ def test_only_for_a_gpu_are_kernels_laid_out_anew(count_calls, device):
     trainer = SimpleNamespace(cfg=cfg, precision="fp32", device=torch.device(device))
     backbone = CLIPTrainer.load_backbone(trainer)
     assert calls == ([(backbone,)] if device == "cuda" else [])
+
+
+class CastsByBatch:
+    """Counts casts of frozen weights of the vision tower in each batch of a test."""
+
+    def __init__(self, trainer, monkeypatch):
+        self.counts, self.logits = [], []
+        inference = partial(type(trainer).model_inference, trainer)
+
+        def counted(images):
+            with CastsOfFrozen(trainer.model.backbone.model.visual) as casts:
+                self.logits.append(inference(images))
+            self.counts.append(casts.count)
+            return self.logits[-1]
+
+        monkeypatch.setattr(trainer, "model_inference", counted)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "ZeroshotCLIP", "FT"])
+def test_a_test_gives_the_same_logits_bit_for_bit(build, build_fft, monkeypatch, method):
+    if method == "FT":
+        trainer = build_fft(method, *half(method), *SMALL_BATCHES)
+    else:
+        trainer = build(*half(method), *SMALL_BATCHES, method=method)
+    before = {name: id(parameter) for name, parameter in trainer.model.named_parameters()}
+    rounded = CastsByBatch(trainer, monkeypatch)
+    trainer.test()
+    assert {name: id(parameter) for name, parameter in trainer.model.named_parameters()} == before
+    monkeypatch.setattr(RoundedWeights, "put", lambda self: None)
+    plain = CastsByBatch(trainer, monkeypatch)
+    trainer.test()
+    assert len(rounded.logits) == len(plain.logits) > 1
+    for found, exact in zip(rounded.logits, plain.logits, strict=True):
+        assert torch.equal(found, exact)
+
+
+def test_a_test_rounds_no_weight_of_the_vision_tower(build, monkeypatch):
+    trainer = build(*half("LightRA"), *SMALL_BATCHES, method="LightRA")
+    rounded = CastsByBatch(trainer, monkeypatch)
+    trainer.test()
+    assert len(rounded.counts) > 2
+    assert set(rounded.counts[1:]) == {0}  # the first batch is counted from before they are rounded
+    monkeypatch.setattr(RoundedWeights, "put", lambda self: None)
+    plain = CastsByBatch(trainer, monkeypatch)
+    trainer.test()
+    assert min(plain.counts) > 10
