@@ -184,7 +184,6 @@ class ConditionalPrompts(ContextPrompts):
             ]
         )
 
-
     def _encode_all_pairs(self, backbone: Backbone, bank: TextBank, image: Tensor) -> Tensor:
         """The same in one batch of texts: a graph has no loop over images of unknown number."""
         tokens = bank.tokens[:, : max(bank.lengths)]  # (K, L)

@@ -60,8 +60,9 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
 def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False) -> Any:
     """Read a checkpoint without running code from it, tensors on the CPU.
 
-    It is PyTorch's or, by its suffix, a safetensors file. Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
-    becomes the dict of its weights. All contents are compared with their checksums.
+    It is PyTorch's or, by its suffix, a safetensors file. Live objects in it (Dassl's
+    ``scheduler``) become inert stand-ins, and a TorchScript archive becomes the dict of its
+    weights. All contents are compared with their checksums, which a safetensors file lacks.
 
     Args:
         fpath: Path of the file.

@@ -78,7 +78,7 @@ def readme(about: Mapping[str, Any]) -> str:
     ]
     if FILES["onnx"] in files:
         lines += [
-            "`pip install onnxruntime pillow numpy`, then, in this folder, `python run.py photo.jpg`, which is",
+            "`pip install onnxruntime pillow numpy`, then in this folder `python run.py photo.jpg`:",
             "",
             f"```python\n{ONNX_LINES}```",
             "",

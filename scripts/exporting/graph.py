@@ -18,6 +18,10 @@ from clip.adapters.base import adapter_switches
 
 __all__ = ["Classifier", "traced"]
 
+# Images of a batch. No limit in practice, but PyTorch 2.6 does not take "any number" for a promise
+# that a slice up to the last one, which it writes as the largest integer, holds all.
+_MOST = 2**31 - 1
+
 
 class Classifier(nn.Module):
     """What a trainer evaluates with, as a function of the images alone.
@@ -29,6 +33,9 @@ class Classifier(nn.Module):
 
     def __init__(self, trainer: Any) -> None:
         super().__init__()
+        # The model is no part of this module: so its weights are constants of the graph as the text
+        # features are, those that images need and no others, and what Python asks of them
+        # (whether a checkpoint has the run's classes) is answered once and for all.
         self._trainer = trainer
 
     @property
@@ -69,7 +76,7 @@ def traced(classifier: Classifier, images: Tensor) -> ExportedProgram:
     """The graph of a classifier, for any number of images.
 
     Args:
-        classifier: In evaluation mode, nothing in it requiring a gradient.
+        classifier: Its model in evaluation mode, nothing in it requiring a gradient.
         images: Two or more, to trace with, (B, 3, S, S).
 
     Raises:
@@ -79,9 +86,15 @@ def traced(classifier: Classifier, images: Tensor) -> ExportedProgram:
         classifier(images)  # what evaluation makes once and keeps must be there before the tracing
         try:
             # Not strict: the methods' Python runs as it is, whatever Dynamo makes of it.
-            return torch.export.export(
-                classifier, (images,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+            program = torch.export.export(
+                classifier,
+                (images,),
+                dynamic_shapes=({0: Dim("batch", min=1, max=_MOST)},),
+                strict=False,
             )
         except Exception as error:  # PyTorch raises many kinds, some with pages of advice
             said = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"PyTorch cannot make one graph of it: {said}") from error
+    # What was only asked for on the way, as types of tensors, PyTorch 2.6 could not read back.
+    program.graph.eliminate_dead_code()
+    return program

@@ -56,6 +56,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     """Write a graph as ONNX, with inputs and outputs named ``image``, ``logits``, ``features``."""
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits", "features"]}
     with _quiet():
+        if torch.__version__ < "2.7":  # its exporter cannot handle products of unknown size
+            program = program.run_decompositions()
         found: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
         found.save(str(path))  # one file, and another for weights above ONNX's limit of 2 GB
 
@@ -121,8 +123,8 @@ def no_weights(model: Any) -> str:
 
 def write_weights(model: Any, path: Path) -> None:
     """Write both encoders' weights as OpenAI's and open_clip's loaders read them."""
-    state = {key: value.detach().clone() for key, value in model.backbone.model.state_dict().items()}
-    atomic_torch_save(state, path)
+    state = model.backbone.model.state_dict()
+    atomic_torch_save({key: value.clone() for key, value in state.items()}, path)
 
 
 def check_weights(model: Any, path: Path, images: Tensor) -> dict[str, float]:

@@ -151,8 +151,9 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
         return list(saved)
     if not args.dataset_config_file and result is None:
         raise ValueError(
-            f"--{'export' if args.export else 'predict'} needs class names: give --classnames FILE (one a line), --model-dir of a "
-            "run, or --dataset-config-file of a dataset that is on this machine"
+            f"--{'export' if args.export else 'predict'} needs class names: give --classnames FILE "
+            "(one a line), --model-dir of a run, or --dataset-config-file of a dataset that is on "
+            "this machine"
         )
     return list(build_dataset(cfg).classnames)
 

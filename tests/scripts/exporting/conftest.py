@@ -6,7 +6,7 @@ import pytest
 
 from dassl.engine import build_trainer
 from tests.runs import SMALL, SmallRuns
-from tests.scripts.exporting.runs import export
+from tests.scripts.exporting.runs import run_train
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +26,17 @@ def trained(shapes_root, tmp_path_factory):
     return run
 
 
-@pytest.fixture
-def exported(trained, tmp_path):
-    """(method, flags) -> the folder of an export of its run."""
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """(method, parts, all by default) -> the folder of an export of its run, made once."""
+    made: dict[tuple[str, ...], Path] = {}
 
-    def make(name: str, *flags: str) -> Path:
-        folder = tmp_path / f"export of {name}"
-        assert export("--export", folder, "--model-dir", trained(name), *flags) == 0
-        return folder
+    def make(*words: str) -> Path:
+        if words not in made:
+            name, *parts = words
+            folder = made[words] = tmp_path_factory.mktemp("export") / "a folder"
+            flags = ["--export-parts", *parts] if parts else []
+            assert run_train("--export", folder, "--model-dir", trained(name), *flags) == 0
+        return made[words]
 
     return make

@@ -5,7 +5,7 @@ import pytest
 import train
 
 
-def export(*words: object) -> object:
+def run_train(*words: object) -> object:
     """Run ``train.py`` with these words and return its exit status, or its last words."""
     with pytest.raises(SystemExit) as stop:
         train.main([str(word) for word in words])
