@@ -72,13 +72,13 @@ def readme(about: Mapping[str, Any]) -> str:
         f"- **In**: `image`, floats (B, 3, {about['height']}, {about['width']}) as "
         "`preprocess.json` says.",
         f"- **Out**: {logits}; `features`, unit norm, (B, {about['embed_dim']}).",
-        "- **`text_features.npy`**: what the images are compared with, one row per class.",
+        "- **`text_features.npy`**: the classes' weights, a row each.",
         *(f"- **Not there, `{FILES[part]}`**: {why}." for part, why in about["left_out"].items()),
         "",
     ]
     if FILES["onnx"] in files:
         lines += [
-            "`pip install onnxruntime pillow numpy`, then in this folder `python run.py photo.jpg`:",
+            "`pip install onnxruntime pillow numpy`; in this folder, `python run.py photo.jpg` is",
             "",
             f"```python\n{ONNX_LINES}```",
             "",

@@ -44,6 +44,7 @@ def run_export(args: argparse.Namespace) -> int:
     of.check_packages(wanted)
     _check_target(Path(args.export))
     cfg = _export_config(args)
+    preprocess = preprocessing(cfg)
     names = class_names(args, cfg)
     template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
     # A trainer needs something to test on; this picture is never read.
@@ -54,8 +55,13 @@ def run_export(args: argparse.Namespace) -> int:
             f"--export of {cfg.TRAINER.NAME} needs --model-dir, the folder of a finished run: the "
             "method has to be trained"
         )
+    if cfg.INPUT.FAST_RESIZE:
+        trainer.notes.add(
+            "INPUT.FAST_RESIZE: the run's pictures were resized by PyTorch; Pillow, which run.py "
+            "has, gives other pixels at few places, by one of 255 levels"
+        )
     with whole_folder(Path(args.export)) as folder:
-        about = _write(folder, trainer, names, wanted, args)
+        about = _write(folder, trainer, preprocess, wanted, args)
     print(f'Exported to "{args.export}": {", ".join(sorted(about["files"]))}')
     for part, why in about["left_out"].items():
         print(f"Not exported: {of.FILES[part]}, {why}")
@@ -112,33 +118,24 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _write(
-    folder: Path, trainer: Any, names: list[str], wanted: list[str], args: argparse.Namespace
+    folder: Path,
+    trainer: Any,
+    preprocess: dict[str, Any],
+    wanted: list[str],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Write all files and return the content of ``export.json``."""
     cfg, model = trainer.cfg, trainer.model
-    agreement: dict[str, dict[str, float]] = {}
-    left_out: dict[str, str] = {}
-    # First: what trains can be told from what does not only until the graph is made.
-    if "adapter" in wanted:
-        if trainable_state(model):
-            checkpoint = _checkpoint(trainer, args)
-            of.write_trained(trainer, checkpoint, folder / of.FILES["adapter"])
-        else:
-            left_out["adapter"] = f"{cfg.TRAINER.NAME} trains nothing"
     batches = check_images(*cfg.INPUT.SIZE)
-    if "weights" in wanted:
-        left_out |= {"weights": why} if (why := of.no_weights(model)) else {}
-        if not why:
-            path = folder / of.FILES["weights"]
-            of.write_weights(model, path)
-            agreement[path.name] = of.check_weights(model, path, batches[-1])
+    # First: what trains can be told from what does not only until the graph is made.
+    agreement, left_out = _write_weights(folder, trainer, batches[-1], wanted, args)
     model.requires_grad_(False)  # it becomes the constants of a graph
     classifier = Classifier(trainer)
     agreement |= _write_graphs(folder, classifier, batches, wanted)
-    preprocess = preprocessing(cfg)
+    names = list(trainer.dm.dataset.classnames)
     write_json(preprocess, folder / "preprocess.json")
     write_json(names, folder / "classes.json")
-    width, height = preprocess["crop"]
+    height, width = cfg.INPUT.SIZE
     about = {
         "format": _FORMAT,
         "trainer": cfg.TRAINER.NAME,
@@ -161,6 +158,33 @@ def _write(
         (folder / "run.py").write_text(ONNX_LINES, encoding="utf-8")
     (folder / "README.md").write_text(readme(about), encoding="utf-8")
     return about
+
+
+def _write_weights(
+    folder: Path,
+    trainer: Any,
+    images: torch.Tensor,
+    wanted: list[str],
+    args: argparse.Namespace,
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Write what is no graph; return how far it is from the run, and why a part is left out."""
+    model = trainer.model
+    agreement: dict[str, dict[str, float]] = {}
+    left_out: dict[str, str] = {}
+    if "adapter" in wanted:
+        if trainable_state(model):
+            checkpoint = _checkpoint(trainer, args)
+            of.write_trained(trainer, checkpoint, folder / of.FILES["adapter"])
+        else:
+            left_out["adapter"] = f"{trainer.cfg.TRAINER.NAME} trains nothing"
+    if "weights" in wanted:
+        if why := of.no_weights(model):
+            left_out["weights"] = why
+        else:
+            path = folder / of.FILES["weights"]
+            of.write_weights(model, path)
+            agreement[path.name] = of.check_weights(model, path, images)
+    return agreement, left_out
 
 
 def _checkpoint(trainer: Any, args: argparse.Namespace) -> dict[str, Any]:

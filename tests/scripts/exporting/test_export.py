@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clip
-from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer, read_result, trainable_state
 from dassl.utils import load_checkpoint
 from dassl.utils.adapter_file import ADAPTER_NAME, read_adapter, write_adapter
 from scripts.exporting import export as export_module
@@ -269,6 +269,11 @@ class TestRefusals:
     def test_test_time_training_says_why(self, name, tmp_path):
         said = run_train("--export", tmp_path / "new", "--trainer", name, "--backbone", "shapes")
         assert f"{name} cannot be exported: each test image trains the model by steps" in said
+
+    def test_a_trainer_made_for_dassl_says_why(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(TRAINER_REGISTRY._objects, "Plain", type("Plain", (TrainerX,), {}))
+        said = run_train("--export", tmp_path / "new", "--trainer", "Plain", "--backbone", "shapes")
+        assert "Plain was made for Dassl's engine" in said
 
     @pytest.mark.parametrize(
         ("words", "part"),

@@ -117,9 +117,7 @@ def test_a_gpu_takes_a_batch_of_small_matrices_at_once(monkeypatch):
     ids="+".join,
 )  # fmt: skip
 @pytest.mark.parametrize("softmax", ["joint", "row"])
-def test_query_sets_equal_the_plain_formula(
-    queries, softmax, exporting, monkeypatch, count_calls
-):
+def test_query_sets_equal_the_plain_formula(queries, softmax, exporting, monkeypatch, count_calls):
     """In chunks, and in the form that torch.export gets."""
     written_out = count_calls(kernel, "_written_out")
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: exporting)
