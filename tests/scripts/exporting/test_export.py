@@ -15,9 +15,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clip
+from dassl.data.wrapper import read_image
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer, read_result, trainable_state
 from dassl.utils import load_checkpoint
 from dassl.utils.adapter_file import ADAPTER_NAME, read_adapter, write_adapter
+from scripts.drawing.trained_run import load_run
 from scripts.exporting import export as export_module
 from scripts.exporting import parts
 from scripts.exporting.agreement import TOLERANCE, allowed, check_images, disagreement
@@ -30,13 +32,13 @@ IN_FULL = ("LightRA", "RAda", "CoCoOp", "FLYP", "ZeroshotCLIP")
 
 
 @pytest.mark.parametrize("name", IN_FULL)
-def test_all_files_agree_with_the_run(name, trained, exported, monkeypatch):
+def test_all_files_agree_with_the_run(name, trained, exported):
     folder = exported(name)
     about = json.loads((folder / "export.json").read_text())
     run = trained(name)
-    cfg_classes = read_result(run)["per_class"]
+    rows = read_result(run)["per_class"]
     names = json.loads((folder / "classes.json").read_text())
-    assert names == [row["name"] for row in sorted(cfg_classes, key=lambda row: row["label"])]
+    assert names == [row["name"] for row in sorted(rows, key=lambda row: row["label"])]
     assert {path.name for path in folder.iterdir()} == {
         *about["files"], "export.json", "README.md", "run.py",
     }  # fmt: skip
@@ -50,7 +52,7 @@ def test_all_files_agree_with_the_run(name, trained, exported, monkeypatch):
 
     # Not by the export's own comparison: the run's logits of pictures that it never saw.
     images = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(7))
-    expected = logits_of_run(run, images, monkeypatch)
+    expected = logits_of_run(run, images)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     logits, features = session.run(["logits", "features"], {"image": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=TOLERANCE, rtol=0)
@@ -63,12 +65,15 @@ def test_all_files_agree_with_the_run(name, trained, exported, monkeypatch):
     assert about["cosine"] == (name in ("LightRA", "FLYP", "ZeroshotCLIP"))
 
 
-def logits_of_run(folder: str, images: torch.Tensor, monkeypatch) -> torch.Tensor:
-    """Logits (B, K) of a finished run, built again from its own config and data."""
-    from scripts.drawing.trained_run import load_run
+def logits_of_run(folder: str, images: torch.Tensor | Path) -> torch.Tensor:
+    """Logits (B, K) of a finished run, built again from its own config and data.
 
+    ``images`` are tensors (B, 3, S, S), or a file, which its own test transform makes one of.
+    """
     trainer = load_run(Path(folder), device="cpu")
     trainer.set_model_mode("eval")
+    if isinstance(images, Path):
+        images = trainer.dm.tfm_test(read_image(str(images)))[None]
     with torch.no_grad():
         return trainer.model_inference(images)
 
@@ -90,6 +95,8 @@ def test_the_readme_runs_where_this_project_is_not(exported, trained, shapes_roo
     logits = torch.tensor(json.loads(second))
     failed = subprocess.run([sys.executable, "-I", "-c", "import clip.adapters"], cwd=folder)
     assert failed.returncode != 0
+    expected = logits_of_run(trained("LightRA"), tmp_path / "photo.jpg")[0]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
     table = tmp_path / "found.csv"
     words = ("--model-dir", trained("LightRA"), "--top-k", 20, "--predict-output", table)
@@ -97,9 +104,9 @@ def test_the_readme_runs_where_this_project_is_not(exported, trained, shapes_roo
     rows = list(csv.DictReader(table.open()))
     names = json.loads((folder / "classes.json").read_text())
     assert first.rpartition(" ")[0] == rows[0]["class"]
-    expected = {row["class"]: float(row["probability"]) for row in rows}
+    predicted = {row["class"]: float(row["probability"]) for row in rows}
     found = dict(zip(names, logits.softmax(-1).tolist(), strict=True))
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert found == pytest.approx(predicted, abs=1e-4)
 
 
 def test_weights_of_both_encoders_are_a_clip_of_their_own(exported, trained):
