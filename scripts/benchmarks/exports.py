@@ -34,6 +34,7 @@ from scripts.training.parser import argument_parser
 from trainers.base import CLIPTrainer
 
 COMMAND = "exports"
+# How well a method is trained does not matter to its graph, that its weights have moved does.
 _SMALL = (
     *("DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1"),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "DATALOADER.NUM_WORKERS", "0"),
@@ -46,6 +47,7 @@ class _Runs:
 
     def __init__(self, root: str, place: Path) -> None:
         self.root, self.place = root, place
+        # Several methods start from the same run, and a first stage has none of its own.
         self._first_stage = functools.cache(self.trained)
 
     def trained(self, method_file: str) -> str:
@@ -75,6 +77,7 @@ def measure(name: str, runs: _Runs) -> dict[str, Any]:
     kind = TRAINER_REGISTRY.get(name)
     if kind.recipe_type.no_graph:
         return {"error": kind.recipe_type.no_graph}
+    # The same words that a user types, so that the table is of what users get.
     folder = runs.place / "exported" / name
     words = ["--export", str(folder), "--model-dir", runs.trained(f"{name}/{kind.protocols[0]}")]
     run_export(argument_parser().parse_args(words))
@@ -103,7 +106,7 @@ def guarded(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             return run()
     except Exception as error:
         found = ending(error)
-        if found is None:
+        if found is None:  # a mistake in the code, which no row of a table may hide
             raise
         return {"error": re.sub(r"\s+", " ", found.line), "failed": True}
 
@@ -116,6 +119,7 @@ def main(argv: Sequence[str]) -> int:
     add("--root", default="data", help="folder of all datasets; Shapes is drawn there if need be")
     args = parser.parse_args(argv)
     check_methods(args.trainers, methods())
+    # In one process: what is imported takes longer than the exports of a tiny model.
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as place:
         runs = _Runs(args.root, Path(place))

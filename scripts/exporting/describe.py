@@ -44,6 +44,7 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
         raise ValueError(
             "the run has INPUT.NO_TRANSFORM True, so that nothing says how its images are made"
         )
+    # As torchvision has it, so that Pillow alone can do the same.
     height, width = cfg.INPUT.SIZE
     normalised = "normalize" in cfg.INPUT.TRANSFORMS
     return {
@@ -58,6 +59,7 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
 def readme(about: Mapping[str, Any]) -> str:
     """The text of an export's README, of the content of its ``export.json``."""
     files = about["files"]
+    # What a user may do without the graph depends on what makes the logits.
     logits = "`logits` over the classes, in the order of `classes.json`"
     if about["cosine"]:
         logits += (
@@ -66,6 +68,7 @@ def readme(about: Mapping[str, Any]) -> str:
         )
     else:
         logits += "; more than cosines of the two features, so the graph is needed"
+    # Only what is in the folder is described: its reader may have nothing else.
     lines = [
         f"# {about['trainer']} on {about['backbone']}, {about['num_classes']} classes",
         "",
@@ -109,6 +112,7 @@ def _weights(about: Mapping[str, Any]) -> list[str]:
 
 def _agreement(about: Mapping[str, Any]) -> str:
     """The differences that were found when the files were written."""
+    # In the words of `export.json`, whose numbers they are.
     found = [
         f"`{name}` " + ", ".join(f"{what} {distance:.1e}" for what, distance in worst.items())
         for name, worst in about["agreement"].items()

@@ -64,7 +64,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 def onnx_run(path: Path) -> Run:
     """The graph in a file as onnxruntime runs it, on the CPU."""
-    import onnxruntime
+    import onnxruntime  # an extra, see `check_packages`
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -90,6 +90,7 @@ def pt2_run(path: Path) -> Run:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back what PyTorch's exporters say about themselves: the agreement is what counts."""
+    # They write to standard error by themselves, whatever `verbose` says.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -115,6 +116,7 @@ def no_weights(model: Any) -> str:
     added = sorted({type(module).__name__ for _, module in adapters(model.backbone)})
     if added:
         return f"{', '.join(added)} in the encoders cannot be folded into CLIP's own weights"
+    # By identity: names differ where a method has wrapped the model.
     own = {id(parameter) for parameter in model.backbone.model.parameters()}
     if not any(p.requires_grad and id(p) in own for p in model.parameters()):
         return f"the encoders are the pre-trained ones of {model.backbone.name}"
@@ -140,6 +142,7 @@ def check_weights(model: Any, path: Path, images: Tensor) -> dict[str, float]:
     else:  # not OpenAI's layout: the same architecture takes the weights
         other = clip.load(backbone.name).model
         other.load_state_dict(state)
+    # Prompts of the run if it has texts; a classifier of images has none, and any text will do.
     tokens = model.bank.tokens[:8] if hasattr(model, "bank") else backbone.tokenize(["a photo"])
     worst = {}
     with torch.no_grad():
@@ -176,6 +179,7 @@ def write_trained(trainer: Any, checkpoint: dict[str, Any], path: Path) -> None:
     else:
         state, meta = trainable_state(trainer.model), trainer.checkpoint_meta()
     write_adapter(path, state, int(checkpoint.get("epoch") or 0), meta)
+    # Bit for bit, since this file may be all that is kept of the run.
     found = read_adapter(path)["state_dict"]
     if found.keys() != state.keys() or not all(torch.equal(found[k], state[k]) for k in state):
         raise ValueError(f"{path.name} does not hold what was trained; nothing is exported")

@@ -23,6 +23,7 @@ from scripts.drawing.trained_run import load_run
 from scripts.exporting import export as export_module
 from scripts.exporting import parts
 from scripts.exporting.agreement import TOLERANCE, allowed, check_images, disagreement
+from scripts.training.parser import EXPORT_PARTS
 from tests.runs import OURS
 from tests.scripts.exporting.runs import run_train
 
@@ -299,6 +300,10 @@ class TestRefusals:
     def test_parts_without_an_export(self):
         said = run_train("--export-parts", "onnx", "--config-file", "x.yaml")
         assert "--export-parts onnx does nothing in a training run" in said
+
+
+def test_every_part_has_a_flag_s_word():
+    assert tuple(parts.FILES) == EXPORT_PARTS  # the parser does not wait for PyTorch to import
 
 
 def test_a_difference_is_noticed():
