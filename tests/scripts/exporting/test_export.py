@@ -24,7 +24,7 @@ from scripts.exporting import export as export_module
 from scripts.exporting import parts
 from scripts.exporting.agreement import TOLERANCE, allowed, check_images, disagreement
 from scripts.training.parser import EXPORT_PARTS
-from tests.runs import OURS
+from tests.runs import OURS, SMALL
 from tests.scripts.exporting.runs import run_train
 
 # One of each kind: adapters in the encoders, a mask behind them, texts that depend on the image,
@@ -131,7 +131,7 @@ class TestAdapterFile:
         """Tested on the run's classes and on new ones as the run itself is, to the last bit."""
         folder = exported("RAda", "adapter")
         for classes in ("base", "new"):
-            options = ("DATASET.SUBSAMPLE_CLASSES", classes, "DATASET.NUM_SHOTS", "1")
+            options = (*SMALL, "DATASET.SUBSAMPLE_CLASSES", classes)  # the last one counts
             states = []
             for directory in (trained("RAda"), folder):
                 trainer = build_trainer(make_config("RAda/base2novel", *options))
@@ -221,8 +221,9 @@ class TestRefusals:
         (tmp_path / "empty").mkdir()
         said = run_train("--export", folder, "--model-dir", tmp_path / "empty")
         assert "has neither a complete result.json nor weights" in said
-        said = run_train("--export", folder, "--trainer", "RAda", "--backbone", "shapes",
-                      "--classnames", __file__)  # fmt: skip
+        (tmp_path / "names.txt").write_text("red circle\nblue square\n")
+        words = ("--trainer", "RAda", "--backbone", "shapes", "--classnames")
+        said = run_train("--export", folder, *words, tmp_path / "names.txt")
         assert "--export of RAda needs --model-dir, the folder of a finished run" in said
         assert not folder.exists()
 
