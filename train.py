@@ -42,6 +42,10 @@ def main(argv: list[str] | None = None) -> None:
         check_flags(args)
         if args.predict:
             sys.exit(run_predict(args))
+        if args.export:
+            from scripts.exporting.export import run_export  # its tools take seconds to import
+
+            sys.exit(run_export(args))
         cfg = build_config(args)
         with process_group(cfg), run_folder(cfg.OUTPUT_DIR):
             if cfg.SEED >= 0:  # -1: the trainer draws one and records it

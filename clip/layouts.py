@@ -82,11 +82,11 @@ class Padded(Layout):
 
     def pooled(self, x: Tensor) -> Tensor:
         """The end tokens: (N, L, W) -> (N, 1, W)."""
-        return x[torch.arange(len(x), device=x.device), self.end][:, None]
+        return x[torch.arange(x.shape[0], device=x.device), self.end][:, None]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         """See :meth:`Layout.attend`."""
-        mask = self.mask.to(q.dtype).expand(len(q), -1, -1)  # (N, L, L)
+        mask = self.mask.to(q.dtype).expand(q.shape[0], -1, -1)  # (N, L, L)
         if q.shape[1] < k.shape[1]:
             mask = self.pooled(mask)  # (N, 1, L)
         return _attention(q, k, v, heads, mask[:, None])

@@ -7,6 +7,7 @@
     python scripts/bench.py loading          # pictures a second
     python scripts/bench.py ttt              # test-time training, images side by side
     python scripts/bench.py gpu              # on a GPU: steps, memory, how busy it is
+    python scripts/bench.py exports          # how far exported files are from the trained runs
 
 Without download: models have random weights, in ViT-B/16's shape if no other is asked for.
 """
@@ -22,7 +23,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.errors import plain_main
-from scripts.benchmarks import baselines, efficiency, features, gpu, loading, released, ttt
+from scripts.benchmarks import (
+    baselines,
+    efficiency,
+    exports,
+    features,
+    gpu,
+    loading,
+    released,
+    ttt,
+)
 
 COMMANDS: dict[str, Any] = {
     "released": released,
@@ -32,6 +42,7 @@ COMMANDS: dict[str, Any] = {
     "loading": loading,
     "ttt": ttt,
     "gpu": gpu,
+    "exports": exports,
 }
 
 

@@ -23,6 +23,7 @@ from dassl.engine import (
     trainable_state,
 )
 from datasets.rows import ROWS
+from scripts.exporting.graph import Classifier, traced
 from tests.conftest import REPOSITORY
 from tests.runs import OURS, SMALL, SmallRuns, own_file
 from tests.trainers.plain import SHORT_GRID
@@ -220,6 +221,20 @@ class TestTrainer:
         other = build_trainer(own_config(name, *SMALL))
         other.load_model(cfg.OUTPUT_DIR if declared else "")
         assert torch.equal(black_picture_logits(other), after)
+
+    def test_its_evaluation_is_one_graph(self, name, finished):
+        """For any number of images, as train.py --export writes it."""
+        trainer = finished.trainer
+        if trainer.recipe.no_graph:
+            return
+        trainer.set_model_mode("eval")
+        images = torch.randn(4, 3, 48, 48)
+        run = traced(Classifier(trainer), images[:2]).module()
+        with torch.no_grad():
+            for some in (images, images[:1]):
+                logits, features = run(some)
+                torch.testing.assert_close(logits, trainer.model_inference(some), atol=1e-4, rtol=0)
+                assert features.shape == (len(some), trainer.model.backbone.embed_dim)
 
     def test_checkpoint_holds_only_what_trains(self, name, finished):
         files = list(Path(finished.trainer.output_dir).glob("*/model.pth.tar-*"))

@@ -91,7 +91,7 @@ class ContextPrompts(TextPrompts):
         number = torch.arange(self.n_ctx, device=tokens.device)
         behind = self.places[self.before :]
         if not len(behind):
-            return (1 + number).expand(len(tokens), -1)
+            return (1 + number).expand(tokens.shape[0], -1)
         found = (tokens.unfold(1, len(behind), 1) == behind).all(-1)  # (N, places of a first word)
         # The last place counts: a name may contain the same words.
         last = found.shape[1] - 1 - found.flip(1).int().argmax(-1, keepdim=True)  # (N, 1)
@@ -108,7 +108,7 @@ class ContextPrompts(TextPrompts):
                 f"the form {self.template!r}"
             )
         slots = self.slots(tokens)[..., None].expand(-1, -1, embeddings.shape[-1])  # (N, n, W)
-        return embeddings.scatter(1, slots, vectors.to(embeddings).expand(len(tokens), -1, -1))
+        return embeddings.scatter(1, slots, vectors.to(embeddings).expand(tokens.shape[0], -1, -1))
 
     def encode(
         self, backbone: Backbone, tokens: Tensor, vectors: Tensor, ends: Ends | None = None
@@ -170,6 +170,8 @@ class ConditionalPrompts(ContextPrompts):
         together no more activations are kept than the bank allows. ``image`` are unit-norm
         features, (B, D).
         """
+        if torch.compiler.is_compiling():
+            return self._encode_all_pairs(backbone, bank, image)
         every, kept = torch.arange(len(bank)), bank.kept_tokens // len(image)
 
         def encode(context: Tensor, index: Tensor) -> Tensor:
@@ -181,6 +183,14 @@ class ConditionalPrompts(ContextPrompts):
                 for context in self.contexts(image)  # (n, W) of an image
             ]
         )
+
+    def _encode_all_pairs(self, backbone: Backbone, bank: TextBank, image: Tensor) -> Tensor:
+        """The same in one batch of texts: a graph has no loop over images of unknown number."""
+        tokens = bank.tokens[:, : max(bank.lengths)]  # (K, L)
+        contexts = self.contexts(image)  # (B, n, W)
+        texts = tokens.expand(image.shape[0], -1, -1).flatten(0, 1)  # (B * K, L)
+        every = contexts[:, None].expand(-1, len(bank), -1, -1).flatten(0, 1)  # (B * K, n, W)
+        return self.encode(backbone, texts, every).unflatten(0, (-1, len(bank)))
 
 
 class ClassContextBank(TextBank):

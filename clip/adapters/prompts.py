@@ -76,7 +76,7 @@ class LearnedPrompts(Adapter):
 
     def _expanded(self, x: Tensor, index: int) -> Tensor:
         """Set ``index`` for every sequence of ``x`` (B, L, W), in its type: (B, n, W)."""
-        return self.vectors_of(index).to(x).expand(len(x), -1, -1)
+        return self.vectors_of(index).to(x).expand(x.shape[0], -1, -1)
 
 
 class Phrase(NamedTuple):

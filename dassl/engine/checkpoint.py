@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dassl.names import nearest
+from dassl.utils.adapter_file import ADAPTER_NAME
 from dassl.utils.torchtools import (
     BEST_NAME,
     EPOCH_NAME,
@@ -102,13 +103,13 @@ def group_sizes(state: Mapping[str, Any]) -> list[int]:
 
 
 def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | None) -> Path:
-    """Return the path of a model's checkpoint in a run directory.
+    """Return the path of a model's checkpoint in a run directory, or in an export.
 
     Args:
         directory: Run directory.
         name: Folder of the model.
         epoch: Number of epochs; None for the best on the validation images if the run chose one,
-            otherwise the last.
+            otherwise the last, otherwise the weights of an export, which has no others.
 
     Raises:
         FileNotFoundError: It is missing; the message says what is there.
@@ -122,6 +123,8 @@ def checkpoint_path(directory: str | os.PathLike[str], name: str, epoch: int | N
             path = last
     if path.is_file():
         return path
+    if epoch is None and (root / ADAPTER_NAME).is_file():
+        return root / ADAPTER_NAME
     if not root.is_dir():
         found = f'"{root}" is no directory'
     elif not path.parent.is_dir():

@@ -38,6 +38,7 @@ from dassl.config.inputs import (
 )
 from dassl.config.paths import REPOSITORY
 from dassl.engine.checkpoint import replaced_backbone
+from dassl.utils.adapter_file import ADAPTER_NAME
 
 __all__ = ["RunIdentity", "check_recipe"]
 
@@ -83,7 +84,11 @@ class RunIdentity:
         with recording(into := Recording()):
             yield
         # Other files are opened meanwhile too, such as Python's own.
-        self._weights.files |= {path for path in into.files if ".pth.tar" in Path(path).name}
+        self._weights.files |= {
+            path
+            for path in into.files
+            if ".pth.tar" in Path(path).name or Path(path).name == ADAPTER_NAME
+        }
 
     @property
     def places(self) -> dict[str, str]:

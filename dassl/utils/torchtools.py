@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.names import check_availability, nearest
+from dassl.utils.adapter_file import read_adapter
 from dassl.utils.files import atomic_write
 from dassl.utils.restricted_unpickler import read_restricted
 
@@ -59,8 +60,9 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
 def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False) -> Any:
     """Read a checkpoint without running code from it, tensors on the CPU.
 
-    Live objects in it (Dassl's ``scheduler``) become inert stand-ins, and a TorchScript archive
-    becomes the dict of its weights. All contents are compared with their checksums.
+    It is PyTorch's or, by its suffix, a safetensors file. Live objects in it (Dassl's
+    ``scheduler``) become inert stand-ins, and a TorchScript archive becomes the dict of its
+    weights. All contents are compared with their checksums, which a safetensors file lacks.
 
     Args:
         fpath: Path of the file.
@@ -72,15 +74,18 @@ def load_checkpoint(fpath: str | os.PathLike[str], *, shapes_only: bool = False)
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is damaged, cut off, or no PyTorch file, or it holds weights that are
-            infinite or NaN.
+        ValueError: The file is damaged, cut off, or of another format, or it holds weights that
+            are infinite or NaN.
     """
     if fpath is None:
         raise ValueError("load_checkpoint needs a path, got None")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}"')
     try:
-        content = read_restricted(fpath, shapes_only=shapes_only)
+        if os.fspath(fpath).endswith(".safetensors"):
+            content = read_adapter(fpath)
+        else:
+            content = read_restricted(fpath, shapes_only=shapes_only)
     except Exception as error:  # many types: which one depends on where the file is damaged
         raise ValueError(
             f'"{fpath}" is not a readable checkpoint (damaged, cut off or another format): '

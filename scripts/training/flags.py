@@ -21,7 +21,8 @@ __all__ = ["check_effect", "check_flags"]
 class _Use(NamedTuple):
     """What a flag is for."""
 
-    modes: tuple[str, ...]  # among predict, eval-only, no-train, train: where it has an effect
+    # Among predict, export, eval-only, no-train, train: where it has an effect.
+    modes: tuple[str, ...]
     fix: str  # what to do in the others
 
 
@@ -30,15 +31,19 @@ _USES = {
     "no_train": _Use(
         ("no-train",), "--no-train only builds what training needs; give only one of the two"
     ),
+    "export": _Use(("export",), "--export only writes a run; give only one of the two"),
+    "export_parts": _Use(("export",), "--export-parts is for --export"),
     "model_dir": _Use(
-        ("predict", "eval-only"),
-        "--model-dir names weights to test (add --eval-only) or to classify with (--predict). To "
+        ("predict", "export", "eval-only"),
+        "--model-dir names weights to test (add --eval-only), to classify with (--predict) or to "
+        "write for use elsewhere (--export). To "
         "go on with an unfinished training, repeat its command or give --resume; a second stage "
         "starts from FIRST_STAGE.DIR",
     ),
     "load_epoch": _Use(
-        ("predict", "eval-only"),
-        "--load-epoch chooses among the weights in --model-dir, with --eval-only or --predict",
+        ("predict", "export", "eval-only"),
+        "--load-epoch chooses among the weights in --model-dir, with --eval-only, --predict or "
+        "--export",
     ),
     "resume": _Use(("train",), "--resume goes on with a training; weights to test: --model-dir"),
     "transforms": _Use(
@@ -47,18 +52,24 @@ _USES = {
         "pictures are normalised",
     ),
     "classnames": _Use(
-        ("predict",), "--classnames is for --predict; a dataset has its own class names"
+        ("predict", "export"),
+        "--classnames is for --predict and --export; a dataset has its own class names",
     ),
     "top_k": _Use(("predict",), "--top-k is for --predict"),
     "predict_output": _Use(("predict",), "--predict-output is for --predict; see --output-dir"),
     "output_dir": _Use(
         ("train", "eval-only", "no-train"),
-        "--predict writes no run; --predict-output FILE keeps what it finds",
+        "no run is written; --predict-output FILE keeps what --predict finds, --export DIR names "
+        "its own folder",
     ),
     "feature_cache": _Use(
         ("train", "eval-only", "no-train"), "each picture is encoded once in any case"
     ),
     "track": _Use(("train", "eval-only"), "only trainings and tests are tracked; leave it out"),
+    "device": _Use(
+        ("predict", "train", "eval-only", "no-train"),
+        "an export is made and checked on the CPU; leave it out",
+    ),
     "head": _Use(("train", "eval-only", "no-train"), "a run's own head is taken"),
     "source_domains": _Use(("train", "eval-only", "no-train"), "leave it out"),
     "target_domains": _Use(("train", "eval-only", "no-train"), "leave it out"),
@@ -67,7 +78,7 @@ _USES = {
 
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse flags that do nothing beside the others, before anything is read."""
-    for mode in ("predict", "eval_only", "no_train"):
+    for mode in ("predict", "export", "eval_only", "no_train"):
         if getattr(args, mode):
             break
     else:

@@ -15,8 +15,10 @@ from dassl.config.paths import path_flag
 from dassl.names import nearest
 from dassl.tracking.available import TRACKERS
 
-__all__ = ["CONFIG_KEYS", "argument_parser", "read_options"]
+__all__ = ["CONFIG_KEYS", "EXPORT_PARTS", "argument_parser", "read_options"]
 
+# What --export-parts may name.
+EXPORT_PARTS = ("onnx", "pt2", "weights", "adapter")
 # Flags that only stand for a config key.
 CONFIG_KEYS = {
     "root": "DATASET.ROOT",
@@ -41,7 +43,7 @@ def argument_parser() -> argparse.ArgumentParser:
     _add_config_flags(parser)
     add = parser.add_argument
     add("--eval-only", action="store_true", help="test the weights in --model-dir")
-    of = "folder of a finished run, for --eval-only and --predict"
+    of = "folder of a finished run, or of an export, for --eval-only, --predict and --export"
     add("--model-dir", type=path_flag, default="", help=of)
     add("--load-epoch", type=int, help="epoch of the weights to load; the last by default")
     told = "evaluate weights in --model-dir although they were trained with other options"
@@ -50,6 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
     cache = "compute the features of a frozen image encoder once and keep them"
     add("--feature-cache", action="store_true", default=None, help=cache)
     _add_predict_flags(parser)
+    _add_export_flags(parser)
     keys = "print the config keys, with what they mean and may be: all, or those of a section"
     add("--help-config", nargs="?", const="", metavar="KEY", help=keys)
     debug = "show where an error came from; in any program: DEBUG_ERRORS=1"
@@ -95,6 +98,16 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     add("--classnames", type=path_flag, help=names)
     add("--top-k", type=int, help="classes per image (5)")
     add("--predict-output", type=path_flag, help="file to write, .csv or .json")
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "export", "write a run for use without this project; trains nothing"
+    ).add_argument
+    folder = "new folder for ONNX, PyTorch and safetensors files of the run in --model-dir"
+    add("--export", type=path_flag, default="", metavar="DIR", help=folder)
+    some = "files to write; all that the method allows by default"
+    add("--export-parts", nargs="+", choices=EXPORT_PARTS, metavar="PART", help=some)
 
 
 def read_options(words: Sequence[str], keys: Collection[str]) -> list[str]:

@@ -125,9 +125,10 @@ def drop_shipped_template(config: dict[str, Any]) -> None:
 
 def saved_meta(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the weights in ``--model-dir`` record of their run; empty if there are none."""
-    for folder in sorted(path for path in Path(args.model_dir).iterdir() if path.is_dir()):
+    folders = sorted(path.name for path in Path(args.model_dir).iterdir() if path.is_dir())
+    for folder in (*folders, ""):  # the weights of an export are in no folder of their own
         try:
-            content = load_checkpoint(checkpoint_path(args.model_dir, folder.name, args.load_epoch))
+            content = load_checkpoint(checkpoint_path(args.model_dir, folder, args.load_epoch))
         except FileNotFoundError:
             continue
         meta = content.get("meta") if isinstance(content, dict) else None
@@ -150,8 +151,9 @@ def class_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
         return list(saved)
     if not args.dataset_config_file and result is None:
         raise ValueError(
-            "--predict needs class names: give --classnames FILE (one a line), --model-dir of a "
-            "run, or --dataset-config-file of a dataset that is on this machine"
+            f"--{'export' if args.export else 'predict'} needs class names: give --classnames FILE "
+            "(one a line), --model-dir of a run, or --dataset-config-file of a dataset that is on "
+            "this machine"
         )
     return list(build_dataset(cfg).classnames)
 
@@ -186,6 +188,20 @@ def standing_for(name: str, dataset: DatasetBase) -> Iterator[None]:
         DATASET_REGISTRY.register(name, kind, force=True)
 
 
+def trainer_of(cfg: CfgNode, dataset: DatasetBase, model_dir: str, epoch: int | None) -> Any:
+    """Build the trainer of a run on a dataset in place of its own, ready to evaluate.
+
+    ``model_dir`` is the run to take trained weights from, "" for none; ``epoch`` the last by None.
+    """
+    set_random_seed(cfg.SEED)
+    with standing_for(cfg.DATASET.NAME, dataset):
+        trainer = build_trainer(cfg)
+    if model_dir:
+        trainer.load_model(model_dir, epoch=epoch)
+    trainer.set_model_mode("eval")
+    return trainer
+
+
 @torch.no_grad()
 def predict(
     cfg: CfgNode,
@@ -211,12 +227,8 @@ def predict(
         The best classes of each image that can be read, with the softmax of the logits.
     """
     template = cfg.DATASET.PROMPT_TEMPLATE or own_template(cfg.DATASET.NAME)
-    set_random_seed(cfg.SEED)
-    with standing_for(cfg.DATASET.NAME, rows or Pictures(classnames, paths, template)):
-        trainer = build_trainer(cfg)
-    if model_dir:
-        trainer.load_model(model_dir, epoch=epoch)
-    trainer.set_model_mode("eval")
+    dataset = rows or Pictures(classnames, paths, template)
+    trainer = trainer_of(cfg, dataset, model_dir, epoch)
     about = {"trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME, "run": model_dir}
     found = Prediction(classnames, about=about)
     for batch in tqdm(trainer.test_loader, file=sys.stderr, disable=None):

@@ -43,17 +43,28 @@ def take_input(cfg: CfgNode, patterns: Sequence[str], classnames: list[str]) -> 
             f"this one is on {cfg.DATASET.NAME}; give features alone to such a run, or images"
         )
     # Images from here on.
-    if cfg.DATASET.NAME == NAME:
-        if cfg.DATASET.FEATURES.TEXT:
-            raise ValueError(
-                "--predict: the run was made on given image and text features, so there is no "
-                "encoder of images; give a file of features instead "
-                f"({', '.join(READ_SUFFIXES[:5])}, ...)"
-            )
-        cfg.defrost()
-        cfg.DATASET.NAME = "Folder"  # data of the user's own too, but images
-        cfg.freeze()
+    fix = f"give a file of features instead ({', '.join(READ_SUFFIXES[:5])}, ...)"
+    encode_images_too(cfg, "--predict", fix)
     return None
+
+
+def encode_images_too(cfg: CfgNode, flag: str, fix: str) -> None:
+    """Let a run on features classify images, by a changed ``cfg``; others can already.
+
+    Raises:
+        ValueError: Its texts were given as features too; the message begins with ``flag`` and ends
+            with what to do, ``fix``.
+    """
+    if cfg.DATASET.NAME != NAME:
+        return
+    if cfg.DATASET.FEATURES.TEXT:
+        raise ValueError(
+            f"{flag}: the run was made on given image and text features, so there is no encoder of "
+            f"images; {fix}"
+        )
+    cfg.defrost()
+    cfg.DATASET.NAME = "Folder"  # data of the user's own too, but images
+    cfg.freeze()
 
 
 def _holds_features(path: Path) -> bool:

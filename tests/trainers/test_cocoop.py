@@ -55,6 +55,19 @@ def test_logits_loss_and_gradients_equal_the_formula(build):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_all_pairs_in_one_batch_are_the_same(build, monkeypatch, count_calls):
+    """The form that torch.export gets, which must not depend on the number of images."""
+    model = build().model.double().eval()
+    image = torch.randn(3, 3, 48, 48, dtype=torch.float64)
+    at_once = count_calls(ConditionalPrompts, "_encode_all_pairs")
+    with torch.no_grad():
+        one_by_one = model(image)
+        assert not at_once
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        torch.testing.assert_close(model(image), one_by_one, rtol=1e-9, atol=1e-9)
+    assert at_once
+
+
 def test_chunks_change_nothing(build, monkeypatch):
     whole = build()
     image, _, out, gradients = one_step(whole)

@@ -26,6 +26,8 @@ class Recipe:
 
     # Whether training is steps of ``forward_loss``; else the model is fitted at once.
     takes_steps: ClassVar[bool] = True
+    # Why no fixed graph does what the family does on a test image; "" if one does (``--export``).
+    no_graph: ClassVar[str] = ""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer

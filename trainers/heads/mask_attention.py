@@ -61,6 +61,10 @@ def mask_attention(
         raise ValueError("The mask needs queries: image, text or rational")
     if text is not None:
         text = text.expand_as(key)  # (B, K, D) without a copy; autograd adds up the images' shares
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        # A graph for use elsewhere (torch.export): it knows neither our operator nor how many
+        # images there will be, which the chunks depend on.
+        return _written_out(key, value, rational, image, text, heads, joint)
     if torch.compiler.is_compiling():
         from trainers.heads.mask_operator import apply_operator as apply  # compiled heads alone
     else:
@@ -188,6 +192,29 @@ def forward_pass(
             parts.append(_product(row, v).mul_(share))  # (n, 1, Dh)
         outs[b, h] = _sum(parts)
     return out, kept
+
+
+def _written_out(
+    key: Tensor,
+    value: Tensor,
+    rational: Tensor | None,
+    image: Tensor | None,
+    text: Tensor | None,
+    heads: int,
+    joint: bool,
+) -> Tensor:
+    """What :func:`mask_attention` returns, (B, K, D), in plain operations on whole tensors."""
+    queries = [_split(query, heads) for query in (text, rational) if query is not None]
+    share, weight = _weights(len(queries), image is not None, key.shape[1], joint)
+    keys, values = _split(key, heads), _split(value, heads)  # (B, H, K, Dh)
+    parts = []
+    if queries:
+        matrices = [_softmax(query @ keys.mT, joint) for query in queries]  # (B, H, K, K)
+        parts.append(_sum(matrices) @ values * weight)  # (B, H, K, Dh)
+    if image is not None:
+        row = (_split(image[:, None], heads) @ keys.mT).softmax(-1)  # (B, H, 1, K)
+        parts.append((row @ values * share).expand_as(values))
+    return _sum(parts).transpose(1, 2).flatten(2)
 
 
 def kept_shape(key: Tensor, sets: int, heads: int, keep: bool) -> tuple[int, ...]:

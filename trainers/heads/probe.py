@@ -100,6 +100,14 @@ class DecoupledCLIP(nn.Module):
         """The host's."""
         return self.host.backbone
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """The host's unit-norm image features, (B, D)."""
+        return self.host.image_features(image)
+
+    def class_weights(self) -> Tensor:
+        """The host's class weights, (K, D)."""
+        return self.host.class_weights()
+
     def forward(self, image: Tensor) -> Tensor:
         """(1 - t) host's logits + t probe's on its classes, the host's on others: -> (B, K)."""
         f = self.host.raw_image_features(image)  # (B, D); the host takes it for a cached feature

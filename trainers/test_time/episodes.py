@@ -117,6 +117,8 @@ class Episodes(Recipe):
         normalize: Steps of the test transform after ``ToTensor``.
     """
 
+    no_graph = "each test image trains the model by steps of its own, which no fixed graph does"
+
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)
         self.normalize: list[Any] = []

@@ -122,6 +122,14 @@ def test_refusals(predict, exported, run, shapes_root, tmp_path, capsys, words, 
     assert message in capsys.readouterr().err + str(status)
 
 
+def test_there_is_no_graph_from_images_where_both_features_were_given(run, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--export", str(tmp_path / "new"), "--model-dir", str(run)])
+    said = "no encoder of images; there is no graph from an image to write"
+    assert said in str(stop.value.code)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_where_a_backbone_made_the_texts(predict, exported, shapes_root, tmp_path):
     """Without text features there is a model, which encodes pictures too."""
     config = REPOSITORY / "configs/trainers/RAda/few_shot.yaml"

@@ -109,6 +109,7 @@ def test_a_gpu_takes_a_batch_of_small_matrices_at_once(monkeypatch):
     assert len(list(kernel._chunks(rows, 2))) == 2
 
 
+@pytest.mark.parametrize("exporting", [False, True], ids=["run", "exported"])
 @pytest.mark.parametrize(
     "queries",
     [("rational",), ("image", "rational"), ("text", "rational"), ("image",), ("text",),
@@ -116,8 +117,12 @@ def test_a_gpu_takes_a_batch_of_small_matrices_at_once(monkeypatch):
     ids="+".join,
 )  # fmt: skip
 @pytest.mark.parametrize("softmax", ["joint", "row"])
-def test_query_sets_equal_the_plain_formula(queries, softmax):
+def test_query_sets_equal_the_plain_formula(queries, softmax, exporting, monkeypatch, count_calls):
+    """In chunks, and in the form that torch.export gets."""
+    written_out = count_calls(kernel, "_written_out")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: exporting)
     check((3, 5, 16), softmax=softmax, queries=queries)
+    assert bool(written_out) == exporting
 
 
 @pytest.mark.parametrize("kept", [0, 10**6], ids=["again", "kept"])

@@ -1,0 +1,1 @@
+"""What ``train.py --export`` does: a trained classifier that runs without this project."""
