@@ -1,0 +1,126 @@
+"""Makes a paper's table or figure from finished jobs: what is printed and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dassl.utils.files import atomic_write
+from scripts.jobs.job import Job
+from scripts.jobs.protocols import SUITE
+from scripts.papers.catalogue import PICTURES, Entry
+from scripts.papers.cells import Filler, measure
+from scripts.papers.costs import cost_grid
+from scripts.papers.runs import BACKBONE, Request, why_not
+from scripts.papers.sheets import Sheet, latex, markdown, save_picture
+
+PICTURE_SUFFIXES = (".png", ".pdf")
+
+
+def make(
+    entry: Entry,
+    datasets: Sequence[str],
+    missing: Mapping[str, str],
+    jobs: Sequence[Job],
+    request: Request,
+) -> Iterator[str]:
+    """Write a table or figure below ``<output>/papers``; yield what is to be printed.
+
+    Args:
+        entry: What to make.
+        datasets: Those asked for, in the table's order.
+        missing: Why some of them cannot be read, by name.
+        jobs: All jobs behind it, finished or not.
+        request: The command line.
+
+    Raises:
+        FileNotFoundError: No job has finished.
+    """
+    undone = [job for job in jobs if job.to_do()]
+    if len(undone) == len(jobs):
+        raise FileNotFoundError(
+            f"{entry.name}: no finished run under {request.output}; {undone[0]}: "
+            f"{why_not(undone[0])}. Without --report-only, this command runs what is missing"
+        )
+    folder = request.output / "papers" / entry.name
+    sheet = fill(entry, datasets, missing, jobs, request)
+    sheet.pictures = draw(entry, sheet, jobs, folder, request)
+    written = write(entry, sheet, folder)
+    yield markdown(sheet)
+    yield from (f'Written: "{path}"' for path in written)
+
+
+def fill(
+    entry: Entry,
+    datasets: Sequence[str],
+    missing: Mapping[str, str],
+    jobs: Sequence[Job],
+    request: Request,
+) -> Sheet:
+    """Return a table's or figure's numbers and what stands below them; see :func:`make`."""
+    demonstration = datasets[0] in SUITE
+    made_with = dict(zip(request.options[::2], request.options[1::2], strict=True))
+    notes = [*entry.notes, *(f"{reason}." for reason in missing.values())]
+    elsewhere = ""
+    if BACKBONE in made_with:
+        elsewhere = f"run with {made_with.pop(BACKBONE)}, so that nothing compares with the paper"
+        notes.append(elsewhere.capitalize() + ".")
+    if made_with:
+        given = ", ".join(f"{key} {value}" for key, value in made_with.items())
+        notes.append(f"Run with {given}, in place of the recipe's.")
+    if demonstration:
+        notes.append("The suite's own tiny backbone stands in for the papers'.")
+    if entry.kind in PICTURES:
+        remarks = [f"{row.label}: {remark}." for row in entry.rows for remark in row.remarks]
+        return Sheet(entry.title, [], [*notes, *remarks], demonstration)
+    if entry.kind == "costs":
+        grids = [cost_grid(entry, jobs, demonstration)]
+    else:
+        numbers = measure(entry, jobs, request)
+        seeds = len({job.key.seed for job in jobs})
+        filler = Filler(
+            entry, datasets, missing, jobs, seeds, numbers, demonstration, elsewhere
+        )  # fmt: skip
+        grids = filler.grids()
+    return Sheet(entry.title, grids, notes, demonstration)
+
+
+def draw(
+    entry: Entry, sheet: Sheet, jobs: Sequence[Job], folder: Path, request: Request
+) -> list[Path]:
+    """Draw what is a figure in the paper; return the PNGs, beside which a PDF lies each."""
+    if entry.kind == "sweep":
+        from scripts.papers.sweep import save_sweep
+
+        paths = [folder / f"{entry.name}{suffix}" for suffix in PICTURE_SUFFIXES]
+        for path in paths:
+            save_sweep(entry, sheet, path)
+        return paths[:1]
+    if entry.kind not in PICTURES:
+        return []
+    # PyTorch is loaded only where a trained mask is.
+    from scripts.papers.masks import draw_mask
+
+    found = []
+    for job in jobs:
+        if job.key.stage == entry.protocol.train_stage and not job.to_do():
+            stem = f"{entry.name}_{job.key.dataset}"
+            paths = [folder / f"{stem}{suffix}" for suffix in PICTURE_SUFFIXES]
+            draw_mask(entry.kind, job, paths, request)
+            found.append(paths[0])
+    return found
+
+
+def write(entry: Entry, sheet: Sheet, folder: Path) -> list[Path]:
+    """Write a sheet's files; return them and the pictures that lie beside them."""
+    written = []
+    texts = {".md": markdown(sheet), **({".tex": latex(sheet)} if sheet.grids else {})}
+    for suffix, text in texts.items():
+        written.append(folder / f"{entry.name}{suffix}")
+        with atomic_write(written[-1]) as file:
+            file.write(text)
+    if sheet.grids and not sheet.pictures:
+        written.append(folder / f"{entry.name}.png")
+        save_picture(sheet, written[-1])
+    pictures = [path.with_suffix(suffix) for path in sheet.pictures for suffix in PICTURE_SUFFIXES]
+    return [*written, *pictures]
