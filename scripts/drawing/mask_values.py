@@ -162,10 +162,11 @@ def collect_rows(
             marked.append(part.label if of == "true" else part.output.logits.argmax(-1).cpu())
             own = place, marked[-1]
             masked.append((mask[own] * part.rational[own]).cpu())
-    found = [torch.cat(some).numpy() for some in (labels, plain, rational)]
+    label, of_plain, rows = (torch.cat(some).numpy() for some in (labels, plain, rational))
     if not masked:
-        return Rows(*found, None, None), None
-    return Rows(*found, torch.cat(marked).numpy(), torch.cat(masked).numpy()), counts
+        return Rows(label, of_plain, rows, None, None), None
+    of_masked = torch.cat(marked).numpy()
+    return Rows(label, of_plain, rows, of_masked, torch.cat(masked).numpy()), counts
 
 
 def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from scripts.jobs.job import Job
 from scripts.jobs.protocols import SHIFTS
 from scripts.papers.catalogue import NOTHING_PRINTED, Entry, Row
-from scripts.papers.runs import Request, jobs_of, why_not
+from scripts.papers.runs import Work, why_not
 from scripts.reporting import published
 from scripts.reporting.results import Selection, collect
 from scripts.reporting.scores import MEAN, MEAN_SHIFTS, Stat, harmonic_mean, score
@@ -97,25 +97,36 @@ class Printed:
         return mean, any(place in self.wrong for place in places)
 
 
-def measure(entry: Entry, jobs: Sequence[Job], request: Request) -> dict[str, dict[Place, Stat]]:
-    """Return the numbers of finished jobs by row's label, place and metric."""
+def printed_notes(entry: Entry) -> list[str]:
+    """Return what is known of the printed tables behind an entry, misprints above all."""
+    if not entry.table:
+        return []
+    tables = [
+        published.find_table(entry.paper, entry.table, row.backbone, row.setting)
+        for row in entry.rows
+    ]
+    return list(dict.fromkeys(table["note"].strip() for table in tables if "note" in table))
+
+
+def measure(entry: Entry, work: Work, output: Path) -> dict[str, dict[Place, Stat]]:
+    """Return the numbers of finished jobs below ``output`` by row's label, place and metric."""
+    rows = [row for row in entry.rows if row.run]
+    selection = Selection(
+        entry.protocol.name,
+        output.absolute(),
+        rows=tuple((row.trainer, row.cfg) for row in rows),
+        must_exist=False,
+    )
+    try:
+        runs = collect(selection)
+    except LookupError:
+        return {}
     # Results of other options may lie in the same folders until their jobs run again.
-    done = {job.directory for job in jobs if not job.to_do()}
+    runs = runs[runs.directory.isin([job.directory for job in work.done()])]
     found: dict[str, dict[Place, Stat]] = {}
-    for row in entry.rows:
-        selection = Selection(
-            row.protocol,
-            request.output.absolute(),
-            (row.trainer,),
-            cfg=(row.cfg,),
-            must_exist=False,
-        )
-        try:
-            runs = collect(selection) if row.run else None
-        except LookupError:
-            continue
-        own = runs[runs.directory.isin(done)] if runs is not None else ()
-        if runs is None or not len(own):
+    for row in rows:
+        own = runs[(runs.trainer == row.trainer) & (runs.cfg == row.cfg)]
+        if not len(own):
             continue
         source = str(own.source.iloc[0]) if entry.protocol.crosses else ""
         numbers: Any = score(own.assign(series=row.label), entry.protocol, source)
@@ -136,21 +147,21 @@ class Filler:
         entry: The table.
         datasets: What was asked for.
         missing: Why datasets cannot be read, by name.
-        jobs: All jobs of the table.
+        work: All jobs of the table.
         seeds: Number of seeds asked for.
         numbers: From :func:`measure`.
         demonstration: Whether the bundled suite stands in for the datasets.
-        elsewhere: Why nothing compares with the paper, if it does not.
+        comparable: Whether the runs are of the paper's backbones.
     """
 
     entry: Entry
     datasets: Sequence[str]
     missing: Mapping[str, str]
-    jobs: Sequence[Job]
+    work: Work
     seeds: int
     numbers: Mapping[str, Mapping[Place, Stat]]
     demonstration: bool = False
-    elsewhere: str = ""
+    comparable: bool = True
 
     def grids(self) -> list[Grid]:
         """Return the table, or its parts, in the paper's order."""
@@ -174,6 +185,8 @@ class Filler:
     def _grid(self, title: str, header: Sequence[str], places: Sequence[Place]) -> Grid:
         rows = []
         for row in self.entry.rows:
+            if self.demonstration and row.absent:
+                continue  # neither ours nor, here, the paper's
             printed = Printed() if self.demonstration else Printed.of(self.entry, row)
             cells = tuple(self._cell(row, place, printed) for place in places)
             # What every cell of a row says is said once, beside its label.
@@ -193,7 +206,7 @@ class Filler:
             marks.append(MISPRINT)
         elif why and ours is not None and paper is not None:
             marks.append(why)
-        compared = not (wrong or why or self.elsewhere)
+        compared = self.comparable and not (wrong or why)
         return Cell(ours, paper, tuple(dict.fromkeys(marks)), compared)
 
     def _paper(self, row: Row, place: Place, printed: Printed) -> tuple[float | None, bool, str]:
@@ -232,8 +245,8 @@ class Filler:
         if name in (MEAN, MEAN_SHIFTS):
             places = [one for one in self.datasets if name == MEAN or one in SHIFTS]
         marks = []
-        own = [job for job in jobs_of(row, self.jobs) if job.key.dataset in places]
-        undone = [job for job in own if job.to_do()]
+        own = [job for job in self.work.of_row(row) if job.key.dataset in places]
+        undone = [job for job in own if job in self.work.undone]
         if undone:
             reason = why_not(undone[0])
             marks.append(f"{len(undone)} of {len(own)} runs are missing: {reason}")

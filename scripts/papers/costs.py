@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from dassl.results import read_result
@@ -10,20 +9,20 @@ from scripts.jobs.job import Job
 from scripts.jobs.protocols import PROTOCOLS
 from scripts.papers.catalogue import Entry, Row
 from scripts.papers.cells import Cell, Grid, Printed
-from scripts.papers.runs import jobs_of, why_not
+from scripts.papers.runs import Work, why_not
 from scripts.reporting.scores import MEAN, Stat
 
 COLUMNS = {"fps": "images/s", "memory_gb": "memory (GB)", "gflops": "GFLOP/image"}
 HARDWARE = "measured on other hardware than the paper's, not compared"
 
 
-def cost_grid(entry: Entry, jobs: Sequence[Job], demonstration: bool) -> Grid:
+def cost_grid(entry: Entry, work: Work, demonstration: bool) -> Grid:
     """Return the costs of a table's rows, each of its first run that has finished."""
     rows = []
     for row in entry.rows:
         printed = Printed() if demonstration else Printed.of(entry, row)
-        own = _runs(row, jobs)
-        done = [job for job in own if not job.to_do()]
+        own = _runs(row, work)
+        done = [job for job in own if job not in work.undone]
         result = read_result(done[0].directory) if done else None
         found = costs(result, row) if result else {}
         marks = [] if demonstration else [HARDWARE]
@@ -41,11 +40,11 @@ def cost_grid(entry: Entry, jobs: Sequence[Job], demonstration: bool) -> Grid:
     return Grid("", tuple(COLUMNS.values()), tuple(rows))
 
 
-def _runs(row: Row, jobs: Sequence[Job]) -> list[Job]:
+def _runs(row: Row, work: Work) -> list[Job]:
     """The runs that do a row's work: trainings, or tests where these adapt the model."""
     protocol = PROTOCOLS[row.protocol]
     stage = protocol.train_stage or protocol.test_stage
-    return [job for job in jobs_of(row, jobs) if job.key.stage == stage]
+    return [job for job in work.of_row(row) if job.key.stage == stage]
 
 
 def costs(result: dict[str, Any], row: Row) -> dict[str, float | None]:

@@ -9,9 +9,9 @@ from dassl.utils.files import atomic_write
 from scripts.jobs.job import Job
 from scripts.jobs.protocols import SUITE
 from scripts.papers.catalogue import PICTURES, Entry
-from scripts.papers.cells import Filler, measure
+from scripts.papers.cells import Filler, measure, printed_notes
 from scripts.papers.costs import cost_grid
-from scripts.papers.runs import BACKBONE, Request, why_not
+from scripts.papers.runs import BACKBONE, Request, Work, why_not
 from scripts.papers.sheets import Sheet, latex, markdown, save_picture
 
 PICTURE_SUFFIXES = (".png", ".pdf")
@@ -36,15 +36,15 @@ def make(
     Raises:
         FileNotFoundError: No job has finished.
     """
-    undone = [job for job in jobs if job.to_do()]
-    if len(undone) == len(jobs):
+    work = Work(jobs)
+    if not work.done():
         raise FileNotFoundError(
-            f"{entry.name}: no finished run under {request.output}; {undone[0]}: "
-            f"{why_not(undone[0])}. Without --report-only, this command runs what is missing"
+            f"{entry.name}: no finished run under {request.output}; {jobs[0]}: "
+            f"{why_not(jobs[0])}. Without --report-only, this command runs what is missing"
         )
     folder = request.output / "papers" / entry.name
-    sheet = fill(entry, datasets, missing, jobs, request)
-    sheet.pictures = draw(entry, sheet, jobs, folder, request)
+    sheet = fill(entry, datasets, missing, work, request)
+    sheet.pictures = draw(entry, sheet, work, folder, request)
     written = write(entry, sheet, folder)
     yield markdown(sheet)
     yield from (f'Written: "{path}"' for path in written)
@@ -54,17 +54,18 @@ def fill(
     entry: Entry,
     datasets: Sequence[str],
     missing: Mapping[str, str],
-    jobs: Sequence[Job],
+    work: Work,
     request: Request,
 ) -> Sheet:
     """Return a table's or figure's numbers and what stands below them; see :func:`make`."""
     demonstration = datasets[0] in SUITE
     made_with = dict(zip(request.options[::2], request.options[1::2], strict=True))
-    notes = [*entry.notes, *(f"{reason}." for reason in missing.values())]
-    elsewhere = ""
-    if BACKBONE in made_with:
-        elsewhere = f"run with {made_with.pop(BACKBONE)}, so that nothing compares with the paper"
-        notes.append(elsewhere.capitalize() + ".")
+    notes = [*entry.notes, *([] if demonstration else printed_notes(entry))]
+    notes += [f"{reason}." for reason in missing.values()]
+    comparable = BACKBONE not in made_with
+    if not comparable:
+        name = made_with.pop(BACKBONE)
+        notes.append(f"Run with {name} in every row, so that nothing compares with the paper.")
     if made_with:
         given = ", ".join(f"{key} {value}" for key, value in made_with.items())
         notes.append(f"Run with {given}, in place of the recipe's.")
@@ -74,20 +75,16 @@ def fill(
         remarks = [f"{row.label}: {remark}." for row in entry.rows for remark in row.remarks]
         return Sheet(entry.title, [], [*notes, *remarks], demonstration)
     if entry.kind == "costs":
-        grids = [cost_grid(entry, jobs, demonstration)]
+        grids = [cost_grid(entry, work, demonstration)]
     else:
-        numbers = measure(entry, jobs, request)
-        seeds = len({job.key.seed for job in jobs})
-        filler = Filler(
-            entry, datasets, missing, jobs, seeds, numbers, demonstration, elsewhere
-        )  # fmt: skip
+        numbers = measure(entry, work, request.output)
+        seeds = len({job.key.seed for job in work.jobs})
+        filler = Filler(entry, datasets, missing, work, seeds, numbers, demonstration, comparable)
         grids = filler.grids()
     return Sheet(entry.title, grids, notes, demonstration)
 
 
-def draw(
-    entry: Entry, sheet: Sheet, jobs: Sequence[Job], folder: Path, request: Request
-) -> list[Path]:
+def draw(entry: Entry, sheet: Sheet, work: Work, folder: Path, request: Request) -> list[Path]:
     """Draw what is a figure in the paper; return the PNGs, beside which a PDF lies each."""
     if entry.kind == "sweep":
         from scripts.papers.sweep import save_sweep
@@ -102,8 +99,8 @@ def draw(
     from scripts.papers.masks import draw_mask
 
     found = []
-    for job in jobs:
-        if job.key.stage == entry.protocol.train_stage and not job.to_do():
+    for job in work.done():
+        if job.key.stage == entry.protocol.train_stage:
             stem = f"{entry.name}_{job.key.dataset}"
             paths = [folder / f"{stem}{suffix}" for suffix in PICTURE_SUFFIXES]
             draw_mask(entry.kind, job, paths, request)

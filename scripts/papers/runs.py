@@ -126,14 +126,25 @@ def without_data(datasets: Sequence[str], request: Request) -> dict[str, str]:
     return missing
 
 
-def jobs_of(row: Row, jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs whose results are a row's, without those that they start from."""
-    stages = PROTOCOLS[row.protocol].stages
-    return [
-        job
-        for job in jobs
-        if (job.key.trainer, job.key.cfg) == (row.trainer, row.cfg) and job.key.stage in stages
-    ]
+class Work:
+    """All jobs behind a table, each looked at once: that reads the data's folders."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = list(jobs)
+        self.undone = {job for job in jobs if job.to_do()}
+
+    def done(self) -> list[Job]:
+        """Return the finished jobs."""
+        return [job for job in self.jobs if job not in self.undone]
+
+    def of_row(self, row: Row) -> list[Job]:
+        """Return the jobs whose results are a row's, without those that they start from."""
+        stages = PROTOCOLS[row.protocol].stages
+        return [
+            job
+            for job in self.jobs
+            if (job.key.trainer, job.key.cfg) == (row.trainer, row.cfg) and job.key.stage in stages
+        ]
 
 
 def why_not(job: Job) -> str:

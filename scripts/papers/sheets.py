@@ -7,12 +7,16 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from dassl.utils.files import atomic_write
 from scripts.papers.cells import Cell, Grid
 from scripts.reporting.sections import SEEDS_LINE, SUITE_LINE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COMPARED_LINE = "Cells are ours / the paper's / ours minus the paper's; - is what there is not."
 MISSING = "-"
@@ -26,7 +30,10 @@ ESCAPES = {
     ">": r"\textgreater{}",
     "±": r"$\pm$",
 }
-WIDTH_OF_NOTES = 130  # characters
+# Sizes of a picture, in inches: a character and a line of a table, and of the notes below it.
+CHARACTER, LINE, NOTE_CHARACTER, NOTE_LINE = 0.075, 0.22, 0.058, 0.15
+LEAST_WIDTH = 7.0
+GAP = 3  # characters between two columns
 
 
 @dataclass
@@ -134,39 +141,41 @@ def save_picture(sheet: Sheet, path: Path) -> None:
     """Draw a sheet's grids, one below the other, with the lines below them."""
     from matplotlib.figure import Figure  # takes longer than all that a table needs
 
-    notes = [part for line in sheet.lines() for part in textwrap.wrap(line, WIDTH_OF_NOTES)]
     texts = [sheet.texts(grid) for grid in sheet.grids]
-    columns = [
+    sizes = [
         [max(map(len, column)) for column in zip(("", *grid.header), *rows, strict=True)]
         for grid, rows in zip(sheet.grids, texts, strict=True)
     ]
-    width = max(9.5, 0.085 * max(sum(one) + 3 * len(one) for one in columns))  # inches
-    heights = [0.24 * (len(rows) + 2.2) for rows in texts]
-    below, above = 0.17 * len(notes) + 0.3, 0.5
-    figure = Figure(figsize=(width, sum(heights) + below + above))
-    total, top = figure.get_figheight(), above
-    figure.text(0.02, 1 - 0.3 / total, sheet.heading, fontsize=12, fontweight="bold")
-    for grid, rows, sizes, height in zip(sheet.grids, texts, columns, heights, strict=True):
-        axis = figure.add_axes(
-            (0.02, 1 - (top + height - 0.1) / total, 0.96, (height - 0.4) / total)
-        )
-        axis.set_axis_off()
-        axis.set_title(grid.title, fontsize=10, loc="left", pad=2)
-        table = axis.table(
-            cellText=rows,
-            colLabels=["", *grid.header],
-            colWidths=[size / sum(sizes) for size in sizes],
-            cellLoc="right",
-            edges="horizontal",
-            bbox=(0, 0, 1, 1),
-        )
-        table.auto_set_font_size(False)
-        table.set_fontsize(8)
-        for (_, column), cell in table.get_celld().items():
-            cell.set_linewidth(0.4)
-            if column == 0:
-                cell.set_text_props(ha="left")
+    width = max(LEAST_WIDTH, CHARACTER * max(sum(one) + GAP * len(one) for one in sizes))
+    most = int(0.96 * width / NOTE_CHARACTER)
+    notes = [part for line in sheet.lines() for part in textwrap.wrap(line, most)]
+    heights = [LINE * (len(rows) + 2.5) for rows in texts]
+    total = 0.6 + sum(heights) + NOTE_LINE * len(notes) + 0.3  # inches
+    figure = Figure(figsize=(width, total))
+    figure.text(0.02, 1 - 0.35 / total, sheet.heading, fontsize=12, fontweight="bold")
+    top = 0.6
+    for grid, rows, columns, height in zip(sheet.grids, texts, sizes, heights, strict=True):
+        axis = figure.add_axes((0.02, 1 - (top + height) / total, 0.96, height / total))
+        _draw_grid(axis, grid, rows, columns)
         top += height
-    figure.text(0.02, 0.1 / total, "\n".join(notes), fontsize=7, va="bottom", linespacing=1.3)
+    figure.text(0.02, 0.15 / total, "\n".join(notes), fontsize=7, va="bottom", linespacing=1.35)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=150)
+
+
+def _draw_grid(axis: Axes, grid: Grid, rows: Sequence[Sequence[str]], sizes: Sequence[int]) -> None:
+    """Draw a grid as books print tables: labels left, numbers right, three rules."""
+    axis.set_axis_off()
+    length = len(rows) + 2.5  # lines: title, header, rows, half a line to the next grid
+    axis.set_xlim(0, sum(sizes) + GAP * len(sizes))
+    axis.set_ylim(length, 0)
+    axis.text(0, 0.6, grid.title, fontsize=9, fontweight="bold", va="center")
+    right = 0.0
+    for column, size in enumerate(sizes):
+        right += size + GAP
+        side, x = ("right", right) if column else ("left", 0.0)
+        words = [("", *grid.header)[column], *(row[column] for row in rows)]
+        for line, word in enumerate(words):
+            axis.text(x, line + 1.6, word, fontsize=8, ha=side, va="center")
+    for line, weight in ((1.1, 1.0), (2.1, 0.6), (length - 0.4, 1.0)):
+        axis.axhline(line, color="black", linewidth=weight)
