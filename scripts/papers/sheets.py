@@ -32,6 +32,7 @@ ESCAPES = {
 }
 # Sizes of a picture, in inches: a character and a line of a table, and of the notes below it.
 CHARACTER, LINE, NOTE_CHARACTER, NOTE_LINE = 0.075, 0.22, 0.058, 0.15
+HEADING_CHARACTER = 0.11
 LEAST_WIDTH = 7.0
 GAP = 3  # characters between two columns
 
@@ -146,7 +147,8 @@ def save_picture(sheet: Sheet, path: Path) -> None:
         [max(map(len, column)) for column in zip(("", *grid.header), *rows, strict=True)]
         for grid, rows in zip(sheet.grids, texts, strict=True)
     ]
-    width = max(LEAST_WIDTH, CHARACTER * max(sum(one) + GAP * len(one) for one in sizes))
+    longest = max(sum(one) + GAP * len(one) for one in sizes)
+    width = max(LEAST_WIDTH, CHARACTER * longest, HEADING_CHARACTER * len(sheet.heading))
     most = int(0.96 * width / NOTE_CHARACTER)
     notes = [part for line in sheet.lines() for part in textwrap.wrap(line, most)]
     heights = [LINE * (len(rows) + 2.5) for rows in texts]
