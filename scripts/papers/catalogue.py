@@ -105,7 +105,7 @@ def _entry(name: str, given: dict[str, Any], releases: dict[str, str]) -> Entry:
         Row(
             label,
             **{
-                **{"protocol": given["protocol"]},
+                "protocol": given["protocol"],
                 **row,
                 "release": releases[row["release"]] if "release" in row else "",
             },

@@ -54,7 +54,9 @@ def costs(result: dict[str, Any], row: Row) -> dict[str, float | None]:
     if phase == "train":
         epochs = result["config"]["OPTIM"]["MAX_EPOCH"]
         images = result["shots"] * result["num_classes"] * epochs
-    seconds, memory = result["durations"][phase], result["peak_memory_mb"]
+    # Older results have neither.
+    seconds = (result.get("durations") or {}).get(phase)
+    memory = result.get("peak_memory_mb")
     return {
         "fps": images / seconds if seconds else None,
         "memory_gb": memory * 2**20 / 1e9 if memory else None,

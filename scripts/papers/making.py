@@ -13,6 +13,7 @@ from scripts.papers.cells import Filler, measure, printed_notes
 from scripts.papers.costs import cost_grid
 from scripts.papers.runs import BACKBONE, Request, Work, why_not
 from scripts.papers.sheets import Sheet, latex, markdown, save_picture
+from scripts.reporting.sections import HM_LINE, SEEDS_LINE
 
 PICTURE_SUFFIXES = (".png", ".pdf")
 
@@ -75,13 +76,12 @@ def fill(
         remarks = [f"{row.label}: {remark}." for row in entry.rows for remark in row.remarks]
         return Sheet(entry.title, [], [*notes, *remarks], demonstration)
     if entry.kind == "costs":
-        grids = [cost_grid(entry, work, demonstration)]
-    else:
-        numbers = measure(entry, work, request.output)
-        seeds = len({job.key.seed for job in work.jobs})
-        filler = Filler(entry, datasets, missing, work, seeds, numbers, demonstration, comparable)
-        grids = filler.grids()
-    return Sheet(entry.title, grids, notes, demonstration)
+        return Sheet(entry.title, [cost_grid(entry, work, demonstration)], notes, demonstration)
+    numbers = measure(entry, work, request.output)
+    seeds = len({job.key.seed for job in work.jobs})
+    filler = Filler(entry, datasets, missing, work, seeds, numbers, demonstration, comparable)
+    captions = [SEEDS_LINE, *([HM_LINE] if entry.protocol.base_to_novel else [])]
+    return Sheet(entry.title, filler.grids(), notes, demonstration, captions)
 
 
 def draw(entry: Entry, sheet: Sheet, work: Work, folder: Path, request: Request) -> list[Path]:

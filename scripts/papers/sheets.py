@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from dassl.utils.files import atomic_write
 from scripts.papers.cells import Cell, Grid
-from scripts.reporting.sections import SEEDS_LINE, SUITE_LINE
+from scripts.reporting.sections import SUITE_LINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ class Sheet:
     grids: Sequence[Grid]
     notes: Sequence[str] = ()
     demonstration: bool = False
+    captions: Sequence[str] = ()  # how the numbers were made
     pictures: Sequence[Path] = ()
     marks: list[str] = field(default_factory=list)  # footnotes, numbered in order of appearance
 
@@ -67,7 +68,7 @@ class Sheet:
     def lines(self) -> list[str]:
         """What stands below the grids: how to read them, then the numbered footnotes."""
         first = [SUITE_LINE] if self.demonstration else [COMPARED_LINE] if self.grids else []
-        lines = [*first, *([SEEDS_LINE] if self.grids else []), *self.notes]
+        lines = [*first, *self.captions, *self.notes]
         return [*lines, *(f"[{number}] {mark}" for number, mark in enumerate(self.marks, 1))]
 
     def signs(self, marks: Iterable[str]) -> str:

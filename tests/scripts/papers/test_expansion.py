@@ -211,3 +211,12 @@ class TestBadInput:
 def test_the_catalogue_names_what_it_lacks():
     with pytest.raises(ValueError, match="'table11' is not available"):
         catalogue.find_entry("table11")
+
+
+def test_rows_that_name_rada_itself_are_its_default_form():
+    """If the default changes, these rows need config files that say what they are."""
+    from trainers.rada import MASK_DEFAULTS
+
+    rows = {name: {r.label: r.run for r in read_catalogue()[name].rows} for name in JOBS}
+    assert rows["table7"]["l2"] == rows["table10"]["1 layer"] == "RAda/base2novel"
+    assert (MASK_DEFAULTS["REG"].default, MASK_DEFAULTS["MASK_LAYERS"].default) == ("l2", 1)
