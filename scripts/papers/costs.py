@@ -30,7 +30,7 @@ def cost_grid(entry: Entry, work: Work, demonstration: bool) -> Grid:
             marks.append(why_not(own[0]) if own else "no such run")
         cells = tuple(
             Cell(
-                Stat(found[name], None, 1) if found.get(name) else None,
+                Stat(found[name], None, 1) if name in found else None,
                 printed.values.get((MEAN, name)),
                 compared=False,
             )
@@ -47,8 +47,8 @@ def _runs(row: Row, work: Work) -> list[Job]:
     return [job for job in work.of_row(row) if job.key.stage == stage]
 
 
-def costs(result: dict[str, Any], row: Row) -> dict[str, float | None]:
-    """Return images a second and peak memory in GB of a run, from its ``result.json``."""
+def costs(result: dict[str, Any], row: Row) -> dict[str, float]:
+    """Return what a run's ``result.json`` tells of images a second and peak memory in GB."""
     phase = "train" if PROTOCOLS[row.protocol].train_stage else "test"
     images = result["num_test"]
     if phase == "train":
@@ -57,7 +57,9 @@ def costs(result: dict[str, Any], row: Row) -> dict[str, float | None]:
     # Older results have neither.
     seconds = (result.get("durations") or {}).get(phase)
     memory = result.get("peak_memory_mb")
-    return {
-        "fps": images / seconds if seconds else None,
-        "memory_gb": memory * 2**20 / 1e9 if memory else None,
-    }
+    found = {}
+    if seconds:
+        found["fps"] = images / seconds
+    if memory:
+        found["memory_gb"] = memory * 2**20 / 1e9
+    return found

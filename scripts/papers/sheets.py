@@ -180,5 +180,5 @@ def _draw_grid(axis: Axes, grid: Grid, rows: Sequence[Sequence[str]], sizes: Seq
         words = [("", *grid.header)[column], *(row[column] for row in rows)]
         for line, word in enumerate(words):
             axis.text(x, line + 1.6, word, fontsize=8, ha=side, va="center")
-    for line, weight in ((1.1, 1.0), (2.1, 0.6), (length - 0.4, 1.0)):
-        axis.axhline(line, color="black", linewidth=weight)
+    for level, weight in ((1.1, 1.0), (2.1, 0.6), (length - 0.4, 1.0)):
+        axis.axhline(level, color="black", linewidth=weight)
