@@ -276,6 +276,7 @@ class TestDrawing:
         words = ("--rows", of, "--figures", "tsne", "--points", 30, "--output", tmp_path)
         assert draw(rada[1], *words) == 0
         ((_, panels, label, _, title),) = given
+        choose_images(["4"], chosen)  # the heat maps' images are drawn first
         rows, _ = collect_rows(loaded, by_lot(chosen, 30), of)
         assert label.tolist() == rows.label.tolist()
         assert f"rows of the {of} class {letter}, coloured by the true class, 30 images" in title
