@@ -66,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="STEM",
         help="configs/trainers/<Trainer>/STEM.yaml, a row each; default: the protocol's name",
     )
+    add(
+        "--rows",
+        nargs="+",
+        metavar="TRAINER/STEM",
+        help="instead of --trainer and --cfg: configs/trainers/<TRAINER>/<STEM>.yaml, a row each",
+    )
     add("--datasets", help="default: every real dataset with a config file", **several)
     add("--source", metavar="NAME", help=f"{CROSSING}: dataset to train on; default: imagenet")
     add("--targets", help=f"{CROSSING}: datasets to evaluate on; default: by source", **several)
@@ -132,6 +138,7 @@ def print_report(settings: Settings) -> None:
         trainers=settings.trainers,
         datasets=(*settings.datasets, *settings.targets),
         cfg=settings.cfgs,
+        rows=settings.rows,
         shots=settings.shots,
         seeds=settings.seeds,
         must_exist=False,  # failed jobs leave rows out, which is no error of the user's

@@ -7,7 +7,8 @@
 
 RAda (arXiv:2507.15480), appendix B. The directory of a run is enough to find its config, weights
 and data. Writes tsne.png, mask_histogram.png and heat_maps.png; for a method without a mask, only
-the first.
+the first. The t-SNE is of one row of each image's matrix: that of the predicted class, or with
+--rows true of the true one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from dassl.errors import plain_main
 from dassl.utils.logger import escape_unprintable
 from scripts.drawing.image_choice import Choice, by_lot, choose_images, select
 from scripts.drawing.mask_values import (
+    ROWS_OF,
     Maps,
+    Rows,
+    ValueCounts,
     collect_maps,
     collect_rows,
     embed,
@@ -107,55 +111,74 @@ def draw(args: argparse.Namespace) -> list[Path]:
     output = args.output or args.model_dir / "figures"
     written = []
     if "heat_maps" in figures:
-        path = output / "heat_maps.png"
-        draw_heat_maps(path, trainer, images, chosen, chosen.classes if args.classes else [])
-        written.append(path)
+        written.append(output / "heat_maps.png")
+        wanted = chosen.classes if args.classes else []
+        draw_heat_maps(written[-1:], trainer, images, chosen, wanted)
     if set(figures) & {"tsne", "histogram"}:
-        written += draw_rows(output, trainer, points, chosen, figures, args.seed)
+        rows, counts = collect_rows(trainer, points, args.rows)
+        if counts is not None and "histogram" in figures:
+            written.append(output / "mask_histogram.png")
+            save_values(written[-1:], trainer, rows, counts, chosen)
+        if "tsne" in figures:
+            written.append(output / "tsne.png")
+            save_embedding(written[-1:], trainer, rows, chosen, args.rows, args.seed)
     return written
 
 
 def draw_heat_maps(
-    path: Path, trainer: Any, images: list[Datum], chosen: Choice, wanted: Sequence[int]
+    paths: Sequence[Path],
+    trainer: Any,
+    images: list[Datum],
+    chosen: Choice,
+    wanted: Sequence[int] = (),
 ) -> None:
-    """Heat maps of images; see :func:`heat_map` for ``wanted``."""
+    """Heat maps of images, the same in every file; see :func:`heat_map` for ``wanted``."""
     found = collect_maps(trainer, images)
     # Unreadable images may be missing from what was found, hence the places.
     drawn = [heat_map(images[place], maps, chosen.names, wanted) for place, maps in found.items()]
     shown, known = max(len(one.names) for one in drawn), len(chosen.names)
     part = "" if shown == known else f"; {shown} of {known} classes"
-    save_heat_maps(path, drawn, f"{_about(trainer)}: mask and rational matrix of images{part}")
+    for path in paths:
+        save_heat_maps(path, drawn, f"{_about(trainer)}: mask and rational matrix of images{part}")
 
 
-def draw_rows(
-    output: Path,
-    trainer: Any,
-    points: list[Datum],
-    chosen: Choice,
-    figures: Sequence[str],
-    seed: int,
-) -> list[Path]:
-    """The t-SNE of the images' rows and the histogram of their masks' values, as asked for."""
-    rows, counts = collect_rows(trainer, points)
-    about, known = _about(trainer), len(chosen.names)
-    written = []
-    if counts is not None and "histogram" in figures:
-        size = f"{len(rows.label)} images x {known} classes x {rows.rational.shape[1]} dimensions"
-        written.append(output / "mask_histogram.png")
-        save_histogram(written[-1], counts, f"{about}: values of the mask, {size}")
-    if "tsne" in figures:
-        plain = "rational matrix, R[b, y]"
-        if rows.masked is None:
-            plain += " (this method has no mask: M = 1)"
-        panels = [(plain, embed(rows.rational, seed))]
-        if rows.masked is not None:
-            panels.append(("masked, (M * R)[b, y]", embed(rows.masked, seed)))
-        shown = len(set(rows.label.tolist()))
-        part = f"{shown} classes" if shown == known else f"{shown} of {known} classes"
-        title = f"{about}: rows of the true class y, {len(rows.label)} images, {part}"
-        written.append(output / "tsne.png")
-        save_scatter(written[-1], panels, rows.label, chosen.names, title)
-    return written
+def save_values(
+    paths: Sequence[Path], trainer: Any, rows: Rows, counts: ValueCounts, chosen: Choice
+) -> None:
+    """Write the histogram of the images' masks."""
+    images, width = rows.rational.shape
+    size = f"{images} images x {len(chosen.names)} classes x {width} dimensions"
+    for path in paths:
+        save_histogram(path, counts, f"{_about(trainer)}: values of the mask, {size}")
+
+
+def save_embedding(
+    paths: Sequence[Path], trainer: Any, rows: Rows, chosen: Choice, of: str, seed: int
+) -> None:
+    """Write the t-SNE of the images' rows, which are ``of`` one of `ROWS_OF`."""
+    letter, known = {"true": "y", "predicted": "p"}[of], len(chosen.names)
+    shown = len(set(rows.label.tolist()))
+    plain = f"rational matrix, R[b, {letter}]"
+    masked = f"masked, (M * R)[b, {letter}]"
+    if of == "predicted":  # as many clusters as are predicted, at most
+        plain += f"; CLIP predicts {_count(rows.plain)} of {known} classes"
+        masked += f"; predicted are {_count(rows.marked)} of {known}"
+    if rows.masked is None:
+        plain += " (this method has no mask: M = 1)"
+    panels = [(plain, embed(rows.rational, seed))]
+    if rows.masked is not None:
+        panels.append((masked, embed(rows.masked, seed)))
+    part = f"{shown} classes" if shown == known else f"{shown} of {known} classes"
+    title = (
+        f"{_about(trainer)}: rows of the {of} class {letter}, coloured by the true class, "
+        f"{len(rows.label)} images of {part}"
+    )
+    for path in paths:
+        save_scatter(path, panels, rows.label, chosen.names, title)
+
+
+def _count(classes: np.ndarray | None) -> int:
+    return len(set(() if classes is None else classes.tolist()))
 
 
 def _about(trainer: Any) -> str:
@@ -194,6 +217,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="images in the t-SNE and the histogram, at most (default 1000)",
     )
     add("--figures", nargs="+", default=[], choices=FIGURES, help="default: all there are")
+    add(
+        "--rows",
+        choices=ROWS_OF,
+        default=ROWS_OF[0],
+        help="of the t-SNE: the class whose row is drawn of an image (default predicted)",
+    )
     add("--seed", type=int, default=0, help="of the random choice of images and of the t-SNE")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser

@@ -177,7 +177,7 @@ def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:
     """Accuracy over alpha, and the mean over shifts against the run's own dataset."""
     from matplotlib.figure import Figure  # takes longer than everything before
 
-    from scripts.drawing.pictures import save_png
+    from scripts.drawing.pictures import save
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -196,7 +196,7 @@ def save_picture(path: Path, curve: Curve, source: str, title: str) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    save_png(figure, path)
+    save(figure, path)
 
 
 @plain_main

@@ -20,6 +20,9 @@ from trainers.heads import HeadOutput
 
 # Elements of M computed at a time; a head needs about ten times as many for itself.
 CHUNK_ELEMENTS = 2**22
+# Whose row of its matrix is drawn of an image. Those of the true class cluster by class whatever
+# the mask does, since the class's own text vector is a factor in them.
+ROWS_OF = ("predicted", "true")
 
 
 class HeadBatch(NamedTuple):
@@ -40,11 +43,13 @@ class Maps(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of the true classes, one per image."""
+    """One row of each image's matrix, that of one class."""
 
-    label: np.ndarray  # (N,)
-    rational: np.ndarray  # R[b, y_b], (N, D)
-    masked: np.ndarray | None  # (M * R)[b, y_b], (N, D); None if the method has no mask
+    label: np.ndarray  # true classes, (N,)
+    plain: np.ndarray  # classes k whose rows of R these are, (N,)
+    rational: np.ndarray  # R[b, k_b], (N, D)
+    marked: np.ndarray | None  # classes of the rows of M * R, (N,); None if there is no mask
+    masked: np.ndarray | None  # (M * R)[b, k_b], (N, D); likewise
 
 
 def require_head(trainer: Any) -> None:
@@ -127,26 +132,41 @@ class ValueCounts:
         return edges, padded.view(bars, each).sum(1).numpy()
 
 
-def collect_rows(trainer: Any, items: Sequence[Datum]) -> tuple[Rows, ValueCounts | None]:
-    """Return rows of the images' true classes, and counts of all values of their masks.
+def collect_rows(
+    trainer: Any, items: Sequence[Datum], of: str = "predicted"
+) -> tuple[Rows, ValueCounts | None]:
+    """Return one row of each image's R and M * R, and counts of all values of the masks.
 
-    The counts are None if the method has no mask.
+    Args:
+        trainer: A trained run.
+        items: The images.
+        of: ``true``, the rows of their true classes, or ``predicted``: of R that of the class with
+            the largest sum, which is predicted without the mask; of M * R that of the class which
+            the method predicts.
+
+    Returns:
+        The counts are None if the method has no mask.
     """
     labels, rational, masked = [], [], []
+    plain, marked = [], []
     counts = ValueCounts()
     for part in head_outputs(trainer, items):
-        own = torch.arange(len(part.label)), part.label
-        rows = part.rational[own]  # (B, D)
+        place = torch.arange(len(part.label))
+        predicted = part.rational.sum(-1).argmax(-1).cpu()  # (B,)
+        plain.append(part.label if of == "true" else predicted)
         labels.append(part.label)
-        rational.append(rows.cpu())
+        rational.append(part.rational[place, plain[-1]].cpu())  # (B, D)
         mask = part.output.mask
         if mask is not None:
             counts.add(mask)
-            masked.append((mask[own] * rows).cpu())
-    label, plain = torch.cat(labels).numpy(), torch.cat(rational).numpy()
+            marked.append(part.label if of == "true" else part.output.logits.argmax(-1).cpu())
+            own = place, marked[-1]
+            masked.append((mask[own] * part.rational[own]).cpu())
+    label, of_plain, rows = (torch.cat(some).numpy() for some in (labels, plain, rational))
     if not masked:
-        return Rows(label, plain, None), None
-    return Rows(label, plain, torch.cat(masked).numpy()), counts
+        return Rows(label, of_plain, rows, None, None), None
+    of_masked = torch.cat(marked).numpy()
+    return Rows(label, of_plain, rows, of_masked, torch.cat(masked).numpy()), counts
 
 
 def collect_maps(trainer: Any, items: Sequence[Datum]) -> dict[int, Maps]:

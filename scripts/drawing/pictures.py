@@ -43,10 +43,10 @@ class HeatMap(NamedTuple):
     rational: np.ndarray  # R, (k, D)
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure; a reader sees the old file or the new one, never a part of it."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix, whole or not at all."""
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=DPI)
+        figure.savefig(file, format=path.suffix[1:], dpi=DPI)
 
 
 def save_scatter(
@@ -59,7 +59,7 @@ def save_scatter(
     """Draw points coloured by class, panels side by side.
 
     Args:
-        path: PNG to write.
+        path: File to write, .png or .pdf.
         panels: Title and points (N, 2) of each.
         label: Class of each point, (N,).
         names: Name of every class.
@@ -84,7 +84,7 @@ def save_scatter(
     )
     wrapped = textwrap.fill(title, 52 * len(panels))  # the legend is on the right
     figure.suptitle(wrapped, x=0.02, horizontalalignment="left")
-    save_png(figure, path)
+    save(figure, path)
 
 
 def _style(number: int) -> dict[str, object]:
@@ -114,7 +114,7 @@ def save_histogram(path: Path, counts: ValueCounts, title: str) -> None:
         if number:
             facts.append(f"{100 * number / counts.total:.3g}% exactly {value}")
     axis.set_title(f"{title}\n{', '.join(facts)}", fontsize="medium")
-    save_png(figure, path)
+    save(figure, path)
 
 
 def save_heat_maps(path: Path, maps: Sequence[HeatMap], title: str) -> None:
@@ -151,7 +151,7 @@ def save_heat_maps(path: Path, maps: Sequence[HeatMap], title: str) -> None:
     for axis, one in zip(axes[:, 1], maps, strict=True):
         _name_rows(axis, one)
     figure.suptitle(title)
-    save_png(figure, path)
+    save(figure, path)
 
 
 def _half_range(matrices: Sequence[np.ndarray], centre: float) -> float:

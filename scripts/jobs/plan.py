@@ -41,10 +41,8 @@ class Planner:
 
     def _expand(self) -> Iterator[Job]:
         settings, protocol = self.settings, self.settings.protocol
-        runs = itertools.product(
-            settings.datasets, settings.trainers, settings.cfgs, settings.shots, settings.seeds
-        )
-        for dataset, trainer, cfg, shots, seed in runs:
+        runs = itertools.product(settings.datasets, settings.rows, settings.shots, settings.seeds)
+        for dataset, (trainer, cfg), shots, seed in runs:
             stage = protocol.train_stage or FIRST_STAGE
             key = RunKey(protocol.name, stage, dataset, shots, trainer, cfg, seed)
             known = len(self._training)  # jobs behind this one are new and not yielded yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -47,8 +48,7 @@ class Settings:
     """What the command line asks for, with names checked and paths absolute."""
 
     protocol: Protocol
-    trainers: tuple[str, ...]
-    cfgs: tuple[str, ...]  # stems of the trainers' config files; each trainer runs with each
+    rows: tuple[tuple[str, str], ...]  # trainers, each with the stem of a config file of it
     datasets: tuple[str, ...]  # to train on; just the source where the protocol crosses to others
     targets: tuple[str, ...]  # to evaluate on where the protocol crosses to others
     shots: tuple[int, ...]  # images per class
@@ -60,6 +60,16 @@ class Settings:
     train_command: tuple[str, ...]  # program that trains, before its flags
     track: tuple[str, ...] = ()  # trackers of every job; train.py's default if there are none
     relative: bool = True  # print paths below ``repo`` relative to it
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        """The trainers of all rows, each once."""
+        return tuple(dict.fromkeys(trainer for trainer, _ in self.rows))
+
+    @property
+    def cfgs(self) -> tuple[str, ...]:
+        """The stems of all rows, each once."""
+        return tuple(dict.fromkeys(cfg for _, cfg in self.rows))
 
     def dataset_file(self, dataset: str) -> Path:
         """Return the config file of a dataset."""
@@ -124,22 +134,38 @@ def choose_datasets(
     return tuple(datasets), tuple(targets)
 
 
+def choose_rows(
+    args: argparse.Namespace, protocol: Protocol, configs: Path
+) -> tuple[tuple[str, str], ...]:
+    """Return the trainers and config files that the flags name, if all of them are there.
+
+    ``configs`` is the folder of the trainers' files. A missing one is an error now, not after
+    hours of jobs.
+    """
+    if args.rows and (args.trainer or args.cfg):
+        raise ValueError("--rows stands for --trainer and --cfg; give it or them.")
+    flags = ("--rows", "--rows") if args.rows else ("--trainer", "--cfg")
+    if args.rows:
+        words = [word.partition("/") for word in split_words(args.rows)]
+        rows = [(trainer, cfg) for trainer, _, cfg in words]
+    else:
+        trainers = split_words(args.trainer) or [protocol.trainer]
+        rows = list(itertools.product(trainers, split_words(args.cfg) or [protocol.name]))
+    known = sorted(path.name for path in configs.glob("*") if path.is_dir())
+    for trainer, cfg in rows:
+        check_availability(trainer, known, flags[0], " (configs/trainers)")
+        check_availability(cfg, config_stems(configs / trainer), flags[1], f" for {trainer}")
+    return tuple(dict.fromkeys(rows))
+
+
 def read_settings(
     args: argparse.Namespace, options: list[str], repo: Path, train_command: Sequence[str] | None
 ) -> Settings:
     """Check the command line and fill in defaults; errors name flag, value and what is allowed."""
     check_availability(args.protocol, PROTOCOLS, "--protocol")
     protocol = PROTOCOLS[args.protocol]
-    trainers = tuple(split_words(args.trainer)) or (protocol.trainer,)
-    cfgs = tuple(split_words(args.cfg)) or (protocol.name,)
     configs = repo / "configs"
-    known = sorted(path.name for path in (configs / "trainers").glob("*") if path.is_dir())
-    # Every trainer with every config file: a missing pair is an error now, not after hours of jobs.
-    for trainer in trainers:
-        check_availability(trainer, known, "--trainer", " (configs/trainers)")
-        directory = configs / "trainers" / trainer
-        for cfg in cfgs:
-            check_availability(cfg, config_stems(directory), "--cfg", f" for {trainer}")
+    rows = choose_rows(args, protocol, configs / "trainers")
     datasets, targets = choose_datasets(args, config_stems(configs / "datasets"))
     track = tuple(split_words(args.track))
     for name in track:
@@ -154,8 +180,7 @@ def read_settings(
         options = [str(Path(word).resolve()) if Path(word).is_file() else word for word in options]
     return Settings(
         protocol=protocol,
-        trainers=trainers,
-        cfgs=cfgs,
+        rows=rows,
         datasets=datasets,
         targets=targets,
         shots=shots,

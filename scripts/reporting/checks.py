@@ -38,7 +38,8 @@ def warnings(runs: pd.DataFrame, selection: Selection) -> list[str]:
 def _missing_series(runs: pd.DataFrame, selection: Selection) -> Iterator[str]:
     """Name the rows that were asked for and that no run belongs to."""
     found = set(zip(runs.trainer, runs.cfg, strict=True))
-    for trainer, cfg in itertools.product(selection.trainers, selection.cfg):
+    wanted = selection.rows or itertools.product(selection.trainers, selection.cfg)
+    for trainer, cfg in wanted:
         if (trainer, cfg) not in found:
             yield f"missing row: {trainer} ({cfg}) has no finished run here"
 

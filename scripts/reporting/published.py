@@ -46,6 +46,19 @@ def read_tables() -> list[dict[str, Any]]:
     ]
 
 
+def find_table(paper: str, table: str, backbone: str, protocol: str = "") -> dict[str, Any]:
+    """Return a table by what it is called; ``protocol`` if several of a backbone have the name."""
+    found = [
+        one
+        for one in read_tables()
+        if (one["paper"], one["table"], one["backbone"]) == (paper, table, backbone)
+        and protocol in ("", one["protocol"])
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{FILE.name} has {len(found)} tables {paper}, {table!r}, {backbone}")
+    return found[0]
+
+
 def rows_of(table: dict[str, Any]) -> Iterator[Published]:
     """Yield a table's rows of means, ``remade`` ones as the mean of the row's shifted datasets."""
     for method, row in table["rows"].items():

@@ -36,6 +36,8 @@ class Selection:
     trainers: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()  # by their config files
     cfg: tuple[str, ...] = ()  # stems of trainer config files
+    # Pairs of these; without any, each trainer goes with each stem.
+    rows: tuple[tuple[str, str], ...] = ()
     shots: tuple[int, ...] = ()  # images per class
     seeds: tuple[int, ...] = ()  # also those whose absence is reported
     # A name without any finished run is an error, probably a typing error; not where its jobs may
@@ -45,6 +47,7 @@ class Selection:
     def accepts(self, key: RunKey) -> bool:
         """Tell whether a run is selected."""
         wanted = (
+            (self.rows, (key.trainer, key.cfg)),
             (self.trainers, key.trainer),
             (self.datasets, key.dataset),
             (self.cfg, key.cfg),

@@ -17,7 +17,7 @@ def figure(monkeypatch, tmp_path):
 
     def caught(save, *args):
         found = []
-        monkeypatch.setattr(pictures, "save_png", lambda figure, path: found.append(figure))
+        monkeypatch.setattr(pictures, "save", lambda figure, path: found.append(figure))
         save(tmp_path / "x.png", *args)
         return found[0]
 

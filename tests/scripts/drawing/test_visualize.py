@@ -132,21 +132,25 @@ class TestLoading:
 
 class TestCollecting:
     @pytest.mark.parametrize("elements", [1, 20 * 128 * 3, 2**22])
-    def test_rows_are_those_of_the_formula(self, loaded, chosen, monkeypatch, elements):
+    @pytest.mark.parametrize("of", ["true", "predicted"])
+    def test_rows_are_those_of_the_formula(self, loaded, chosen, monkeypatch, elements, of):
         monkeypatch.setattr(mask_values, "CHUNK_ELEMENTS", elements)
         items = by_lot(chosen, 7)
-        rows, counts = collect_rows(loaded, items)
+        rows, counts = collect_rows(loaded, items, of)
         model = loaded.model
         with torch.no_grad():
             image = torch.stack([loaded.dm.tfm_test(Image.open(i.impath)) for i in items])
             f, h = model.image_features(image), model.class_weights()
             mask = model.head(f, h, model.scale).mask
         label = torch.tensor([item.label for item in items])
-        expected = f * h[label]
         assert rows.label.tolist() == label.tolist()
-        torch.testing.assert_close(torch.from_numpy(rows.rational), expected)
-        own = mask[torch.arange(7), label]
-        torch.testing.assert_close(torch.from_numpy(rows.masked), own * expected)
+        plain = label if of == "true" else (f @ h.T).argmax(-1)
+        marked = label if of == "true" else (mask * f[:, None] * h).sum(-1).argmax(-1)
+        assert rows.plain.tolist() == plain.tolist()
+        assert rows.marked.tolist() == marked.tolist()
+        torch.testing.assert_close(torch.from_numpy(rows.rational), f * h[plain])
+        own = mask[torch.arange(7), marked]
+        torch.testing.assert_close(torch.from_numpy(rows.masked), own * f * h[marked])
         assert counts.total == mask.numel() == 7 * 20 * 128
         assert counts.low == pytest.approx(mask.min().item(), abs=1e-5)
         assert counts.high == pytest.approx(mask.max().item(), abs=1e-5)
@@ -262,6 +266,27 @@ class TestDrawing:
                 assert image.format == "PNG"
                 assert min(image.size) > 500
                 assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10
+
+    @pytest.mark.parametrize(("of", "letter"), [("predicted", "p"), ("true", "y")])
+    def test_the_figure_says_whose_rows_it_has(
+        self, rada, tmp_path, monkeypatch, loaded, chosen, of, letter
+    ):
+        given = []
+        monkeypatch.setattr(visualize, "save_scatter", lambda *words: given.append(words))
+        words = ("--rows", of, "--figures", "tsne", "--points", 30, "--output", tmp_path)
+        assert draw(rada[1], *words) == 0
+        ((_, panels, label, _, title),) = given
+        choose_images(["4"], chosen)  # the heat maps' images are drawn first
+        rows, _ = collect_rows(loaded, by_lot(chosen, 30), of)
+        assert label.tolist() == rows.label.tolist()
+        assert f"rows of the {of} class {letter}, coloured by the true class, 30 images" in title
+        plain, masked = (name for name, _ in panels)
+        assert plain.startswith(f"rational matrix, R[b, {letter}]")
+        assert masked.startswith(f"masked, (M * R)[b, {letter}]")
+        count = f"; CLIP predicts {len(set(rows.plain.tolist()))} of 20 classes"
+        assert (count in plain) == (of == "predicted")
+        count = f"; predicted are {len(set(rows.marked.tolist()))} of 20"
+        assert (count in masked) == (of == "predicted")
 
     def test_figures_are_chosen(self, rada, tmp_path):
         words = ("--figures", "histogram", "--points", 5, "--output", tmp_path)

@@ -120,6 +120,48 @@ def test_a_config_that_one_of_the_trainers_lacks_is_an_error(repo, capsys):
     assert "Available for LightRA: base2novel, cross_dataset, eft, few_shot, fft, ttt" in message
 
 
+def test_rows_are_pairs_of_trainer_and_config(repo, capsys):
+    repo.write("configs/trainers/RAda/table4_mlp.yaml", "_BASE_: eft.yaml\n")
+    words = ("--protocol", "base2novel", "--datasets", "dtd", "--seeds", "1")
+    pairs = ["RAda/table4_mlp", "LightRA/base2novel"]
+    found = dry_run(repo, capsys, *words, "--rows", *pairs, pairs[0])
+    assert ["/".join(flag(c, "--config-file").split("/")[2:]) for c in found] == [
+        f"{pair}.yaml" for pair in pairs for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("RAda/base2novel", "--trainer", "RAda"), "--rows stands for --trainer and --cfg"),
+        (("RAda/base2nvel",), "--rows: 'base2nvel' is not available. Did you mean 'base2novel'"),
+        (("RAda",), "--rows: '' is not available. Available for RAda: base2novel"),
+        (("RADA/base2novel",), "--rows: 'RADA' is not available. Did you mean 'RAda'"),
+    ],
+)
+def test_wrong_rows(repo, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["--protocol", "base2novel", "--dry-run", "--rows", *words], repo=repo.path)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_report_of_rows_misses_no_other_pair(write_run, tmp_path, capsys):
+    """Each trainer has a file of its own: the pairs across are no rows that are missing."""
+    from scripts import report
+
+    for trainer, cfg in (("RAda", "table4_mlp"), ("LightRA", "base2novel")):
+        for stage in ("train_base", "test_new"):
+            write_run(stage, "dtd", 1, 50.0, trainer=trainer, cfg=cfg)
+    rows = (("RAda", "table4_mlp"), ("LightRA", "base2novel"), ("RAda", "base2novel"))
+    pairs = {"trainers": ("RAda", "LightRA"), "cfg": ("table4_mlp", "base2novel")}
+    built = report.build(
+        report.Selection("base2novel", tmp_path, **pairs, rows=rows, must_exist=False)
+    )
+    missing = [line for line in built.warnings() if "missing row" in line]
+    assert missing == ["missing row: RAda (base2novel) has no finished run here"]
+
+
 def test_few_shot_defaults_to_all_shots_datasets_and_three_seeds(repo, capsys):
     commands = dry_run(repo, capsys, "--protocol", "few_shot", "--trainer", "LightRA", "RAda")
     cells = {
