@@ -4,6 +4,7 @@
     python scripts/bench.py efficiency       # speed, memory, operations of all methods
     python scripts/bench.py baselines        # a step of the methods compared with
     python scripts/bench.py features         # an epoch from pictures and on cached features
+    python scripts/bench.py frozen           # training of heads on frozen features
     python scripts/bench.py loading          # pictures a second
     python scripts/bench.py ttt              # test-time training, images side by side
     python scripts/bench.py gpu              # on a GPU: steps, memory, how busy it is
@@ -22,13 +23,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.errors import plain_main
-from scripts.benchmarks import baselines, efficiency, features, gpu, loading, released, ttt
+from scripts.benchmarks import baselines, efficiency, features, frozen, gpu, loading, released, ttt
 
 COMMANDS: dict[str, Any] = {
     "released": released,
     "efficiency": efficiency,
     "baselines": baselines,
     "features": features,
+    "frozen": frozen,
     "loading": loading,
     "ttt": ttt,
     "gpu": gpu,

@@ -242,6 +242,9 @@ def test_last_short_batch(make_cfg):
     assert len(build_data_loader(cfg, "RandomSampler", items, 4, is_train=True)) == 2
     assert len(build_data_loader(cfg, "RandomSampler", items, 4, is_train=False)) == 3
     assert len(build_data_loader(cfg, "RandomSampler", items, 99, is_train=True)) == 1
+    assert len(build_data_loader(cfg, "RandomSampler", items, 4, drop_last=False)) == 3
+    manager = DataManager(make_cfg(DATALOADER__TRAIN_X__DROP_LAST=False))
+    assert len(manager.train_loader_x) == -(-len(manager.dataset.train_x) // 4)
     with pytest.raises(ValueError, match="data_source is empty"):
         build_data_loader(cfg, "RandomSampler", [], 4)
     with pytest.raises(ValueError, match="BATCH_SIZE"):

@@ -172,7 +172,7 @@ def test_the_probes_sweep_tries_eight_values_a_decade(build, monkeypatch):
 
     monkeypatch.setattr("trainers.frozen.linear_probe.regress", regress)
     scores = iter([3, 4, 5, 6, 5, 4, 3, 7, 1, 8, 1, 9, 1, 2, 1, 1, 1])
-    monkeypatch.setattr("trainers.frozen.linear_probe.correct", lambda *_: next(scores))
+    monkeypatch.setattr("trainers.frozen.linear_probe.told_right", lambda *_: next(scores))
     trainer = build(method="LinearProbe/few_shot")
     trainer.fit()
     powers = [round(float(torch.tensor(c).log10()), 3) for c in tried]
