@@ -4,6 +4,7 @@
     python scripts/bench.py efficiency       # speed, memory, operations of all methods
     python scripts/bench.py baselines        # a step of the methods compared with
     python scripts/bench.py features         # an epoch from pictures and on cached features
+    python scripts/bench.py frozen           # training of heads on frozen features
     python scripts/bench.py loading          # pictures a second
     python scripts/bench.py ttt              # test-time training, images side by side
     python scripts/bench.py gpu              # on a GPU: steps, memory, how busy it is
@@ -28,6 +29,7 @@ from scripts.benchmarks import (
     efficiency,
     exports,
     features,
+    frozen,
     gpu,
     loading,
     released,
@@ -39,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "efficiency": efficiency,
     "baselines": baselines,
     "features": features,
+    "frozen": frozen,
     "loading": loading,
     "ttt": ttt,
     "gpu": gpu,

@@ -150,6 +150,9 @@ OPTIONS: dict[str, Option] = {
     "DATALOADER.TRAIN_X.N_INS": Option(
         16, count(1), "images per class in a batch, RandomClassSampler"
     ),
+    "DATALOADER.TRAIN_X.DROP_LAST": Option(
+        True, None, "leave out an epoch's last batch if it is a short one; ours"
+    ),
     "DATALOADER.TRAIN_U.SAME_AS_X": Option(True, None, "unlabelled images as TRAIN_X says"),
     "DATALOADER.TRAIN_U.SAMPLER": Option("RandomSampler", _SAMPLER, "order of unlabelled images"),
     "DATALOADER.TRAIN_U.BATCH_SIZE": Option(32, count(1), "unlabelled images per step"),

@@ -40,6 +40,7 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: Any = None,
     cache: ImageCache | None = None,
+    drop_last: bool = True,
 ) -> ImageLoader:
     """Build a loader whose batches do not depend on the number of workers.
 
@@ -54,9 +55,10 @@ def build_data_loader(
         n_domain: Domains per batch.
         n_ins: Images per class in a batch.
         tfm: Transform.
-        is_train: Drop the last short batch, if there is a full one.
+        is_train: Whether the images are trained on.
         dataset_wrapper: Class to use instead of `DatasetWrapper`.
         cache: Keeps decoded images.
+        drop_last: Of training images, drop the last short batch, if there is a full one.
 
     Raises:
         ValueError: No images, no full batch can be drawn, or workers may not open enough files.
@@ -66,20 +68,18 @@ def build_data_loader(
     workers = _workers(cfg, batch_size)
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
     sampler: Any = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
-    processes, share = world_size(), sampler
-    if processes > 1:
-        share = ShardedSampler(sampler, batch_size, rank(), processes, divide=is_train)
+    share = _own_share(sampler, batch_size, is_train, drop_last)
     wrapper, device = dataset_wrapper or DatasetWrapper, _gpu(cfg)
     dataset = wrapper(cfg, data_source, transform=tfm, is_train=is_train)
     loader = ImageLoader(
         _equipped(dataset, cache, device),
         # Rounded down: `check_world` of the engine refuses a remainder before training.
-        batch_size=max(1, batch_size // processes) if is_train else batch_size,
+        batch_size=max(1, batch_size // world_size()) if is_train else batch_size,
         sampler=share,
         num_workers=workers,
         collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
         # With fewer images than a batch has, the only batch is a short one: keep it.
-        drop_last=is_train and len(data_source) >= batch_size,
+        drop_last=is_train and drop_last and len(data_source) >= batch_size,
         pin_memory=device is not None,
         persistent_workers=workers > 0,  # starting them again costs seconds in every epoch
         generator=_own_generator(),
@@ -89,6 +89,19 @@ def build_data_loader(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _own_share(sampler: Any, batch_size: int, is_train: bool, drop_last: bool) -> Any:
+    """Return what gives this process its images: the sampler, or a share of its batches."""
+    processes = world_size()
+    if processes == 1:
+        return sampler
+    if is_train and not drop_last:
+        raise ValueError(
+            "DATALOADER.TRAIN_X.DROP_LAST is False, but several processes cannot divide a short "
+            "batch; set it to True, or start one process (without torchrun)"
+        )
+    return ShardedSampler(sampler, batch_size, rank(), processes, divide=is_train)
 
 
 def _own_generator() -> torch.Generator:
@@ -254,6 +267,7 @@ class DataManager:
             is_train=is_train,
             dataset_wrapper=self._wrapper,
             cache=cache,
+            drop_last=section.get("DROP_LAST", True),
         )
 
     @property

@@ -7,6 +7,8 @@ arXiv:2301.06267.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from clip.text import unit_norm
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
-from trainers.frozen.cross_modal_steps import example_batches, rate_at, weights_by_step
+from trainers.frozen.cross_modal_steps import Setting, draw_batches, weights_by_step
 from trainers.frozen.model import ClassHead, FrozenCLIP, prompts_of
 from trainers.frozen.recipe import FittedAtOnce
 from trainers.frozen.search import correct
@@ -44,9 +46,13 @@ class WeightHead(ClassHead):
         return HeadOutput(logits, logits.new_zeros(()))
 
 
-def told_right(weight: Tensor, features: Tensor, label: Tensor) -> int:
-    """How many of N images with features (N, D), labels (N,) W (K, D) tells right."""
-    return correct(unit_norm(features) @ weight.T, label)
+class Best(NamedTuple):
+    """A setting's W (K, D) that tells most validation images right, and after which iteration."""
+
+    setting: Setting
+    right: int
+    iterations: int
+    weight: Tensor
 
 
 @TRAINER_REGISTRY.register()
@@ -86,29 +92,52 @@ class CrossModalLP(CLIPTrainer):
     @torch.no_grad()
     def fit(self) -> None:
         """W of the best run of the grid."""
-        parts, model, options = self.examples(), self.model, self.options
-        start, scale = F.normalize(model.class_weights(), dim=-1), model.scale
-        images = self.recipe.validation()
-        grid = list(itertools.product(RATES, DECAYS, BATCHES))
+        options, model, images = self.options, self.model, self.recipe.validation()
+        start = F.normalize(model.class_weights(), dim=-1)
+        parts = self.examples()
+        grid = [Setting(*numbers) for numbers in itertools.product(RATES, DECAYS, BATCHES)]
         if images is None:
-            grid = [(options.RATE, options.DECAY, options.BATCH)]
+            grid = [Setting(options.RATE, options.DECAY, options.BATCH)]
         rows = min(len(label) for _, label in parts)
         # Where a half has no full batch, the release leaves the setting out.
-        grid = [setting for setting in grid if setting[2] // 2 < rows] or [(*grid[0][:2], 2)]
-        best = -1
-        for rate, decay, batch in grid:
-            rates = [rate_at(i, rate, options.ITERATIONS) for i in range(options.ITERATIONS)]
-            batches = example_batches(parts, batch, self.seed)
-            for done, weight in weights_by_step(start, scale, batches, rates, decay):
-                if done % TEST_EVERY and done < options.ITERATIONS:
-                    continue
-                # Without validation images each later one is better.
-                found = done if images is None else told_right(weight, *images)
-                if found > best:
-                    best = found
-                    self.keep(weight, (rate, decay, batch, done))
+        kept = [setting for setting in grid if setting.batch // 2 < rows]
+        grid = kept or [grid[0]._replace(batch=2)]
+        found = [
+            best
+            for batch in dict.fromkeys(setting.batch for setting in grid)
+            for best in self.best_weights(
+                start, parts, [setting for setting in grid if setting.batch == batch], images
+            )
+        ]
+        # Of equal ones the first of the grid.
+        found.sort(key=lambda one: grid.index(one.setting))
+        self.keep(max(found, key=lambda one: one.right))
         if options.WISE:
             model.head.weight.copy_((model.head.weight + start) / 2)
+
+    def best_weights(
+        self,
+        start: Tensor,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        settings: list[Setting],
+        images: tuple[Tensor, Tensor] | None,
+    ) -> list[Best]:
+        """The best W of each setting, all of one batch size, from the same start (K, D)."""
+        total = self.options.ITERATIONS
+        examples = torch.cat([x for x, _ in parts]), torch.cat([label for _, label in parts])
+        sizes = [len(label) for _, label in parts]
+        batches = draw_batches(sizes, settings[0].batch, total, self.seed)
+        shown = None if images is None else (unit_norm(images[0]), images[1])
+        best = [Best(setting, -1, 0, start) for setting in settings]
+        for done, weights in weights_by_step(start, self.model.scale, examples, batches, settings):
+            if done % TEST_EVERY and done < total:
+                continue
+            for place, (setting, weight) in enumerate(zip(settings, weights, strict=True)):
+                # Without validation images each later one is better.
+                right = done if shown is None else correct(shown[0] @ weight.T, shown[1])
+                if right > best[place].right:
+                    best[place] = Best(setting, right, done, weight.clone())
+        return best
 
     def examples(self) -> list[tuple[Tensor, Tensor]]:
         """Unit features and labels of the images, mirrored ones behind the others, and of texts."""
@@ -118,9 +147,9 @@ class CrossModalLP(CLIPTrainer):
         text = bank.encode_all(self.model.text_encoder)  # (P, D)
         return [(x, torch.cat([label for _, label in images])), (text, bank.owner)]
 
-    def keep(self, weight: Tensor, numbers: tuple[float, ...]) -> None:
+    def keep(self, best: Best) -> None:
         """Let the head have this W, and say where it is from."""
         head = self.model.head
-        head.weight.copy_(weight)
-        for name, value in zip(head.chosen, numbers, strict=True):
+        head.weight.copy_(best.weight)
+        for name, value in zip(head.chosen, (*best.setting, best.iterations), strict=True):
             getattr(head, name).fill_(value)

@@ -1,17 +1,26 @@
 """The descent of the cross-modal linear probe (arXiv:2301.06267): rates, batches, steps.
 
-Notation: B rows of a batch, K classes, D embedding width.
+Notation: I iterations, S settings of the grid, B rows of a batch, K classes, D embedding width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 WARM_UP, FIRST_RATE = 50, 1e-5  # iterations, and the rate of the first
+
+
+class Setting(NamedTuple):
+    """One run of the grid."""
+
+    rate: float
+    decay: float
+    batch: int
 
 
 def rate_at(iteration: int, rate: float, total: int) -> float:
@@ -21,44 +30,73 @@ def rate_at(iteration: int, rate: float, total: int) -> float:
     return rate * (1 + math.cos(math.pi * (iteration - WARM_UP) / total)) / 2
 
 
-def endless_batches(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers (size,) from one shuffled pass after the other, short batches left out."""
-    while True:
-        yield from torch.randperm(rows, generator=generator)[: rows - rows % size].split(size)
+def draw_batches(sizes: Sequence[int], batch: int, iterations: int, seed: int) -> Tensor:
+    """Row numbers of each batch (I, B), as many rows of each part, parts behind each other.
 
-
-def example_batches(
-    parts: Sequence[tuple[Tensor, Tensor]], size: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches with as many rows of each part: x (B, D), labels (B,)."""
-    draws = [
-        endless_batches(len(label), size // len(parts), torch.Generator().manual_seed(seed))
-        for _, label in parts
-    ]
-    while True:
-        rows = [next(draw) for draw in draws]
-        chosen = [(x[r], label[r]) for (x, label), r in zip(parts, rows, strict=True)]
-        yield torch.cat([x for x, _ in chosen]), torch.cat([label for _, label in chosen])
+    A part of ``sizes`` rows is gone through in one shuffled pass after the other, each without its
+    last short batch; every part has a generator of its own, from the same seed.
+    """
+    share, first, columns = batch // len(sizes), 0, []
+    for rows in sizes:
+        generator = torch.Generator().manual_seed(seed)
+        whole = rows - rows % share
+        passes = -(-iterations * share // whole)
+        drawn = [torch.randperm(rows, generator=generator)[:whole] for _ in range(passes)]
+        columns.append(first + torch.cat(drawn)[: iterations * share].view(iterations, share))
+        first += rows
+    return torch.cat(columns, 1)
 
 
 def weights_by_step(
     start: Tensor,
     scale: Tensor,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    rates: list[float],
-    decay: float,
+    examples: tuple[Tensor, Tensor],
+    batches: Tensor,
+    settings: Sequence[Setting],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Steps of AdamW at these rates on CE(s x W^T, y): their number, from 1, and W (K, D) then.
+    """Steps of AdamW on CE(s x W^T, y) from the same W, for several settings at once.
 
-    W is one tensor, which later steps change.
+    Settings of one batch size see the same batches, so that a step makes the logits of all of them
+    in one product, and so their gradients. Nothing else connects them: each W is what it would be
+    alone.
+
+    Args:
+        start: W at first, (K, D).
+        scale: s.
+        examples: All rows x (N, D) and labels (N,).
+        batches: Row numbers of each batch, (I, B).
+        settings: Rates and decays.
+
+    Yields:
+        The number of the step, from 1, and all W (S, K, D) then: one tensor, which later steps
+        change.
     """
-    weight = nn.Parameter(start.clone())
-    optimizer = torch.optim.AdamW([weight], weight_decay=decay)
-    for done, (rate, (x, label)) in enumerate(zip(rates, batches, strict=False), 1):
-        optimizer.param_groups[0]["lr"] = rate
+    (features, labels), (classes, width) = examples, start.shape
+    weight = start.repeat(len(settings), 1, 1)  # (S, K, D)
+    gradient = torch.empty_like(weight)
+    optimizer = _adamw(weight, gradient, settings)
+    iterations, size = batches.shape
+    for done, rows in enumerate(batches.to(features.device), 1):
+        for group, setting in zip(optimizer.param_groups, settings, strict=True):
+            group["lr"] = rate_at(done - 1, setting.rate, iterations)
+        x = scale * features[rows]  # (B, D)
+        own = labels[rows].view(size, 1, 1).expand(-1, len(settings), 1)  # (B, S, 1)
         # Written out: autograd would take longer than the products of so small a batch.
-        error = (scale * x @ weight.data.T).softmax(1)
-        error[torch.arange(len(label)), label] -= 1
-        weight.grad = scale * error.T @ x / len(label)
+        logits = (x @ weight.view(-1, width).T).view(size, -1, classes)  # (B, S, K)
+        error = logits.softmax(2)
+        error.scatter_add_(2, own, error.new_full((), -1).expand_as(own))
+        error /= size
+        torch.mm(error.view(size, -1).T, x, out=gradient.view(-1, width))
         optimizer.step()
-        yield done, weight.data
+        yield done, weight
+
+
+def _adamw(weight: Tensor, gradient: Tensor, settings: Sequence[Setting]) -> torch.optim.AdamW:
+    """An optimiser of each setting's W, which lie in one tensor (S, K, D), as gradients do."""
+    groups = []
+    for own, of_own, setting in zip(weight, gradient, settings, strict=True):
+        parameter = nn.Parameter(own)
+        parameter.grad = of_own
+        groups.append({"params": [parameter], "weight_decay": setting.decay})
+    # One pass over the numbers in place of a dozen, which is most of a step's time.
+    return torch.optim.AdamW(groups, fused=weight.device.type in ("cpu", "cuda"))

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
+from trainers.frozen.cross_entropy import FullBatch, told_right
 from trainers.frozen.model import ClassHead, FrozenCLIP, prompts_of
 from trainers.frozen.recipe import FittedAtOnce
-from trainers.frozen.search import correct
 from trainers.heads import HeadOutput
 
 COARSE = (-6, -4, -2, 0, 2, 4, 6)  # powers of ten of C
@@ -48,21 +48,22 @@ def regress(
 
     scikit-learn's LogisticRegression, which the paper takes, has the same objective.
     """
-    weight, bias = (value.detach().clone().requires_grad_() for value in start)
+    weight, bias = (nn.Parameter(value.clone()) for value in start)
+    batch, n = FullBatch(x, label, len(bias)), len(x)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=iterations, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
+        found = batch.gradient(weight, bias)
         # Over N, so that the tolerance means the same for any number of images.
-        loss = F.cross_entropy(F.linear(x, weight, bias), label)
-        loss = loss + weight.square().sum() / (2 * c * len(x))
-        loss.backward()
-        return loss
+        weight.grad = found.weight.add_(weight, alpha=1 / (c * n))
+        bias.grad = found.bias
+        return found.loss + weight.square().sum() / (2 * c * n)
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    # LBFGS allows gradients in its closure, which has written them out.
+    optimizer.step(closure)
     return weight.detach(), bias.detach()
 
 
@@ -101,7 +102,7 @@ class LinearProbe(CLIPTrainer):
                 # From zero, so that no result depends on the order of the sweep.
                 start = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
                 fitted = regress(x, label, 10.0**power, start, self.options.ITERATIONS)
-                found[power] = correct(F.linear(images[0], *fitted), images[1]), fitted
+                found[power] = told_right(*images, *fitted), fitted
             return found[power][0]
 
         if images is None:

@@ -13,10 +13,10 @@ from clip.text import unit_norm
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
+from trainers.frozen.cross_entropy import FullBatch, told_right
 from trainers.frozen.gaussian import class_means
 from trainers.frozen.model import ClassHead, FrozenCLIP, prompts_of
 from trainers.frozen.recipe import FittedAtOnce
-from trainers.frozen.search import correct
 from trainers.heads import HeadOutput
 
 MOMENTUM = 0.9
@@ -49,40 +49,49 @@ class Descent:
     others', of rate N / (4 max_k sum_n (x_n t_k)^2), along the sum of all gradients so far, which
     the release never clears.
 
+    Text costs nothing beside the probe: alpha_k (x t_k) = x (alpha_k t_k), so that the logits are
+    those of a classifier V = W + alpha t, and the gradient for alpha_k is V's row k times t_k.
+
     Args:
         head: Its start; changed in place.
         x: Unit features, (N, D).
         label: Labels, (N,).
-        similarity: x t^T, (N, K).
+        text: Unit text features t, (K, D).
     """
 
-    def __init__(self, head: BlendedHead, x: Tensor, label: Tensor, similarity: Tensor) -> None:
-        self.head, self.x, self.label, self.similarity = head, x, label, similarity
-        n = len(x)
-        self.rate = float(4 * n / torch.linalg.eigvalsh(x.T @ x)[-1])
-        self.alpha_rate = float(n / (4 * similarity.square().sum(0).max()))
+    def __init__(self, head: BlendedHead, x: Tensor, label: Tensor, text: Tensor) -> None:
+        self.head, self.text = head, text
+        self.batch = FullBatch(x, label, len(text))
+        gram = x.T @ x  # (D, D)
+        # sum_n (x_n t_k)^2 = t_k X^T X t_k
+        squares = ((text @ gram) * text).sum(1)  # (K,)
+        self.rate = float(4 * len(x) / torch.linalg.eigvalsh(gram)[-1])
+        self.alpha_rate = float(len(x) / (4 * squares.max()))
         self.moved = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
         self.alpha_gradient = torch.zeros_like(head.alpha)
         self.done = 0
 
+    def blended(self) -> Tensor:
+        """V, (K, D)."""
+        return torch.addcmul(self.head.weight, self.head.alpha[:, None], self.text)
+
     def step(self) -> None:
-        """One step. Gradients are written out: autograd's graph would cost as much again."""
-        head, n = self.head, len(self.x)
-        logits = torch.addmm(head.bias, self.x, head.weight.T)
-        logits += head.alpha * self.similarity  # (N, K)
-        error = logits.softmax(1)
-        error[torch.arange(n), self.label] -= 1
-        error /= n
-        self.alpha_gradient += (error * self.similarity).sum(0)
-        gradients = error.T @ self.x, error.sum(0)
+        """One step."""
+        head = self.head
+        found = self.batch.gradient(self.blended(), head.bias)
+        self.alpha_gradient += (found.weight * self.text).sum(1)
         for own, moved, gradient in zip(
-            (head.weight, head.bias), self.moved, gradients, strict=True
+            (head.weight, head.bias), self.moved, (found.weight, found.bias), strict=True
         ):
             moved.mul_(MOMENTUM).add_(gradient)
-            own.sub_(self.rate * moved)
+            own.sub_(moved, alpha=self.rate)
         self.done += 1
         if self.done % ALPHA_EVERY == 0:
-            head.alpha.sub_(self.alpha_rate * self.alpha_gradient)
+            head.alpha.sub_(self.alpha_gradient, alpha=self.alpha_rate)
+
+    def told_right(self, f: Tensor, label: Tensor) -> int:
+        """How many images with unit features (N, D), labels (N,) are told right by now."""
+        return told_right(f, label, self.blended(), self.head.bias)
 
 
 @TRAINER_REGISTRY.register()
@@ -114,17 +123,17 @@ class LPPlusPlus(CLIPTrainer):
         """Descend, and keep the best head."""
         views, label = self.recipe.features.views(1)
         x, text, head = unit_norm(views[0]), self.model.class_weights(), self.model.head
-        similarity = x @ text.T  # (N, K)
         means, counts = class_means(x, label, len(text))
         head.weight.copy_(means * counts[:, None])
         own = (means * text).sum(1).mean()  # a class's mean similarity, over classes
         head.alpha.fill_(self.options.ALPHA_FACTOR * own)
-        descent = Descent(head, x, label, similarity)
+        descent = Descent(head, x, label, text)
         images, best, kept = self.recipe.validation(), -1, None
+        unit = None if images is None else (unit_norm(images[0]), images[1])
         for _ in range(self.options.STEPS):
             descent.step()
-            if images is not None:
-                found = correct(self.model.output(images[0]).logits, images[1])
+            if unit is not None:
+                found = descent.told_right(*unit)
                 if found >= best:
                     best = found
                     head.steps.fill_(descent.done)

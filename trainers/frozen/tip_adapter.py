@@ -49,8 +49,9 @@ class TipAdapterF(CLIPTrainer):
     """The keys of the cache train, CE(logits, y), then alpha and beta are chosen again.
 
     The release also keeps the best of its epochs on the TEST images, and reports the better of that
-    and the searched one; here the last epoch counts, under every ``VAL.POLICY``. AdamW's eps is
-    1e-4 as released.
+    and the searched one; here the last epoch counts, under every ``VAL.POLICY``. As released,
+    AdamW's eps is 1e-4, and the last, short batch of an epoch counts (``DROP_LAST`` in the YAML):
+    without it a few shots would have half of the steps.
 
     Config, ``TRAINER.TipAdapterF``: as TipAdapter; training takes ALPHA and BETA.
     """

@@ -29,15 +29,26 @@ def mix_seed(*parts: Hashable) -> int:
 
 
 class SeededIndex(int):
-    """An index that carries a ``seed``, in [0, 2**32), for its item's random transform."""
+    """An index that carries a ``seed``, in [0, 2**32), for its item's random transform.
 
-    seed: int
+    Given a position, the seed is that of this place in a pass with the given seed. It is made when
+    it is asked for: features have no transform, and to hash a seed for each of them would take as
+    long as an epoch's steps.
+    """
 
-    def __new__(cls, value: int, seed: int) -> SeededIndex:
-        """Create from an index and a seed."""
+    _seed: int
+    _position: int | None
+
+    def __new__(cls, value: int, seed: int, position: int | None = None) -> SeededIndex:
+        """Create from an index and a seed, or a pass's seed and a position in it."""
         self = super().__new__(cls, value)
-        self.seed = seed
+        self._seed, self._position = seed, position
         return self
+
+    @property
+    def seed(self) -> int:
+        """Seed of the item's random transform."""
+        return self._seed if self._position is None else mix_seed(self._seed, self._position)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the seed when pickled for a worker process."""
@@ -72,7 +83,7 @@ class EpochSampler(Sampler[int]):
         pass_seed = mix_seed(self.seed, self._epoch, self._passes)
         self._passes += 1
         for position, index in enumerate(self.order(random.Random(pass_seed))):
-            yield SeededIndex(index, mix_seed(pass_seed, position))
+            yield SeededIndex(index, pass_seed, position)
 
     def __len__(self) -> int:
         """Return the number of indices in a pass."""

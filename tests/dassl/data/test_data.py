@@ -1,6 +1,7 @@
 """Few-shot draws, loaders that do not depend on workers, bad images, transforms, samplers."""
 
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -18,7 +19,7 @@ from dassl.data import DataManager, DatasetWrapper, build_data_loader, read_imag
 from dassl.data.data_manager import _allow_open_files
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.data.samplers import build_sampler
-from dassl.data.samplers.epochs import SeededIndex
+from dassl.data.samplers.epochs import SeededIndex, mix_seed
 from dassl.data.transforms import AVAILABLE_TRANSFORMS, INTERPOLATION_MODES, build_transform
 from dassl.data.wrapper import BadImageError
 from dassl.engine import build_trainer, read_result
@@ -242,6 +243,9 @@ def test_last_short_batch(make_cfg):
     assert len(build_data_loader(cfg, "RandomSampler", items, 4, is_train=True)) == 2
     assert len(build_data_loader(cfg, "RandomSampler", items, 4, is_train=False)) == 3
     assert len(build_data_loader(cfg, "RandomSampler", items, 99, is_train=True)) == 1
+    assert len(build_data_loader(cfg, "RandomSampler", items, 4, drop_last=False)) == 3
+    manager = DataManager(make_cfg(DATALOADER__TRAIN_X__DROP_LAST=False))
+    assert len(manager.train_loader_x) == -(-len(manager.dataset.train_x) // 4)
     with pytest.raises(ValueError, match="data_source is empty"):
         build_data_loader(cfg, "RandomSampler", [], 4)
     with pytest.raises(ValueError, match="BATCH_SIZE"):
@@ -412,10 +416,25 @@ def test_passes_follow_from_seed_and_epoch():
 
 
 def test_seeded_index_survives_pickling():
-    import pickle
-
     index = pickle.loads(pickle.dumps(SeededIndex(3, 9)))
     assert (index, index.seed) == (3, 9)
+
+
+def test_seeds_are_made_when_they_are_asked_for(monkeypatch):
+    """Features need none, and hashing takes longer than a small step."""
+    made = []
+
+    def counted(*parts):
+        made.append(parts)
+        return mix_seed(*parts)
+
+    monkeypatch.setattr("dassl.data.samplers.epochs.mix_seed", counted)
+    indices = list(build_sampler("RandomSampler", data_source=images([5, 5])))
+    (of_the_pass,) = made
+    assert indices[3].seed == mix_seed(mix_seed(*of_the_pass), 3)
+    assert len(made) == 2
+    index = pickle.loads(pickle.dumps(indices[4]))
+    assert (index, index.seed) == (indices[4], mix_seed(mix_seed(*of_the_pass), 4))
 
 
 def test_domain_and_class_samplers():

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from trainers.frozen.cache import CacheHead
 from trainers.frozen.clap import AdaptivePenalty
-from trainers.frozen.cross_modal_steps import example_batches, rate_at, weights_by_step
+from trainers.frozen.cross_entropy import FullBatch, told_right
+from trainers.frozen.cross_modal_steps import Setting, draw_batches, rate_at, weights_by_step
 from trainers.frozen.gaussian import class_means, classifier, novel_classifier, precision_matrix
 from trainers.frozen.gda import DiscriminantHead
 from trainers.frozen.linear_probe import regress
@@ -182,7 +183,7 @@ def test_lp_plus_plus_steps_are_those_of_autograd_and_sgd(rows, text):
         if step % 10 == 0:  # alpha's gradient is never cleared
             plain["alpha"].data -= alpha_rate * plain["alpha"].grad
 
-    descent = Descent(head, x, label, similarity)
+    descent = Descent(head, x, label, text)
     with torch.no_grad():
         for _ in range(25):
             descent.step()
@@ -192,6 +193,40 @@ def test_lp_plus_plus_steps_are_those_of_autograd_and_sgd(rows, text):
         torch.testing.assert_close(own, plain[name], rtol=1e-9, atol=1e-9)
     expected = x @ head.weight.T + head.bias + head.alpha * similarity
     torch.testing.assert_close(head(x, text, SCALE).logits, expected)
+    assert descent.told_right(x, label) == int((expected.argmax(1) == label).sum())
+
+
+# ---------------------------------------------------------------------- full-batch cross entropy
+
+
+@pytest.mark.parametrize("block", [1, 3 * K, 2**18], ids=["row by row", "with a rest", "at once"])
+@pytest.mark.parametrize("length", [1, 1e4], ids=["ordinary", "logits beyond exp"])
+def test_the_full_batch_gradient_is_autograds(rows, monkeypatch, block, length):
+    monkeypatch.setattr("trainers.frozen.cross_entropy._BLOCK", block)
+    x, label = rows
+    weight = (length * torch.randn(K, D, dtype=torch.double)).requires_grad_()
+    bias = torch.randn(K, dtype=torch.double, requires_grad=True)
+    logits = x @ weight.T + bias
+    loss = F.cross_entropy(logits, label)
+    loss.backward()
+    with torch.no_grad():
+        found = FullBatch(x, label, K).gradient(weight, bias)
+        right = told_right(x, label, weight, bias)
+    torch.testing.assert_close(found.loss, loss.detach())
+    torch.testing.assert_close(found.weight, weight.grad)
+    torch.testing.assert_close(found.bias, bias.grad)
+    assert right == int((logits.argmax(1) == label).sum())
+
+
+def test_a_class_without_rows_has_the_gradient_of_its_probability(rows):
+    x, label = rows
+    weight = torch.randn(K + 1, D, dtype=torch.double, requires_grad=True)
+    bias = torch.zeros(K + 1, dtype=torch.double)
+    F.cross_entropy(x @ weight.T, label).backward()
+    with torch.no_grad():
+        found = FullBatch(x, label, K + 1).gradient(weight, bias)
+    torch.testing.assert_close(found.weight, weight.grad)
+    assert found.weight[K].abs().max() > 0
 
 
 # ---------------------------------------------------------------------- linear probe
@@ -213,31 +248,48 @@ def test_regression_ends_at_its_objectives_minimum(rows, c):
 # ---------------------------------------------------------------------- cross-modal
 
 
+SETTINGS = [Setting(1e-2, 0.1, 6), Setting(1e-2, 0.0, 6), Setting(3e-3, 0.1, 6)]
+
+
 def test_cross_modal_steps_are_those_of_autograd_and_adamw(rows, text):
-    parts = [rows, (text, torch.arange(K))]
-    rates = [rate_at(i, 1e-2, 100) for i in range(60)]
-    plain = text.clone().requires_grad_()
-    adamw = torch.optim.AdamW([plain], weight_decay=0.1)
-    for rate, (x, label) in zip(rates, example_batches(parts, 6, 1), strict=False):
-        adamw.param_groups[0]["lr"] = rate
-        adamw.zero_grad()
-        F.cross_entropy(100 * x @ plain.T, label).backward()
-        adamw.step()
-    steps = list(weights_by_step(text, SCALE, example_batches(parts, 6, 1), rates, 0.1))
+    """For each setting what it would be alone, though a step is made for all at once."""
+    x, label = torch.cat([rows[0], text]), torch.cat([rows[1], torch.arange(K)])
+    batches = draw_batches([N, K], 6, 60, seed=1)
+    steps = [
+        (done, weights.clone())
+        for done, weights in weights_by_step(text, SCALE, (x, label), batches, SETTINGS)
+    ]
     assert [done for done, _ in steps] == list(range(1, 61))
-    torch.testing.assert_close(steps[-1][1], plain.detach(), rtol=1e-9, atol=1e-9)
+    for place, setting in enumerate(SETTINGS):
+        plain = text.clone().requires_grad_()
+        adamw = torch.optim.AdamW([plain], weight_decay=setting.decay)
+        for i, chosen in enumerate(batches):
+            adamw.param_groups[0]["lr"] = rate_at(i, setting.rate, 60)
+            adamw.zero_grad()
+            F.cross_entropy(100 * x[chosen] @ plain.T, label[chosen]).backward()
+            adamw.step()
+            torch.testing.assert_close(
+                steps[i][1][place], plain.detach(), rtol=1e-9, atol=1e-9, msg=f"{setting} {i}"
+            )
+    assert not torch.allclose(steps[-1][1][0], steps[-1][1][1])
 
 
-def test_batches_are_half_images_and_half_texts(rows, text):
-    x, label = rows
-    batches = example_batches([rows, (text, torch.arange(K))], 6, seed=1)
-    seen = []
-    for _ in range(13):  # 13 times 3 of 40 images: one pass, its last image left out
-        features, labels = next(batches)
-        assert all(any(torch.equal(f, row) for row in x) for f in features[:3])
-        assert torch.equal(features[3:], text[labels[3:]])
-        seen += [int((x == f).all(1).nonzero()[0]) for f in features[:3]]
-    assert len(set(seen)) == 39
+def test_batches_are_half_images_and_half_texts():
+    batches = draw_batches([N, K], 6, 30, seed=1)
+    assert batches.shape == (30, 6)
+    images, texts = batches[:, :3], batches[:, 3:] - N
+    # 13 times 3 of 40 images: one pass, its last image left out; then the next.
+    for number, order in enumerate(orders(N, 2)):
+        assert images[13 * number : 13 * (number + 1)].flatten().tolist() == order[:39]
+    for number, order in enumerate(orders(K, 30)):
+        assert texts[number].tolist() == order[:3]
+    assert len(set(images[:13].flatten().tolist())) == 39
+
+
+def orders(rows, passes):
+    """The shuffled passes of a generator with seed 1."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randperm(rows, generator=generator).tolist() for _ in range(passes)]
 
 
 def test_the_rate_warms_up_and_its_cosine_ends_behind_the_last_iteration():

@@ -172,7 +172,7 @@ def test_the_probes_sweep_tries_eight_values_a_decade(build, monkeypatch):
 
     monkeypatch.setattr("trainers.frozen.linear_probe.regress", regress)
     scores = iter([3, 4, 5, 6, 5, 4, 3, 7, 1, 8, 1, 9, 1, 2, 1, 1, 1])
-    monkeypatch.setattr("trainers.frozen.linear_probe.correct", lambda *_: next(scores))
+    monkeypatch.setattr("trainers.frozen.linear_probe.told_right", lambda *_: next(scores))
     trainer = build(method="LinearProbe/few_shot")
     trainer.fit()
     powers = [round(float(torch.tensor(c).log10()), 3) for c in tried]
@@ -197,6 +197,10 @@ def test_schedules_are_the_releases(make_config):
     trainer = build_trainer(cfg)
     (group,) = trainer._optims["TipAdapterF"].param_groups
     assert (group["eps"], group["weight_decay"], group["lr"]) == (1e-4, 0.01, 1e-3)
+    # The release drops no short batch; 20 images here.
+    batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", "16")
+    trainer = build_trainer(make_config("TipAdapterF/few_shot", *ONE_SHOT[:4], *batch))
+    assert [len(batch["label"]) for batch in trainer.train_loader_x] == [16, 4]
     cfg = make_config("CLAP/few_shot", *ONE_SHOT[:4])
     assert (cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.WEIGHT_DECAY, cfg.OPTIM.LR) == (300, 0.0, 0.1)
     rates = learning_rates(build_trainer(make_config("TaskRes/few_shot", *ONE_SHOT[:4])))
