@@ -43,6 +43,7 @@ from scripts.jobs.choice import (
     check_flags,
     make_launcher,
     read_local_devices,
+    read_ray_options,
     read_slurm_options,
 )
 from scripts.jobs.job import Job
@@ -50,6 +51,7 @@ from scripts.jobs.launchers import Ended, Launcher
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome, last_lines
 from scripts.jobs.protocols import PROTOCOLS, REPO
+from scripts.jobs.ray_cluster import task_lines
 from scripts.jobs.settings import CROSSING, Settings, read_settings
 from scripts.jobs.slurm.arrays import make_arrays
 from scripts.jobs.slurm.options import submission_lines
@@ -95,6 +97,10 @@ def print_commands(jobs: Sequence[Job], args: argparse.Namespace) -> None:
         for line in submission_lines(arrays, read_slurm_options(args)):
             print(line)
         how = f", in {len(arrays)} submissions to SLURM"
+    elif args.launcher == "ray":
+        for line in task_lines(to_do, read_ray_options(args)):
+            print(line)
+        how = ", as tasks of Ray"
     else:
         devices = read_local_devices(args)
         # Of several devices, a job gets the first that becomes free: no variable can name it yet.

@@ -12,6 +12,7 @@ from scripts.jobs.devices import Device, parse_devices
 from scripts.jobs.launchers import Launcher
 from scripts.jobs.local import LocalLauncher, Slot
 from scripts.jobs.protocols import split_words
+from scripts.jobs.ray_cluster import RayLauncher, RayOptions
 from scripts.jobs.settings import Settings
 from scripts.jobs.slurm.options import SlurmOptions, read_minutes, read_others
 from scripts.jobs.slurm.queue import check_cluster
@@ -24,6 +25,7 @@ FLAGS = {
         *("--attach", "--detach", "--partition", "--time"),
         *("--gpus-per-node", "--cpus-per-task", "--slurm"),
     ),
+    "ray": ("--attach", "--detach", "--gpus-per-node", "--cpus-per-task", "--ray-address"),
 }
 _ALL = tuple(dict.fromkeys(flag for flags in FLAGS.values() for flag in flags))
 _HINTS = {"--devices": "; on a cluster, --gpus-per-node says how many GPUs a job gets"}
@@ -65,6 +67,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="further flags of sbatch, such as account=vision mem=16G",
+    )
+    add(
+        "--ray-address",
+        default="auto",
+        metavar="HOST:PORT",
+        help="ray: the cluster; default: the one that this machine is part of (RAY_ADDRESS)",
     )
 
 
@@ -112,6 +120,11 @@ def read_slurm_options(args: argparse.Namespace) -> SlurmOptions:
     )
 
 
+def read_ray_options(args: argparse.Namespace) -> RayOptions:
+    """Read the flags of ``--launcher ray``."""
+    return RayOptions(args.ray_address, args.gpus_per_node, args.cpus_per_task)
+
+
 def make_launcher(args: argparse.Namespace, settings: Settings) -> Launcher:
     """Return what runs the jobs.
 
@@ -121,6 +134,9 @@ def make_launcher(args: argparse.Namespace, settings: Settings) -> Launcher:
     """
     if args.launcher == "slurm":
         return _slurm(args, settings)
+    if args.launcher == "ray":
+        need("ray", "ray")
+        return RayLauncher(settings.output, settings.repo, read_ray_options(args))
     slot = partial(WarmSlot, program=settings.train_command) if args.warm else Slot
     devices = read_local_devices(args)
     return LocalLauncher(

@@ -17,7 +17,7 @@ _PATIENCE = 1.0  # seconds between looks at a job that another process works on
 _SIGNS = ".seen"  # in the output folder: files that nodes have to find, one of each driver
 
 
-def run_on_node(job: Job, device: Device, cwd: Path, stop: Stop) -> Ended:
+def run_on_node(job: Job, device: Device, cwd: Path, stop: Stop, kind: type[Slot] = Slot) -> Ended:
     """Run a job that the engine has started, as it believes that the parent has ended well.
 
     A node cannot give a busy job back, so it waits for the other process: most often that is what
@@ -25,7 +25,7 @@ def run_on_node(job: Job, device: Device, cwd: Path, stop: Stop) -> Ended:
     """
     if job.parent is not None and job.parent.to_do():
         return Ended("failed", f"its training run is not done: {job.parent.to_do()}")
-    slot = Slot(device, cwd)
+    slot = kind(device, cwd)
     while True:
         ended = run_job(job, device, slot.start, stop)
         if ended.status != "busy" or stop.asked:

@@ -39,7 +39,30 @@ def slurm(slurm_daemons, monkeypatch):
     slurm_daemons.clear()
 
 
-@pytest.fixture(params=["slurm"])
+@pytest.fixture(scope="session")
+def ray_nodes():
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("no Ray: ray missing: pip install -r requirements-cluster.txt")
+    from tests.cluster.ray_cluster import RayCluster
+
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def ray(ray_nodes, monkeypatch):
+    """A Ray cluster without jobs."""
+    from scripts.jobs.ray_cluster import RayLauncher
+
+    monkeypatch.setattr(RayLauncher, "poll", 0.3)
+    for name, value in ray_nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    yield ray_nodes
+    ray_nodes.clear()
+
+
+@pytest.fixture(params=["slurm", "ray"])
 def cluster(request):
     """Each of the engines."""
     return request.getfixturevalue(request.param)
