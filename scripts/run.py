@@ -6,6 +6,7 @@
     python scripts/run.py --protocol cross_dataset --devices 0 1 --seeds 1 -- OPTIM.LR 0.002
     python scripts/run.py --protocol eft --cfg eft table4_mlp --datasets shapes
     python scripts/run.py --protocol fft --trainer FT LPFT RAdaFT --source shapes
+    python scripts/run.py --protocol base2novel --launcher slurm --partition gpu --gpus-per-node 1
 
 ``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
 ``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
@@ -18,9 +19,10 @@ config files, share a table.
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
 goes to ``job.log`` there. With ``--warm``, jobs are forked from a process that has imported all
 they need (``scripts/jobs/warm.py``). Finished jobs are not repeated (``scripts/jobs/job.py`` says
-what counts as finished), unfinished ones resume, a failed one does not stop the others. Exit
-status: 0 when all is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C
-or SIGTERM.
+what counts as finished), unfinished ones resume, a failed one does not stop the others.
+``--launcher`` gives the jobs to a cluster (``docs/cluster.md``). Exit status: 0 when all is done
+or, with ``--detach``, submitted; 1 when a job failed; 2 for bad input; 130 or 143 when stopped by
+Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def start(folder, *words):
 
 def finished(driver):
     """Its status and what it has printed."""
-    out, err = driver.communicate(timeout=200)
+    out, err = driver.communicate(timeout=500)
     return driver.returncode, out, err
 
 
@@ -83,6 +83,7 @@ def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
     cluster, shapes_root, tmp_path
 ):
     found = {}
+    before = cluster.requeued()
     options = ("--", "OPTIM.MAX_EPOCH", "40")
     for name, flags in (("local", LOCAL), ("cluster", cluster.flags)):
         # In the same folder, as the config in the result names it.
@@ -99,7 +100,7 @@ def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
         log = (run / "job.log").read_text()
         assert log.count("\n$ ") == (2 if name == "cluster" else 1)
         out.rename(tmp_path / name)
-    assert cluster.requeued() == 1
+    assert cluster.requeued() == before + 1
     assert len(found["local"][1]) == 1
     assert found["cluster"] == found["local"]
 
