@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from scripts.flags import refuse_flags
-from scripts.jobs.devices import Device, parse_devices
+from scripts.jobs.devices import Device, check_machines, parse_devices
 from scripts.jobs.launchers import Launcher
 from scripts.jobs.local import LocalLauncher, Slot
 from scripts.jobs.protocols import split_words
@@ -42,7 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=["auto"],
         metavar="D",
         help="local: GPU numbers, cpu or mps: one job each at a time, 0+1 one job on two GPUs "
-        "(torchrun); default: one job, where it likes",
+        "(torchrun), 2x4 one job on two machines with four each (srun); default: one job, where it "
+        "likes",
     )
     add("--jobs-per-device", type=int, default=1, metavar="N", help="local; default: 1")
     add(
@@ -139,6 +140,7 @@ def make_launcher(args: argparse.Namespace, settings: Settings) -> Launcher:
         return RayLauncher(settings.output, settings.repo, read_ray_options(args))
     slot = partial(WarmSlot, program=settings.train_command) if args.warm else Slot
     devices = read_local_devices(args)
+    check_machines(devices)
     return LocalLauncher(
         devices, jobs_per_device=args.jobs_per_device, cwd=settings.repo, slot=slot
     )

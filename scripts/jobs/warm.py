@@ -40,7 +40,8 @@ def check_warm(devices: Sequence[Device]) -> None:
         if device.processes > 1:
             raise ValueError(
                 f"--warm: a job on several GPUs ({device.name.replace(',', '+')}) is started by "
-                "torchrun, which imports for itself; leave it out, or give GPUs for one job each."
+                "torchrun or srun, which import for themselves; leave it out, or give GPUs for "
+                "one job each."
             )
 
 

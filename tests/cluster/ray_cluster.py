@@ -22,7 +22,8 @@ class RayCluster:
         os.environ.update(ENVIRONMENT)
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "_system_config": QUICK}
+        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+        head["_system_config"] = QUICK
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.environment = {**ENVIRONMENT, "RAY_ADDRESS": self._cluster.address}
         self._nodes = [self._add() for _ in range(2)]
