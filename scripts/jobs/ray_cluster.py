@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -78,9 +79,8 @@ class RayLauncher:
         try:
             ray.init(
                 self._options.address,
-                runtime_env={"env_vars": {"PYTHONPATH": str(self._cwd)}},
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 ignore_reinit_error=True,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -104,6 +104,7 @@ class RayLauncher:
                 lifetime="detached",
                 get_if_exists=True,
                 resources={_HEAD: 0.001},  # where it is lost, so is the cluster
+                runtime_env={"env_vars": {"PYTHONPATH": str(self._cwd)}},  # of its tasks too
             ).remote()
         try:
             return ray.get_actor(name, namespace=NAMESPACE)

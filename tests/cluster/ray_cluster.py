@@ -3,14 +3,28 @@
 import contextlib
 import os
 
-# No word to Ray's makers, and a lost node is noticed within seconds.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+from tests.cluster.slurm_cluster import free_ports
+
+# No word to Ray's makers, patience on slow machines, and a lost node is noticed within seconds.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "60",
+}
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 2,
 }
+PORTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
 MEMORY = 100 * 2**20  # for objects, of which there are only small ones
+
+
+TRIES = 4
 
 
 class RayCluster:
@@ -22,16 +36,25 @@ class RayCluster:
         os.environ.update(ENVIRONMENT)
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
-        head["_system_config"] = QUICK
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = Cluster()
+        self._add(0, include_dashboard=False, _system_config=QUICK)  # the first is the head
         self.environment = {**ENVIRONMENT, "RAY_ADDRESS": self._cluster.address}
-        self._nodes = [self._add() for _ in range(2)]
+        self._nodes = [self._add(1) for _ in range(2)]
         self._cluster.wait_for_nodes()
         self._lost = 0
 
-    def _add(self):
-        return self._cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    def _add(self, cpus, **more):
+        # A node gives its helpers 15 seconds to start, which a busy machine may not keep; those
+        # that need not choose their ports are quicker.
+        for left in reversed(range(TRIES)):
+            ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+            options = {"num_cpus": cpus, "object_store_memory": MEMORY, **ports, **more}
+            try:
+                return self._cluster.add_node(**options)
+            except Exception as error:  # Ray raises no other
+                if not left or "timed out during startup" not in str(error):
+                    raise
+        raise AssertionError
 
     def _sweeps(self):
         """The actors of all sweeps."""
@@ -61,7 +84,7 @@ class RayCluster:
         (node,) = [node for node in self._nodes if node.node_id == place]
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.remove(node)
-        self._nodes.append(self._add())
+        self._nodes.append(self._add(1))
         self._lost += 1
 
     def requeued(self) -> int:

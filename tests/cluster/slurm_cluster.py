@@ -62,7 +62,7 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ class SlurmCluster:
     def start(self) -> None:
         base = self.base
         self.hidden.mkdir()
-        config = CONFIG.format(base=base, ports=_free_ports(4))
+        config = CONFIG.format(base=base, ports=free_ports(4))
         (base / "slurm.conf").write_text(config)
         (base / "munge.key").write_bytes(os.urandom(1024))
         (base / "munge.key").chmod(0o600)

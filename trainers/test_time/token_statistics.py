@@ -136,9 +136,9 @@ def token_statistics(
     shares = [share for share in gather_objects(own and own.on_cpu()) if share is not None]
     if not shares:
         raise ValueError(f"{dataset} has no training images to take token statistics of")
-    images, mean, squares = reduce(Moments.merged, shares)
-    variance = squares / images
-    return TokenStatistics(mean.float(), variance.float(), images, dataset, model_hash(model))
+    whole = reduce(Moments.merged, shares)
+    mean, variance = whole.mean.float(), (whole.squares / whole.images).float()
+    return TokenStatistics(mean, variance, whole.images, dataset, model_hash(model))
 
 
 def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterator[Tensor]:
