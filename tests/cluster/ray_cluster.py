@@ -1,6 +1,7 @@
 """A Ray cluster on this machine: a head that takes no jobs, and two nodes with one CPU each."""
 
 import contextlib
+import logging
 import os
 
 from tests.cluster.slurm_cluster import free_ports
@@ -60,7 +61,8 @@ class RayCluster:
         """The actors of all sweeps."""
         import ray
 
-        ray.init(self._cluster.address, log_to_driver=False, ignore_reinit_error=True)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(self._cluster.address, ignore_reinit_error=True, **quiet)
         for entry in ray.util.list_named_actors(all_namespaces=True):
             with contextlib.suppress(ValueError):  # it has just gone
                 yield ray.get_actor(entry["name"], namespace=entry["namespace"])
