@@ -31,12 +31,15 @@ def start(folder, *words):
 
 def finished(driver):
     """Its status and what it has printed."""
-    out, err = driver.communicate(timeout=500)
+    try:
+        out, err = driver.communicate(timeout=900)
+    finally:
+        driver.kill()
     return driver.returncode, out, err
 
 
 def wait_for(condition, driver):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         assert driver.poll() is None, driver.communicate()

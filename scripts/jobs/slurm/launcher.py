@@ -50,6 +50,7 @@ class SlurmLauncher:
         self._states: dict[Job, str | Ended] = {}
         self._wordless: dict[Job, float] = {}  # since when a job has ended that left no word
         self._looked = 0.0
+        self._silent = False  # whether it did not answer the last time
         self._sign: tuple[Path, str] | None = None
 
     def room(self) -> int:
@@ -113,8 +114,13 @@ class SlurmLauncher:
                 del names[job]
         try:
             found = entries(names.values())
-        except OSError:
-            return  # a controller that restarts; jobs go on meanwhile, and so do their files
+            self._silent = False
+        except OSError as error:
+            # A controller that restarts; jobs go on meanwhile, and their files tell their ends.
+            if not self._silent:
+                print(f"SLURM does not answer ({error}); waiting for it", file=sys.stderr)
+            self._silent = True
+            return
         for job, name in names.items():
             entry = found.get(name)
             if entry is not None and entry.waits:
@@ -144,6 +150,7 @@ class SlurmLauncher:
 
     def cancel(self, jobs: Sequence[Job], hurry: Callable[[], bool]) -> None:
         """Cancel jobs and wait until nothing of them runs; in a hurry, kill them."""
+        jobs = [job for job in jobs if job in self._names]
         names = [self._names[job] for job in jobs]
         stop_jobs(names)
         deadline = time.monotonic() + self.slowest
