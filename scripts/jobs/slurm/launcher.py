@@ -59,8 +59,7 @@ class SlurmLauncher:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submit jobs as arrays; one with a parent starts when that has ended well."""
-        waiting = [job for job, state in self._states.items() if not isinstance(state, Ended)]
-        for array in make_arrays(jobs, waiting):
+        for array in make_arrays(jobs, [job for job in self._names if self._is_open(job)]):
             for job, name in zip(array, self._submit(array), strict=True):
                 self._follow(job, name)
                 write_queued(job, name)
@@ -68,7 +67,7 @@ class SlurmLauncher:
     def _submit(self, array: Array) -> list[str]:
         executor = submitit.SlurmExecutor(self._output / _FOLDER, max_num_timeout=_REQUEUES)
         parent = array[0].parent
-        name = self._names.get(parent, "") if parent is not None else ""
+        name = self._names[parent] if parent is not None and self._is_open(parent) else ""
         executor.update_parameters(
             **self._options.parameters(array, name, self._cwd), setup=self._setup()
         )
@@ -92,6 +91,10 @@ class SlurmLauncher:
     def _follow(self, job: Job, name: str) -> None:
         self._names[job], self._states[job] = name, QUEUED
         self._wordless.pop(job, None)
+
+    def _is_open(self, job: Job) -> bool:
+        """Tell whether a job was submitted and its end is unknown."""
+        return not isinstance(self._states.get(job, Ended("done")), Ended)
 
     def state(self, job: Job) -> str | Ended:
         """Return a job's state as of a short while ago."""
@@ -135,9 +138,9 @@ class SlurmLauncher:
         name = self._names[job]
         log = self._output / _FOLDER / f"{name}_0_log.out"
         if entry is not None and entry.state == "CANCELLED":
-            # After a failed parent it is skipped, which the pool will tell.
-            never = entry.reason.startswith("Dependency")
-            return QUEUED if never else Ended("failed", f"SLURM job {name} was cancelled")
+            if job.parent is not None and self._is_open(job.parent):
+                return QUEUED  # the parent's end, soon to be seen, will be the reason
+            return Ended("failed", f"SLURM job {name} was cancelled")
         if entry is not None and entry.state == "FAILED" and entry.exit_code == _UNSEEN:
             raise unseen(self._output)
         since = self._wordless.setdefault(job, time.monotonic())
