@@ -63,9 +63,10 @@ class Launcher(Protocol):
         """Return QUEUED, RUNNING or how a submitted job ended; asked often, so it must be cheap."""
 
     def cancel(self, jobs: Sequence[Job], hurry: Callable[[], bool]) -> None:
-        """Stop submitted jobs and return when nothing of them is left.
+        """Stop jobs and return when nothing of them is left.
 
-        Gently at first; when ``hurry()`` becomes true, at once.
+        Gently at first; when ``hurry()`` becomes true, at once. After a ``submit`` that raised an
+        error, some may never have been submitted.
         """
 
     def close(self) -> None:

@@ -112,6 +112,7 @@ class LocalLauncher:
 
     def cancel(self, jobs: Sequence[Job], hurry: Callable[[], bool]) -> None:
         """Ask the jobs' processes to stop; they are killed after a grace time, or in a hurry."""
+        jobs = [job for job in jobs if job in self._futures]
         for job in jobs:
             self._stops[job].asked = True
         while not all(self._futures[job].done() for job in jobs):

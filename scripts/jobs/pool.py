@@ -57,6 +57,7 @@ class JobPool:
         self._jobs = list(jobs)
         self._launcher = launcher
         self._reasons: dict[Job, str] = {}
+        self._running = 0
         self._busy: dict[Job, float] = {}  # jobs that other processes run, and when to look again
 
     def run(self) -> list[Outcome]:
@@ -119,9 +120,9 @@ class JobPool:
             elif len(ready) < self._launcher.room():
                 ready.append(job)
         if ready and not self.signals:
-            self._launcher.submit(ready)
-            self.submitted += ready
+            self.submitted += ready  # before, so that those taken are stopped if others are refused
             self.waiting = [job for job in self.waiting if job not in self.submitted]
+            self._launcher.submit(ready)
 
     def _reason(self, job: Job) -> str:
         """Return why a job has to run; asked once, as waiting for a device does not change it."""
@@ -134,7 +135,7 @@ class JobPool:
         running = 0
         for job in list(self.submitted):
             if self._orphaned(job):
-                self._launcher.cancel([job], lambda: True)
+                self._launcher.cancel([job], hurry=lambda: False)
                 self.submitted.remove(job)
                 self.waiting.append(job)  # to be skipped
                 continue
@@ -144,7 +145,9 @@ class JobPool:
                 self._finish(job, state, bar)
             else:
                 running += state == RUNNING
-        bar.set_postfix(running=running, refresh=True)
+        if running != self._running:
+            self._running = running
+            bar.set_postfix(running=running)
 
     def _orphaned(self, job: Job) -> bool:
         """Tell whether the job that a submitted one builds on has failed."""

@@ -45,7 +45,7 @@ PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE PriorityTier=1 Grac
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE PriorityTier=9 PreemptMode=OFF
 PartitionName=apart Nodes=n3 MaxTime=INFINITE
 """
-DAEMONS = ("munged", "slurmctld", "slurmd")
+DAEMONS = ("munged", "slurmctld", "slurmd", "setpriv")
 
 
 def why_not() -> str:
@@ -114,7 +114,9 @@ class SlurmCluster:
     def _run(self, *command: str) -> None:
         with open(self.base / f"{command[0]}.out", "ab") as log:
             environment = {**os.environ, **self.environment}
-            self._daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            # They end with the tests, however those end.
+            words = ["setpriv", "--pdeathsig", "TERM", *command]
+            self._daemons.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
 
     def _wait_for(self, condition, what: str) -> None:
         deadline = time.monotonic() + 60

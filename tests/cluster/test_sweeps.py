@@ -1,6 +1,5 @@
 """What every engine must do: the table of a local sweep, whatever happens on the way to it."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -8,12 +7,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY
 from tests.scripts.conftest import ONE, TEST, TRAIN
 
 pytestmark = pytest.mark.cluster
-LOCAL = ("--launcher", "local", "--devices", "cpu", "--warm")
+LOCAL = ("--launcher", "local", "--warm")
 
 
 def start(folder, *words):
@@ -31,12 +31,15 @@ def start(folder, *words):
 
 def finished(driver):
     """Its status and what it has printed."""
-    out, err = driver.communicate(timeout=500)
+    try:
+        out, err = driver.communicate(timeout=900)
+    finally:
+        driver.kill()
     return driver.returncode, out, err
 
 
 def wait_for(condition, driver):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         assert driver.poll() is None, driver.communicate()
@@ -65,18 +68,19 @@ def test_a_sweep_ends_in_the_table_of_a_local_one(cluster, shapes_root, tmp_path
         status, out, err = finished(start(REPOSITORY, *sweep, "--", "OPTIM.MAX_EPOCH", "1"))
         assert status == 0, err
         assert "12 jobs: 12 ran" in err
-        found[name] = out
+        found[name] = out.replace(str(tmp_path / name), "output")
     assert "LightRA" in found["local"]
     assert found["cluster"] == found["local"]
 
 
 def left_by(run):
-    """What a run computed: its result without times, and the hash of its weights."""
+    """What a run computed: its result without times, and its weights."""
     result = json.loads((run / "result.json").read_text())
-    for name in ("durations", "peak_memory_mb", "checksum", "notes"):
-        result.pop(name, None)
-    weights = sorted(run.rglob("model.pth.tar-*"))
-    return result, [hashlib.sha256(file.read_bytes()).hexdigest() for file in weights]
+    for name in ("durations", "peak_memory_mb", "checksum", "git"):
+        del result[name]
+    (file,) = run.rglob("model.pth.tar-*")
+    weights = torch.load(file, weights_only=True)["state_dict"]
+    return result, {name: value.tolist() for name, value in weights.items()}
 
 
 def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
@@ -101,7 +105,7 @@ def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
         assert log.count("\n$ ") == (2 if name == "cluster" else 1)
         out.rename(tmp_path / name)
     assert cluster.requeued() == before + 1
-    assert len(found["local"][1]) == 1
+    assert found["local"][1]
     assert found["cluster"] == found["local"]
 
 

@@ -50,6 +50,7 @@ class SlurmLauncher:
         self._states: dict[Job, str | Ended] = {}
         self._wordless: dict[Job, float] = {}  # since when a job has ended that left no word
         self._looked = 0.0
+        self._silent = False  # whether it did not answer the last time
         self._sign: tuple[Path, str] | None = None
 
     def room(self) -> int:
@@ -58,8 +59,7 @@ class SlurmLauncher:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submit jobs as arrays; one with a parent starts when that has ended well."""
-        waiting = [job for job, state in self._states.items() if not isinstance(state, Ended)]
-        for array in make_arrays(jobs, waiting):
+        for array in make_arrays(jobs, [job for job in self._names if self._is_open(job)]):
             for job, name in zip(array, self._submit(array), strict=True):
                 self._follow(job, name)
                 write_queued(job, name)
@@ -67,7 +67,7 @@ class SlurmLauncher:
     def _submit(self, array: Array) -> list[str]:
         executor = submitit.SlurmExecutor(self._output / _FOLDER, max_num_timeout=_REQUEUES)
         parent = array[0].parent
-        name = self._names.get(parent, "") if parent is not None else ""
+        name = self._names[parent] if parent is not None and self._is_open(parent) else ""
         executor.update_parameters(
             **self._options.parameters(array, name, self._cwd), setup=self._setup()
         )
@@ -92,6 +92,10 @@ class SlurmLauncher:
         self._names[job], self._states[job] = name, QUEUED
         self._wordless.pop(job, None)
 
+    def _is_open(self, job: Job) -> bool:
+        """Tell whether a job was submitted and its end is unknown."""
+        return not isinstance(self._states.get(job, Ended("done")), Ended)
+
     def state(self, job: Job) -> str | Ended:
         """Return a job's state as of a short while ago."""
         if time.monotonic() - self._looked > self.poll:
@@ -113,8 +117,13 @@ class SlurmLauncher:
                 del names[job]
         try:
             found = entries(names.values())
-        except OSError:
-            return  # a controller that restarts; jobs go on meanwhile, and so do their files
+            self._silent = False
+        except OSError as error:
+            # A controller that restarts; jobs go on meanwhile, and their files tell their ends.
+            if not self._silent:
+                print(f"SLURM does not answer ({error}); waiting for it", file=sys.stderr)
+            self._silent = True
+            return
         for job, name in names.items():
             entry = found.get(name)
             if entry is not None and entry.waits:
@@ -129,9 +138,9 @@ class SlurmLauncher:
         name = self._names[job]
         log = self._output / _FOLDER / f"{name}_0_log.out"
         if entry is not None and entry.state == "CANCELLED":
-            # After a failed parent it is skipped, which the pool will tell.
-            never = entry.reason.startswith("Dependency")
-            return QUEUED if never else Ended("failed", f"SLURM job {name} was cancelled")
+            if job.parent is not None and self._is_open(job.parent):
+                return QUEUED  # the parent's end, soon to be seen, will be the reason
+            return Ended("failed", f"SLURM job {name} was cancelled")
         if entry is not None and entry.state == "FAILED" and entry.exit_code == _UNSEEN:
             raise unseen(self._output)
         since = self._wordless.setdefault(job, time.monotonic())
@@ -144,6 +153,7 @@ class SlurmLauncher:
 
     def cancel(self, jobs: Sequence[Job], hurry: Callable[[], bool]) -> None:
         """Cancel jobs and wait until nothing of them runs; in a hurry, kill them."""
+        jobs = [job for job in jobs if job in self._names]
         names = [self._names[job] for job in jobs]
         stop_jobs(names)
         deadline = time.monotonic() + self.slowest

@@ -21,6 +21,7 @@ from scripts.jobs.job import Job
 from scripts.jobs.launchers import Ended
 from scripts.jobs.nodes import run_on_node
 from scripts.jobs.slurm.files import write_end
+from scripts.jobs.slurm.options import SIGNAL
 from scripts.jobs.slurm.queue import cancelled
 from scripts.jobs.work import Stop
 
@@ -55,9 +56,16 @@ class Work:
 
     def checkpoint(self, job: Job) -> DelayedSubmission:
         """Return what runs after the job was requeued: the same again, which resumes."""
+        _hear_no_more()
         return DelayedSubmission(self, job)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+        _hear_no_more()
         if cancelled(JobEnvironment().job_id):
             raise SystemExit(128 + number)
-        signal.raise_signal(JobEnvironment._usr_sig())  # submitit requeues the job and exits
+        signal.raise_signal(signal.Signals[f"SIG{SIGNAL}"])  # submitit requeues the job and exits
+
+
+def _hear_no_more() -> None:
+    # SLURM asks again when a job is requeued; that must not disturb the stopping of its processes.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
