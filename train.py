@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from dassl.tracking.tracking import closing_trackers
     from dassl.utils import set_random_seed, setup_logger
     from dassl.utils.distributed import is_main
+    from dassl.utils.slurm import read_srun
     from scripts.training.config import build_config
     from scripts.training.config_help import print_config_help
     from scripts.training.flags import check_effect, check_flags
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             from scripts.exporting.export import run_export  # its tools take seconds to import
 
             sys.exit(run_export(args))
+        read_srun()
         cfg = build_config(args)
         with process_group(cfg), run_folder(cfg.OUTPUT_DIR):
             if cfg.SEED >= 0:  # -1: the trainer draws one and records it

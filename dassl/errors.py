@@ -186,9 +186,9 @@ def _joined(text: str, hint: str) -> str:
 def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """End the program with one line, if an error with an outside cause leaves the block.
 
-    Of the processes that ``torchrun`` started on a machine, the first speaks at once and the others
-    wait for a while: ``torchrun`` stops them when the first ends, so an error of all is printed
-    once.
+    Of the processes that ``torchrun`` or ``srun`` started, the first speaks at once and the others
+    wait for a while: they are stopped when the first ends, so an error of all is printed once on a
+    machine.
 
     Args:
         debug: Let errors through, as the environment variable DEBUG_ERRORS does.
@@ -208,7 +208,7 @@ def plain_errors(debug: bool = False, also: tuple[type[BaseException], ...] = ()
         if found is None or debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
         if found.status == 1:
-            if os.environ.get("LOCAL_RANK", "0") != "0":
+            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
                 time.sleep(_TURN)
             sys.exit(f"error: {found.line}")
         with suppress(OSError):

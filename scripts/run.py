@@ -6,6 +6,7 @@
     python scripts/run.py --protocol cross_dataset --devices 0 1 --seeds 1 -- OPTIM.LR 0.002
     python scripts/run.py --protocol eft --cfg eft table4_mlp --datasets shapes
     python scripts/run.py --protocol fft --trainer FT LPFT RAdaFT --source shapes
+    python scripts/run.py --protocol base2novel --launcher slurm --partition gpu --gpus-per-node 1
 
 ``base2novel`` trains on the first half of the classes and evaluates that model on the second half.
 ``few_shot`` trains and tests on all classes with 1, 2, 4, 8 and 16 images each. ``cross_dataset``
@@ -18,9 +19,10 @@ config files, share a table.
 Every job is one ``train.py`` process with a directory of its own under ``--output``; what it prints
 goes to ``job.log`` there. With ``--warm``, jobs are forked from a process that has imported all
 they need (``scripts/jobs/warm.py``). Finished jobs are not repeated (``scripts/jobs/job.py`` says
-what counts as finished), unfinished ones resume, a failed one does not stop the others. Exit
-status: 0 when all is done, 1 when a job failed, 2 for bad input, 130 or 143 when stopped by Ctrl-C
-or SIGTERM.
+what counts as finished), unfinished ones resume, a failed one does not stop the others.
+``--launcher`` gives the jobs to a cluster (``docs/cluster.md``). Exit status: 0 when all is done
+or, with ``--detach``, submitted; 1 when a job failed; 2 for bad input; 130 or 143 when stopped by
+Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from scripts import report
+from scripts.jobs.choice import (
+    add_flags,
+    check_flags,
+    make_launcher,
+    read_local_devices,
+    read_ray_options,
+    read_slurm_options,
+)
 from scripts.jobs.job import Job
-from scripts.jobs.launchers import Device, LocalLauncher, Slot, parse_devices
+from scripts.jobs.launchers import Ended, Launcher
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome, last_lines
-from scripts.jobs.protocols import PROTOCOLS, REPO, split_words, work_folder
+from scripts.jobs.protocols import PROTOCOLS, REPO
+from scripts.jobs.ray_cluster import task_lines
 from scripts.jobs.settings import CROSSING, Settings, read_settings
-from scripts.jobs.warm import WarmSlot, check_warm
+from scripts.jobs.slurm.arrays import make_arrays
+from scripts.jobs.slurm.options import submission_lines
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,35 +90,34 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", default=["1 2 3"], metavar="N", help="default: 1 2 3")
     add("--root", type=file_flag, help="data directory; default: data in the repository")
     add("--output", type=file_flag, help="default: output in the repository")
-    add(
-        "--devices",
-        "--gpus",
-        nargs="+",
-        default=["auto"],
-        metavar="D",
-        help="GPU numbers, cpu or mps: one job each at a time, 0+1 one job on two GPUs (torchrun); "
-        "default: one job, where it likes",
-    )
-    add("--jobs-per-device", type=int, default=1, metavar="N", help="default: 1")
-    add(
-        "--warm",
-        action="store_true",
-        help="fork jobs from a process per device that has imported PyTorch once (Linux)",
-    )
     add("--track", nargs="+", metavar="NAME", help="trackers of every job; see train.py --help")
     add("--dry-run", action="store_true", help="print the commands and touch nothing")
     add("--no-report", action="store_true", help="print no table at the end")
+    add_flags(parser)
     return parser
 
 
-def print_commands(jobs: Sequence[Job], devices: Sequence[Device], *, warm: bool) -> None:
+def print_commands(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Print the command of every job that is not done, ready to be pasted into a shell."""
     to_do = [job for job in jobs if job.to_do()]
-    # Of several devices, a job gets the first that becomes free: no variable can name it yet.
-    device = devices[0] if len(devices) == 1 else replace(devices[0], environment={})
-    for job in to_do:
-        print(device.shell_line(job))
-    how = ", warm: forked from a process that has imported PyTorch" if warm else ""
+    how = ""
+    if args.launcher == "slurm":
+        arrays = make_arrays(to_do)
+        for line in submission_lines(arrays, read_slurm_options(args)):
+            print(line)
+        how = f", in {len(arrays)} submissions to SLURM"
+    elif args.launcher == "ray":
+        for line in task_lines(to_do, read_ray_options(args)):
+            print(line)
+        how = ", as tasks of Ray"
+    else:
+        devices = read_local_devices(args)
+        # Of several devices, a job gets the first that becomes free: no variable can name it yet.
+        device = devices[0] if len(devices) == 1 else replace(devices[0], environment={})
+        for job in to_do:
+            print(device.shell_line(job))
+        if args.warm:
+            how = ", warm: forked from a process that has imported PyTorch"
     print(f"{len(to_do)} of {len(jobs)} jobs to run{how}", file=sys.stderr)
 
 
@@ -165,31 +175,49 @@ def main(
     try:
         if args.dry_run and args.no_report:
             raise ValueError("--no-report does nothing beside --dry-run; leave it out.")
-        if args.jobs_per_device < 1:
-            raise ValueError(f"--jobs-per-device: {args.jobs_per_device} is below 1.")
-        devices = parse_devices(split_words(args.devices), args.jobs_per_device)
-        if args.warm:
-            check_warm(devices)
+        check_flags(parser, args, words[:cut])
         settings = read_settings(args, words[cut + 1 :], repo, train_command)
         jobs = Planner(settings).jobs()
+        if args.dry_run:
+            print_commands(jobs, args)
+            return 0
+        launcher = make_launcher(args, settings)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    if args.dry_run:
-        print_commands(jobs, devices, warm=args.warm)
+    return run_jobs(jobs, launcher, args, settings)
+
+
+def run_jobs(
+    jobs: Sequence[Job], launcher: Launcher, args: argparse.Namespace, settings: Settings
+) -> int:
+    """Have the jobs run, print what became of them and the table; return the exit status."""
+    before = launcher.adopt(jobs)
+    if not args.attach:
+        refuse_twice(before, launcher)
+        before = []
+    pool = JobPool(jobs, launcher, submitted=before)
+    if args.detach:
+        print(f"{pool.submit_all()} jobs submitted; --attach waits for them.", file=sys.stderr)
         return 0
-    slot = partial(WarmSlot, program=settings.train_command) if args.warm else Slot
-    launcher = LocalLauncher(
-        devices, jobs_per_device=args.jobs_per_device, cwd=work_folder(repo), slot=slot
-    )
-    pool = JobPool(jobs, launcher)
     outcomes = pool.run()
     print_summary(outcomes)
     if pool.signals:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        again = "--attach goes back to them" if pool.left else "the same command goes on from here"
+        print(f"{'Left' if pool.left else 'Stopped'}; {again}.", file=sys.stderr)
         return 128 + signal.Signals(pool.signals[0])
     if not args.no_report:
         print_report(settings)
     return 1 if any(outcome.status in ("failed", "skipped") for outcome in outcomes) else 0
+
+
+def refuse_twice(before: Sequence[Job], launcher: Launcher) -> None:
+    """Refuse to submit jobs that an earlier driver has submitted and that have not ended."""
+    going_on = [job for job in before if not isinstance(launcher.state(job), Ended)]
+    if going_on:
+        raise ValueError(
+            f"{len(going_on)} of these jobs were submitted before and have not ended, such as "
+            f"{going_on[0]}; --attach goes on with them (and Ctrl-C then cancels them)."
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ run_protocol() {
 
     local flags=(--protocol "$protocol") pair words
     for pair in TRAINER:trainer CFG:cfg DATASETS:datasets SOURCE:source TARGETS:targets \
-        SEEDS:seeds SHOTS:shots DATA:root OUTPUT:output DEVICES:devices TRACK:track; do
+        SEEDS:seeds SHOTS:shots DATA:root OUTPUT:output DEVICES:devices LAUNCHER:launcher \
+        TRACK:track; do
         words=${pair%%:*}
         words=${!words:-}
         # Lists stay one word here; run.py splits them.

@@ -89,6 +89,8 @@ def _of_local_rank(name: str, use_cuda: bool) -> torch.device:
         return torch.device("cpu")
     if not use_cuda:
         raise ValueError("DEVICE is cuda, but USE_CUDA is False; set one of them differently")
+    if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        return torch.device("cuda", 0)  # SLURM shows each task its own GPU only
     if local_rank() >= count:
         raise ValueError(
             f"process {local_rank()} of this machine (torchrun --nproc_per_node) has no GPU: "

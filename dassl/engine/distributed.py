@@ -9,10 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yacs.config import CfgNode
 
 from dassl.engine.device import resolve_device
+from dassl.engine.lifelines import AGAIN, Lifelines
 from dassl.utils.distributed import (
     barrier,
     gather_counts,
@@ -51,7 +49,6 @@ __all__ = [
 _LOST = re.compile(
     r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting|Socket"
 )
-_AGAIN = "The same command, with any number of processes, resumes after the last whole epoch."
 
 
 class WorldSizeError(ValueError):
@@ -87,15 +84,15 @@ def process_group(cfg: CfgNode) -> Iterator[None]:
         torch.cuda.set_device(device)  # objects are exchanged through the current device
     stdout = sys.stdout
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=cfg.TRAIN.TIMEOUT),
-        )
+        _meet("nccl" if device.type == "cuda" else "gloo", cfg.TRAIN.TIMEOUT)
         if not is_main():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        with _last_words():
+        lifelines = Lifelines()
+        with lifelines.watched():
             yield
-        barrier()  # rank 0 may still be writing files, and hosts the store that the group needs
+            barrier()  # rank 0 may still be writing files, and hosts the store that the group needs
+        barrier()  # the first one to close its connections must not look lost to another
+        lifelines.close()
         dist.destroy_process_group()
     except Exception as error:  # a lost peer shows as one of many types
         if not _is_lost_peer(error):
@@ -103,7 +100,7 @@ def process_group(cfg: CfgNode) -> Iterator[None]:
         raise PeerLostError(
             f"process {os.environ['RANK']} of {launched_size()} stops: another process of this run "
             f"has ended, or has not answered for {cfg.TRAIN.TIMEOUT} seconds (TRAIN.TIMEOUT); its "
-            f"own message, if there is one, says why. {_AGAIN} ({_first_line(error)})"
+            f"own message, if there is one, says why. {AGAIN} ({_first_line(error)})"
         ) from error
     finally:
         if sys.stdout is not stdout and not is_main():
@@ -111,37 +108,22 @@ def process_group(cfg: CfgNode) -> Iterator[None]:
             sys.stdout = stdout
 
 
-@contextmanager
-def _last_words() -> Iterator[None]:
-    """Print why this process ends, if it is terminated inside a block.
+def _meet(backend: str, timeout: float) -> None:
+    """Form the group with the other processes.
 
-    torchrun terminates all processes when one has failed. A thread, woken by the interpreter's own
-    handler, prints it: the main thread may be waiting for the lost process in a collective, where
-    no Python code runs until the timeout.
+    Raises:
+        PeerLostError: They are not where the launcher says.
     """
-    woken, waking = socket.socketpair()
-    waking.setblocking(False)
-
-    def watch() -> None:
-        while received := woken.recv(1):
-            if received[0] == signal.SIGTERM:
-                message = (
-                    f"error: process {os.environ['RANK']} of {launched_size()} was told to stop, "
-                    f"most likely because another one has ended, see its message. {_AGAIN}\n"
-                )
-                # Not print: the main thread may hold the stream's lock.
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
-                os._exit(128 + signal.SIGTERM)
-
-    handler = signal.signal(signal.SIGTERM, lambda *_: None)
-    descriptor = signal.set_wakeup_fd(waking.fileno())
-    threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
-    finally:
-        signal.set_wakeup_fd(descriptor)
-        signal.signal(signal.SIGTERM, handler)
-        waking.close()
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        raise PeerLostError(
+            f"process {os.environ['RANK']} of {launched_size()} has not met the others at {where}, "
+            "which MASTER_ADDR and MASTER_PORT name: they must be the first process's machine, by "
+            "a name that all machines know, and a port that is free there and open to them "
+            f"({_first_line(error)})"
+        ) from error
 
 
 def _is_lost_peer(error: BaseException) -> bool:

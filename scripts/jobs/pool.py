@@ -1,4 +1,4 @@
-"""Decides which job starts when, by its parent's end and the launcher's room, until all have ended.
+"""Decides which job is submitted when, by its parent and the launcher's room, until all have ended.
 
 A failed job stops only those that build on it. A job that another driver or a run started by hand
 is working on is waited for, not run twice.
@@ -18,13 +18,10 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from dassl.locks import FileLock, LockedError, Owner, acquire, at_work
-from dassl.results import read_result
 from scripts.jobs.job import Job
-from scripts.jobs.launchers import Ended, Launcher
+from scripts.jobs.launchers import RUNNING, Ended, Launcher
 
 _TAIL_BYTES = 16384
-_LOCK = ".job.lock"  # in a job's folder, held by the driver that runs it; names the job's process
 
 
 @dataclass(frozen=True)
@@ -39,36 +36,52 @@ class Outcome:
 class JobPool:
     """Runs jobs until all have ended or a signal asks to stop; a job's parent comes before it."""
 
-    poll = 0.1  # seconds between looks at the running jobs
+    poll = 0.1  # seconds between looks at the submitted jobs
     patience = 1.0  # seconds between looks at a job that another driver's process runs
 
-    def __init__(self, jobs: Sequence[Job], launcher: Launcher) -> None:
-        """Prepare; nothing starts before ``run``."""
-        self.waiting = list(jobs)
-        self.running: dict[Job, FileLock] = {}
+    def __init__(
+        self, jobs: Sequence[Job], launcher: Launcher, *, submitted: Sequence[Job] = ()
+    ) -> None:
+        """Prepare; nothing starts before ``run``.
+
+        Args:
+            jobs: A job's parent comes before it.
+            launcher: Runs them.
+            submitted: Those that the launcher has already, from an earlier driver.
+        """
+        self.waiting = [job for job in jobs if job not in submitted]
+        self.submitted = list(submitted)
         self.outcomes: dict[Job, Outcome] = {}
         self.signals: list[int] = []
+        self.left = False  # whether submitted jobs go on without this driver
+        self._jobs = list(jobs)
         self._launcher = launcher
         self._reasons: dict[Job, str] = {}
+        self._running = 0
         self._busy: dict[Job, float] = {}  # jobs that other processes run, and when to look again
 
     def run(self) -> list[Outcome]:
         """Run everything and return the outcomes in the order of the jobs."""
-        jobs = list(self.waiting)
-        bar = tqdm(total=len(jobs), unit="job", file=sys.stderr, dynamic_ncols=True, disable=None)
+        total = len(self._jobs)
+        bar = tqdm(total=total, unit="job", file=sys.stderr, dynamic_ncols=True, disable=None)
         with self._catch_signals(), bar:
             try:
-                while (self.waiting or self.running) and not self.signals:
-                    self._start_ready(bar)
-                    for ended in self._launcher.ended():
-                        self._finish(ended, bar)
-                    if self.running or self.waiting:
+                while (self.waiting or self.submitted) and not self.signals:
+                    self._submit_ready(bar)
+                    self._look(bar)
+                    if self.submitted or self.waiting:
                         time.sleep(self.poll)
             finally:
-                self._stop_running()
+                self._stop_submitted()
         for job in self.waiting:
             self.outcomes[job] = Outcome(job, "interrupted", "not started")
-        return [self.outcomes[job] for job in jobs]
+        return [self.outcomes[job] for job in self._jobs]
+
+    def submit_all(self) -> int:
+        """Submit every job, for a launcher that outlives this driver, and return their number."""
+        with tqdm(disable=True) as bar:
+            self._submit_ready(bar)
+        return len(self.submitted)
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -87,22 +100,29 @@ class JobPool:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _start_ready(self, bar: tqdm) -> None:
-        """Start or end every waiting job that need not wait any longer."""
+    def _submit_ready(self, bar: tqdm) -> None:
+        """Submit or end every waiting job that need not wait any longer."""
+        ready: list[Job] = []
         for job in list(self.waiting):
             if self.signals:
-                return
+                break
             parent = self.outcomes.get(job.parent) if job.parent is not None else None
             if job.parent is not None and parent is None:
-                continue
+                known = job.parent in ready or job.parent in self.submitted
+                if not (self._launcher.takes_waiting and known):
+                    continue
             if time.monotonic() < self._busy.get(job, 0):
                 continue
             if parent is not None and parent.status not in ("ran", "done"):
                 self._end(Outcome(job, "skipped", f"{parent.job} {parent.status}"), bar)
             elif not self._reason(job):
                 self._end(Outcome(job, "done"), bar)
-            elif self._launcher.has_room():
-                self._start(job, bar)
+            elif len(ready) < self._launcher.room():
+                ready.append(job)
+        if ready and not self.signals:
+            self.submitted += ready  # before, so that those taken are stopped if others are refused
+            self.waiting = [job for job in self.waiting if job not in self.submitted]
+            self._launcher.submit(ready)
 
     def _reason(self, job: Job) -> str:
         """Return why a job has to run; asked once, as waiting for a device does not change it."""
@@ -110,43 +130,39 @@ class JobPool:
             self._reasons[job] = job.to_do()
         return self._reasons[job]
 
-    def _start(self, job: Job, bar: tqdm) -> None:
-        lock = None
-        try:
-            job.directory.mkdir(parents=True, exist_ok=True)
-            found = self._take(job)
-            if isinstance(found, str):
-                self._wait_for(job, found, bar)
-                return
-            lock = found
-            if job.to_do():
-                self._launch(job, lock, bar)
-                return
-            # Another driver finished it between our look and the lock.
-            self._end(Outcome(job, "done"), bar)
-        except OSError as error:
-            self._end(Outcome(job, "failed", f"could not be started: {error}"), bar)
-        if lock is not None:
-            lock.release()
+    def _look(self, bar: tqdm) -> None:
+        """Look at every submitted job."""
+        running = 0
+        for job in list(self.submitted):
+            if self._orphaned(job):
+                self._launcher.cancel([job], hurry=lambda: False)
+                self.submitted.remove(job)
+                self.waiting.append(job)  # to be skipped
+                continue
+            state = self._launcher.state(job)
+            if isinstance(state, Ended):
+                self.submitted.remove(job)
+                self._finish(job, state, bar)
+            else:
+                running += state == RUNNING
+        if running != self._running:
+            self._running = running
+            bar.set_postfix(running=running)
 
-    def _take(self, job: Job) -> FileLock | str:
-        """Return a job's lock, or which process is at work on it."""
-        path = job.directory / _LOCK
-        left = Owner.read(path)  # read first: older versions of filelock empty the file they lock
-        try:
-            lock = acquire(path, patience=0)
-        except LockedError as busy:
-            return str(busy.owner or "another driver")
-        # A driver that was killed has released its lock, but its job may go on.
-        if left is not None and left.runs():
-            lock.record(left)
-            lock.release(keep=True)
-            return str(left)
-        others = at_work(job.directory)
-        if others:
-            lock.release()
-            return others
-        return lock
+    def _orphaned(self, job: Job) -> bool:
+        """Tell whether the job that a submitted one builds on has failed."""
+        parent = self.outcomes.get(job.parent) if job.parent is not None else None
+        return parent is not None and parent.status not in ("ran", "done")
+
+    def _finish(self, job: Job, ended: Ended, bar: tqdm) -> None:
+        if ended.status == "busy":
+            self.waiting.append(job)
+            self._wait_for(job, ended.reason, bar)
+            return
+        if ended.accuracy is not None:
+            took = f"{ended.accuracy:.2f} % in {ended.seconds:.0f} s"
+            bar.write(f"{job}: {took}", file=sys.stderr)
+        self._end(Outcome(job, ended.status, ended.reason), bar)
 
     def _wait_for(self, job: Job, others: str, bar: tqdm) -> None:
         if job not in self._busy:
@@ -154,52 +170,28 @@ class JobPool:
         self._busy[job] = time.monotonic() + self.patience
         self._reasons.pop(job, None)  # look again: the other process may have finished it
 
-    def _launch(self, job: Job, lock: FileLock, bar: tqdm) -> None:
-        owner = self._launcher.start(job, self._reason(job))
-        self.waiting.remove(job)
-        self.running[job] = lock
-        with contextlib.suppress(OSError):  # the lock holds; the owner's name is only for messages
-            lock.record(owner)
-        bar.set_postfix(running=len(self.running), refresh=True)
-
-    def _finish(self, ended: Ended, bar: tqdm) -> None:
-        """Judge how a job ended: by its result, not by its exit status alone."""
-        job = ended.job
-        others = at_work(job.directory) if ended.status > 0 else ""
-        self.running.pop(job).release()
-        if others:  # train.py refused to run beside a process that started meanwhile
-            self.waiting.append(job)
-            self._wait_for(job, others, bar)
-            return
-        result = read_result(job.directory)
-        if ended.status < 0:
-            reason = f"killed by {signal.Signals(-ended.status).name}"
-        elif ended.status > 0:
-            reason = f"exit status {ended.status}"
-        elif result is None:
-            reason = "ended without a complete result.json"
-        else:
-            accuracy = result["metrics"]["accuracy"]
-            bar.write(f"{job}: {accuracy:.2f} % in {ended.seconds:.0f} s", file=sys.stderr)
-            self._end(Outcome(job, "ran"), bar)
-            return
-        self._end(Outcome(job, "failed", reason), bar)
-
     def _end(self, outcome: Outcome, bar: tqdm) -> None:
         self.outcomes[outcome.job] = outcome
         if outcome.job in self.waiting:
             self.waiting.remove(outcome.job)
         if outcome.status in ("failed", "skipped"):
             bar.write(f"{outcome.job}: {outcome.status}, {outcome.reason}", file=sys.stderr)
-        bar.set_postfix(running=len(self.running), refresh=False)
         bar.update()
 
-    def _stop_running(self) -> None:
-        """Stop what still runs (nothing at an ordinary end); a second signal hurries."""
+    def _stop_submitted(self) -> None:
+        """Stop what has not ended (nothing at an ordinary end); a second signal hurries.
+
+        The end of the terminal (SIGHUP) stops nothing that can go on without this driver.
+        """
         seen = len(self.signals)
-        for job in self._launcher.stop(hurry=lambda: len(self.signals) > seen):
-            self.running.pop(job).release()
-            self.outcomes[job] = Outcome(job, "interrupted", "stopped while running")
+        self.left = self._launcher.outlives_driver and self.signals[:1] == [signal.SIGHUP]
+        if self.submitted and not self.left:
+            self._launcher.cancel(self.submitted, hurry=lambda: len(self.signals) > seen)
+        for job in self.submitted:
+            reason = "left to go on" if self.left else "stopped while running"
+            self.outcomes[job] = Outcome(job, "interrupted", reason)
+        self.submitted.clear()
+        self._launcher.close()
 
 
 def last_lines(path: Path, count: int = 15) -> list[str]:

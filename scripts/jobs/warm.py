@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from scripts.jobs.launchers import Device, Slot, signal_group
+from scripts.jobs.devices import Device
+from scripts.jobs.local import Slot, signal_group
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -39,7 +40,8 @@ def check_warm(devices: Sequence[Device]) -> None:
         if device.processes > 1:
             raise ValueError(
                 f"--warm: a job on several GPUs ({device.name.replace(',', '+')}) is started by "
-                "torchrun, which imports for itself; leave it out, or give GPUs for one job each."
+                "torchrun or srun, which import for themselves; leave it out, or give GPUs for "
+                "one job each."
             )
 
 
@@ -98,7 +100,7 @@ class Worker:
 
 
 class WarmJob:
-    """A job of a worker; see :class:`scripts.jobs.launchers.Process`."""
+    """A job of a worker; see :class:`scripts.jobs.work.Process`."""
 
     def __init__(self, worker: Worker) -> None:
         # Other drivers wait for the worker: it is there before the job, and stops it when it ends.

@@ -96,6 +96,11 @@ def test_warm_is_a_switch(repo, value, warm):
     assert ("warm" in result.stderr) == warm
 
 
+def test_the_launcher_is_a_variable(repo):
+    result = bash(repo, "run_few-shot.sh", "--dry-run", LAUNCHER="slurm", DATASETS="dtd")
+    assert result.stdout.startswith("# ARRAY1: sbatch --array=0-14 ")
+
+
 def test_several_configs(repo):
     repo.write("configs/trainers/RAda/table4_mlp.yaml", "_BASE_: base2novel.yaml\n")
     variables = {"TRAINER": "RAda", "CFG": "base2novel table4_mlp", "SEEDS": "1"}

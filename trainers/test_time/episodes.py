@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from clip.text import unit_norm
 from dassl.config.schema import Option, count, names_of, number
+from dassl.data.samplers.sharded import ShardedSampler
 from dassl.data.transforms import crop_border_first, finish, split_transform
 from dassl.data.wrapper import ImageLoader
 from dassl.engine import StepOutput
@@ -194,7 +195,7 @@ class Episodes(Recipe):
         loader = ImageLoader(
             plain.dataset,
             batch_size=options.BATCH,
-            sampler=plain.sampler,
+            sampler=_in_turns(plain.sampler, options.BATCH),
             num_workers=plain.num_workers,
             collate_fn=plain.collate_fn,
             pin_memory=plain.pin_memory,
@@ -266,6 +267,13 @@ class Episodes(Recipe):
                 "encoder_share": seconds["encoder"] / total if total else None,
             },
         }
+
+
+def _in_turns(sampler: Any, images: int) -> Any:
+    """Let several processes take batches of so many images in turn, the same as one would have."""
+    if not isinstance(sampler, ShardedSampler):
+        return sampler
+    return ShardedSampler(sampler.whole, images, sampler.rank, sampler.world_size, divide=False)
 
 
 def no_training(trainer: Any, image: Tensor, label: Tensor) -> StepOutput:

@@ -99,6 +99,12 @@ class PromptAlign(CLIPTrainer):
             self._statistics = find_statistics(self.model, self.cfg, self.device, *where)
         return self._statistics
 
+    def before_train(self) -> None:
+        """Find the statistics, which all processes make together, then go on to the test."""
+        self.set_model_mode("eval")
+        self.statistics  # noqa: B018
+        super().before_train()
+
     def load_model(self, directory: Any, epoch: int | None = None) -> None:
         """See ``load_model``; finds the statistics too."""
         super().load_model(directory, epoch)

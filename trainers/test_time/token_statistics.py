@@ -12,8 +12,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from dassl.data.datasets import build_dataset
 from dassl.data.features.key import hash_tensors
 from dassl.data.transforms import build_transform, crop_border_first
 from dassl.engine import read_result
+from dassl.utils.distributed import gather_objects, is_main
 from dassl.utils.torchtools import atomic_torch_save, load_checkpoint
 from trainers.base import PromptedCLIP
 from trainers.finetuning.stages import FirstStageError
@@ -74,11 +76,43 @@ def model_hash(model: PromptedCLIP) -> str:
     return hash_tensors({**tensors, **adapter_parameters(model.backbone)})
 
 
+class Moments(NamedTuple):
+    """Mean of some images' tokens, and the sum of squares around it.
+
+    Attributes:
+        images: How many.
+        mean: Per block, token and channel, (B, L, W), in double precision.
+        squares: The same, of the squared differences from the mean.
+    """
+
+    images: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Moments:
+        """Those of a batch, (N, B, L, W)."""
+        mean = tokens.mean(0)
+        return cls(len(tokens), mean, (tokens - mean).square().sum(0))
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both sets of images, as by Chan et al.: no difference of large sums."""
+        total = self.images + other.images
+        shift = other.mean - self.mean
+        squares = self.squares + other.squares
+        squares = squares + shift.square() * (self.images * other.images / total)
+        return Moments(total, self.mean + shift * (other.images / total), squares)
+
+    def on_cpu(self) -> Moments:
+        """The same in main memory."""
+        return Moments(self.images, self.mean.cpu(), self.squares.cpu())
+
+
 @torch.no_grad()
 def token_statistics(
     model: PromptedCLIP, batches: Iterable[Tensor], dataset: str
 ) -> TokenStatistics:
-    """Go through images once, prompts enabled.
+    """Go through images once, prompts enabled; each of several processes through its share.
 
     Args:
         model: With prompts in its vision tower, in evaluation mode.
@@ -90,26 +124,21 @@ def token_statistics(
     """
     backbone = model.backbone
     blocks = range(len(backbone.vision_transformer.resblocks))
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    own: Moments | None = None
     for images in batches:
         with block_inputs(backbone, blocks) as found:
             backbone.encode_image(images)
         tokens = torch.stack([found[block] for block in blocks], 1)  # (N, B, L, W)
         tokens = (tokens.cpu() if tokens.device.type == "mps" else tokens).double()  # MPS has none
-        own = tokens.mean(0)
-        total = count + len(tokens)
-        # Sums of squares around the means, merged as by Chan et al.: no difference of large sums.
-        shift = own - mean.to(own)
-        squares = squares.to(own) + (tokens - own).square().sum(0)
-        squares = squares + shift.square() * (count * len(tokens) / total)
-        mean = mean.to(own) + shift * (len(tokens) / total)
-        count = total
-    if not count:
+        moments = Moments.of(tokens)
+        own = moments if own is None else own.merged(moments)
+    # A process has none where there are fewer batches than processes.
+    shares = [share for share in gather_objects(own and own.on_cpu()) if share is not None]
+    if not shares:
         raise ValueError(f"{dataset} has no training images to take token statistics of")
-    variance = squares / count
-    return TokenStatistics(
-        mean.float().cpu(), variance.float().cpu(), count, dataset, model_hash(model)
-    )
+    whole = reduce(Moments.merged, shares)
+    mean, variance = whole.mean.float(), (whole.squares / whole.images).float()
+    return TokenStatistics(mean, variance, whole.images, dataset, model_hash(model))
 
 
 def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterator[Tensor]:
@@ -136,7 +165,8 @@ def training_batches(cfg: CfgNode, dataset: Any, device: torch.device) -> Iterat
         tfm=crop_border_first(transform, getattr(dataset, "border", 0)),
         is_train=False,
     )
-    for batch in tqdm(loader, desc="Token statistics", file=sys.stderr, disable=None):
+    silent = None if is_main() else True
+    for batch in tqdm(loader, desc="Token statistics", file=sys.stderr, disable=silent):
         yield batch["img"].to(device, non_blocking=True)
 
 
@@ -175,7 +205,8 @@ def run_statistics(
     batches = training_batches(cfg, build_dataset(cfg), device)
     found = token_statistics(model, batches, name)
     try:
-        found.save(path)
+        if is_main():
+            found.save(path)
     except OSError as error:
         print(f"Token statistics are not kept: {error}")
     return found
@@ -220,18 +251,28 @@ def find_statistics(
         ValueError: The named file is of another model, or of an earlier format.
     """
     path = Path(named or start, "" if named else FILE_NAME)
-    if named or path.is_file():
-        found = read_statistics(path)
-        if found.format != FORMAT:
-            trouble = f"has token statistics of format {found.format}, not of {FORMAT}"
-        elif found.model != model_hash(model):
-            trouble = f"was made with another model (backbone or trained prompts) than {start}"
-        else:
-            return found
-        if named:
-            raise ValueError(f"{KEY}: {path} {trouble}; repeat {COMMAND}, or leave it empty")
-        print(f'"{path}" {trouble}: they are made again')
+    found = _usable_statistics(model, start, path, named) if named or path.is_file() else None
+    # All processes look before one of them writes the file, and all take part in making it.
+    if all(gather_objects(found is not None)) and found is not None:
+        return found
     try:
         return run_statistics(model, cfg, device, start, path)
     except ValueError as error:
         raise FirstStageError(f"{FIRST_STAGE_KEY}: {error}") from None
+
+
+def _usable_statistics(
+    model: PromptedCLIP, start: str, path: Path, named: str
+) -> TokenStatistics | None:
+    """Read a file of statistics; None if it is to be made again, which a named one is not."""
+    found = read_statistics(path)
+    if found.format != FORMAT:
+        trouble = f"has token statistics of format {found.format}, not of {FORMAT}"
+    elif found.model != model_hash(model):
+        trouble = f"was made with another model (backbone or trained prompts) than {start}"
+    else:
+        return found
+    if named:
+        raise ValueError(f"{KEY}: {path} {trouble}; repeat {COMMAND}, or leave it empty")
+    print(f'"{path}" {trouble}: they are made again')
+    return None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts.jobs.launchers import parse_devices
+from scripts.jobs.devices import parse_devices
 from scripts.jobs.protocols import FEW_SHOT_DATASETS, PROTOCOLS, RunKey
 from scripts.run import main
 

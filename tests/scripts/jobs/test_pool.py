@@ -11,8 +11,8 @@ import time
 import pytest
 
 from dassl.locks import RUN_LOCK, acquire
+from scripts.jobs.devices import parse_devices
 from scripts.jobs.job import Job
-from scripts.jobs.launchers import parse_devices
 from scripts.jobs.pool import last_lines
 from scripts.jobs.protocols import RunKey
 from scripts.run import main

@@ -15,7 +15,8 @@ from dassl.config.inputs import (
     places_of,
     record_inputs,
 )
-from scripts.jobs.launchers import LocalLauncher, parse_devices
+from scripts.jobs.devices import parse_devices
+from scripts.jobs.local import LocalLauncher
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool
 from scripts.jobs.settings import read_settings

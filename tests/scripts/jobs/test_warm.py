@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.jobs.launchers import Device, Slot
+from scripts.jobs.devices import Device
+from scripts.jobs.local import Slot
 from scripts.jobs.warm import WarmSlot
 from scripts.run import main
 from tests.conftest import REPOSITORY

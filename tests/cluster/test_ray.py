@@ -1,0 +1,28 @@
+"""What only Ray does: how it is reached, and what its nodes see."""
+
+import pytest
+
+from scripts.jobs import ray_cluster
+from tests.scripts.conftest import ONE
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_cluster_that_does_not_answer_is_told_in_a_line(ray, repo, capfd):
+    words = ("--launcher", "ray", "--ray-address", "127.0.0.1:1")
+    assert repo.run(*ONE, *words) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[-1].startswith("error: --ray-address: no Ray cluster answers at '127.0.0.1:1' (")
+    assert not any(line.startswith("Traceback") for line in said)
+
+
+def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(
+    ray, repo, capfd, monkeypatch, tmp_path
+):
+    sign = tmp_path / "elsewhere", "a line"  # what a node finds where another file system is
+    monkeypatch.setattr(ray_cluster, "leave_sign", lambda output: sign)
+    assert repo.run(*ONE, *ray.flags) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: --output: a node of the cluster does not see {repo.output}")
+    assert ray.at_work() == []
+    assert repo.calls() == []
