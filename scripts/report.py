@@ -186,10 +186,8 @@ def write_page(args: argparse.Namespace, selection: Selection) -> int:
         return _not_written(error)
     for line in page.remarks:
         print(f"WARNING {line}", file=sys.stderr)
-    print(
-        f"{args.save}: {len(page.runs)} runs, {len(page.left_out)} folders not counted, "
-        f"{size / 1e6:.1f} MB"
-    )
+    counts = f"finished runs: {len(page.runs)}, not counted: {len(page.left_out)}"
+    print(f"{args.save} written; {counts}; {size / 1e6:.1f} MB")
     return 0
 
 
@@ -202,10 +200,10 @@ def serve_page(args: argparse.Namespace, selection: Selection) -> int:
     """Show the results page to this machine's browsers until Ctrl-C; return 0."""
     # While a sweep runs, a name may not have a result yet.
     selection = replace(selection, must_exist=False)
+    pictures = Pictures(args.pictures, args.data_root)  # one, since it remembers what it has read
 
     def make(version: str) -> str:
-        page = build_page(selection, Pictures(args.pictures, args.data_root), None)
-        return render(page, version)
+        return render(build_page(selection, pictures, None), version)
 
     serve(LivePage(selection.output, make), args.serve)
     return 0

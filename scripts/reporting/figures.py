@@ -205,7 +205,7 @@ def _dots_legend(part: Any, sections: Sequence[Section]) -> None:
     ]
     for name in dict.fromkeys(name for one in sections for name in one.zero_shot()[:1]):
         handles.append(Line2D([], [], color="grey", linestyle="--", label=name))
-    part.legend(handles=handles, loc="center", ncols=len(handles), frameon=False)
+    part.legend(handles=handles, loc="center", ncols=len(handles), fontsize="small", frameon=False)
 
 
 def _metrics(sections: Sequence[Section]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dassl.results import RESULT_NAME, no_result, read_object
+from dassl.results import RESULT_FORMAT, RESULT_NAME, no_result, read_object
 from dassl.utils.files import atomic_write
 from scripts.jobs.protocols import PROTOCOLS, RunKey
 from scripts.reporting.page import charts
@@ -117,9 +117,9 @@ def _why_not(directory: Path) -> str:
     content = read_object(directory / RESULT_NAME)
     if content is None:
         return no_result(directory)
-    version = content.get("format")
-    if version != 1:
-        return f"{RESULT_NAME} is of another version of the project (format {version}, not 1)"
+    form = content.get("format")
+    if form != RESULT_FORMAT:
+        return f"{RESULT_NAME} is of another version: format {form}, read is {RESULT_FORMAT}"
     if content.get("status") != "complete":
         return f"not finished (status {content.get('status')})"
     return no_result(directory)

@@ -22,7 +22,8 @@ _FILES = ("result.json", "log.txt", "job.log", "identity.json")  # that a run's 
 _CURVES = ("loss", "acc")
 _EPOCH = re.compile(r"^epoch \[(\d+)/\d+\] ")
 # As `MetricMeter` prints: the value of the last batch, then the epoch's mean in parentheses.
-_METER = re.compile(r"\b(\w+) \S+ \(([-+\d.eE]+)\)")
+_METER = re.compile(r"\b(\w+) \S+ \((-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\)")
+_LAST = " eta "  # what a whole line has at its end
 
 
 def describe(run: Any) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def read_classes(result: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     for row in rows if isinstance(rows, list) else []:
         try:
             found.append((str(row["name"]), int(row["total"]), int(row["correct"])))
-        except (KeyError, TypeError, ValueError):  # an evaluator of the user's own
+        except (KeyError, TypeError, ValueError, OverflowError):  # an evaluator of the user's own
             return []
     return found
 
@@ -101,14 +102,11 @@ def training_curve(log: Path) -> dict[str, list[float]]:
     epochs: dict[int, dict[str, float]] = {}
     for line in text.splitlines():
         start = _EPOCH.match(line)
-        if start is None:
+        if start is None or _LAST not in line:  # a killed run's log may end anywhere
             continue
         meters = dict(_METER.findall(line))
-        try:
-            values = {name: float(meters[name]) for name in _CURVES if name in meters}
-        except ValueError:  # a line that was cut off
-            continue
-        epochs[int(start[1])] = values  # the last line of an epoch has the mean over all of it
+        # The last line of an epoch has the mean over all of it.
+        epochs[int(start[1])] = {name: float(meters[name]) for name in _CURVES if name in meters}
     names = [name for name in _CURVES if epochs and all(name in v for v in epochs.values())]
     kept = _thinned(sorted(epochs)) if names else []
     if not kept:

@@ -76,6 +76,7 @@ class SyntheticRuns:
             "device": "cuda:0",
             "precision": "amp",
             "trainable_parameters": 122880 * trains,
+            "zero_shot_check": None,
             "identity": "0",
             "split": "test",
             "metrics": {"accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": accuracy},

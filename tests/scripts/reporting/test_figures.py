@@ -17,7 +17,7 @@ def figure_of(tmp_path):
         sections = report.build(Selection(protocol, tmp_path)).sections
         figures.save_figure(sections, tmp_path / "figure.png")
         figure = figures.draw_figure(sections)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         return figure
 
     return draw
@@ -50,9 +50,10 @@ def panel(figure, title):
 
 
 def marks(axis, label):
-    """Return the points that a label of the legend stands for."""
+    """Return the points that a label of the legend stands for, from the first row or step on."""
     (bar,) = [one for one in axis.containers if one.get_label() == label]
-    return list(zip(*(one.tolist() for one in bar.lines[0].get_data()), strict=True))
+    place = 1 if bar.has_xerr else 0  # rows have their place in y, steps in x
+    return sorted(map(tuple, bar.lines[0].get_xydata().tolist()), key=lambda point: point[place])
 
 
 def labels(ticks):

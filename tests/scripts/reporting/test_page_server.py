@@ -61,7 +61,7 @@ def test_a_finished_run_makes_a_new_page(tmp_path, client):
     assert after != before
     page = client.get("/")[1]
     assert after in page
-    assert "1 finished runs" in page
+    assert "Finished runs: 1," in page
     (directory / "result.json").unlink()
     assert client.get("/version")[1] not in (before, after)
 
