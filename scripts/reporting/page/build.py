@@ -71,9 +71,7 @@ def build_page(selection: Selection, pictures: Pictures, links_from: Path | None
         except LookupError:
             runs = None
         counted = set() if runs is None else set(runs.directory)
-        page.left_out += [
-            (str(path), why) for path, why in unfinished(wanted) if path not in counted
-        ]
+        page.left_out += [(str(path), why_not(path)) for path in left_out(wanted, counted)]
         for section in [] if runs is None else build_sections(runs, wanted):
             number = len(page.sections)
             page.sections.append({"number": number, **_section_content(section)})
@@ -102,18 +100,19 @@ def _way(directory: Path, start: Path) -> Path:
         return directory
 
 
-def unfinished(selection: Selection) -> Iterator[tuple[Path, str]]:
-    """Yield the folder of every selected run without a result that counts, and why."""
+def left_out(selection: Selection, counted: set[Path]) -> Iterator[Path]:
+    """Yield the folder of every selected run that is not among those that count."""
     base = selection.output / selection.protocol
     for directory in sorted(base.glob("*/*/shots_*/*/*/seed*")):
         key = RunKey.parse(directory)
         if key is None or key.stage not in PROTOCOLS[key.protocol].stages:
             continue
-        if selection.accepts(key) and directory.is_dir():
-            yield directory, _why_not(directory)
+        if selection.accepts(key) and directory not in counted and directory.is_dir():
+            yield directory
 
 
-def _why_not(directory: Path) -> str:
+def why_not(directory: Path) -> str:
+    """Say why the result of a run does not count."""
     content = read_object(directory / RESULT_NAME)
     if content is None:
         return no_result(directory)
