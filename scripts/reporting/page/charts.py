@@ -104,8 +104,10 @@ def _few_shot() -> Any:
     y = alt.Y(**_axis("mean", "accuracy (%)"))
     tooltip = ["method:N", "shots:N", "mean:Q", "std:Q", "seeds:Q"]
     bars = (
-        base.transform_filter("isValid(datum.std)")
-        .transform_calculate(low="datum.mean - datum.std", high="datum.mean + datum.std")
+        # Of no length where there is no deviation: without any rows, Vega would warn.
+        base.transform_calculate(
+            low="datum.mean - (datum.std || 0)", high="datum.mean + (datum.std || 0)"
+        )
         .mark_rule(opacity=0.5)
         .encode(x=x, y=alt.Y("low:Q", title="accuracy (%)"), y2="high:Q", color=_colour())
     )
