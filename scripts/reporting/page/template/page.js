@@ -3,7 +3,6 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const STATE = "results-page";
 const state = remembered();
-const tables = []; // of the part that is shown
 let views = []; // Vega views of the part that is shown, with how to draw them again
 
 function remembered() {
@@ -135,7 +134,6 @@ function showSection(part, section) {
     { key: "published", label: "published", number: 2, title: "source" },
     { key: "difference", label: "difference", number: 2, mark: true },
   ], section.table, { keep, isShown: (row) => !keep.hidden.includes(row.method) });
-  tables.push(table);
   const buttons = section.methods.map((method) => methodButton(method, keep, table));
   part.querySelector(".methods").replaceChildren(...buttons);
   for (const [place, overview] of [[".overview", true], [".rest", false]]) {
@@ -177,7 +175,7 @@ function methodButton(method, keep, table) {
 
 function showRuns(part) {
   const keep = kept("runs");
-  const table = new DataTable(part.querySelector(".table"), [
+  new DataTable(part.querySelector(".table"), [
     { key: "protocol", label: "protocol", choose: true },
     { key: "method", label: "method", choose: true },
     { key: "dataset", label: "dataset", choose: true },
@@ -188,8 +186,8 @@ function showRuns(part) {
     { key: "seconds", label: "seconds", number: 1 },
     { key: "memory", label: "memory (MB)", number: 0 },
   ], content.runs, { keep, onPick: (run) => { state.run = run.folder; showRun(run, true); } });
-  tables.push(table);
-  const run = content.runs.find((one) => one.folder === state.run) ?? table.selected()[0];
+  const run = content.runs.find((one) => one.folder === state.run) 
+    ?? content.runs.find((one) => one.curve.epoch) ?? content.runs[0];
   if (run) showRun(run, false);
 }
 
@@ -265,7 +263,6 @@ function show(name) {
   state.part = name;
   views.forEach((one) => one.view.finalize());
   views = [];
-  tables.length = 0;
   for (const part of document.querySelectorAll(".part")) part.hidden = part.id !== name;
   for (const button of document.querySelectorAll("nav button")) {
     button.setAttribute("aria-current", String(button.dataset.part === name));
