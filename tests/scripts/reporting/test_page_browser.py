@@ -97,18 +97,14 @@ def column(page, number):
 
 
 def test_it_is_usable_within_two_seconds(page):
-    def seconds():
-        """Return what the page's thread has computed, which other processes do not lengthen."""
-        found = page.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-        return next(one["value"] for one in found if one["name"] == "ThreadTime")
-
-    page.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    before = seconds()
-    page.refresh()
     wait_for(page, "document.querySelectorAll('.part:not([hidden]) .overview svg').length === 3")
-    assert 0.05 < seconds() - before < 2
     assert page.execute_script("return document.documentElement.dataset.ready") == "true"
     assert len(column(page, 1)) > 50
+    # What the page's thread has computed, which other programs on the machine do not lengthen.
+    page.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    metrics = page.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    (seconds,) = [one["value"] for one in metrics if one["name"] == "ThreadTime"]
+    assert 0.05 < seconds < 2
 
 
 def test_a_click_on_a_name_sorts(page):
