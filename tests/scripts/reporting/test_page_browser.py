@@ -97,7 +97,9 @@ def column(page, number):
 
 
 def test_it_is_usable_within_two_seconds(page):
-    wait_for(page, "document.querySelectorAll('.part:not([hidden]) .overview svg').length === 3")
+    wait_for(
+        page, "document.querySelectorAll('.part:not([hidden]) .overview svg.marks').length === 3"
+    )
     assert page.execute_script("return document.documentElement.dataset.ready") == "true"
     assert len(column(page, 1)) > 50
     # What the page's thread has computed, which other programs on the machine do not lengthen.
@@ -157,7 +159,7 @@ def test_every_chart_of_a_protocol_is_drawn(page, title, charts):
     for place in range(charts):  # one by one: a chart is drawn when it is on the screen
         one = f"document.querySelectorAll('{here}')[{place}]"
         page.execute_script(f"{one}.scrollIntoView()")
-        wait_for(page, f"{one}.querySelector('svg')")
+        wait_for(page, f"{one}.querySelector('svg.marks')")
     marks = page.execute_script(
         f"return [...document.querySelectorAll('{here}')].map("
         "c => c.querySelectorAll('svg .mark-symbol path, svg .mark-rule line').length)"
@@ -178,7 +180,7 @@ def test_a_run_shows_its_details(page):
     assert link.startswith("file:///")
     assert link.endswith("/result.json")
     page.execute_script("document.querySelector('#run .training').scrollIntoView()")
-    wait_for(page, "document.querySelectorAll('#run .training svg').length === 2")
+    wait_for(page, "document.querySelectorAll('#run .training svg.marks').length === 2")
 
 
 def test_a_confusion_matrix_and_names_with_html(page):
