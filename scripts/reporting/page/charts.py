@@ -74,12 +74,12 @@ def _colour() -> alt.Color:
     return alt.Color("colour:N", scale=None, legend=None)
 
 
-def _axis(field: str, title: str, kind: str = "linear") -> dict[str, Any]:
+def _axis(field: str, title: str, kind: Any = "linear") -> dict[str, Any]:
     """Return field, title and scale of an axis of numbers that need not start at zero."""
     import altair as alt
 
     # A logarithm has no zero to leave out, and Vega-Lite warns of the attempt.
-    zero = {} if kind == "log" else {"zero": False}
+    zero: dict[str, Any] = {} if kind == "log" else {"zero": False}
     scale = alt.Scale(type=kind, nice=True, padding=12, **zero)
     return {"shorthand": f"{field}:Q", "title": title, "scale": scale}
 
@@ -88,7 +88,7 @@ def _sized(chart: Any, height: int | alt.Step = HEIGHT) -> Any:
     import altair as alt
 
     # As wide as the page's column, whatever the screen; rows of a step are as high as they are.
-    fit = "fit" if isinstance(height, int) else "fit-x"
+    fit: Any = "fit" if isinstance(height, int) else "fit-x"
     autosize = alt.AutoSizeParams(type=fit, contains="padding")
     return chart.properties(width="container", height=height, autosize=autosize)
 
@@ -144,7 +144,7 @@ def _base_novel() -> Any:
     found = alt.Chart(_rows()).transform_filter("indexof(hidden, datum.method) < 0")
     x = alt.X("b:Q", title="base accuracy (%)")
     # Only what is near the points: the script sets the domains, and the lines are cut off there.
-    domain = {"clamp": False, "zero": False, "nice": False}
+    domain: dict[str, Any] = {"clamp": False, "zero": False, "nice": False}
     scale_x = alt.Scale(domain=alt.ExprRef("domain_x"), **domain)
     scale_y = alt.Scale(domain=alt.ExprRef("domain_y"), **domain)
     curves = (

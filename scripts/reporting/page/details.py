@@ -90,7 +90,7 @@ def worst_classes(per_class: Sequence[tuple[str, int, int]]) -> list[list[Any]]:
     return [list(row) for row in sorted(seen, key=lambda row: row[2] / row[1])[:WORST]]
 
 
-def training_curve(log: Path) -> dict[str, list[float]]:
+def training_curve(log: Path) -> dict[str, Any]:
     """Read the epochs' means off a run's log: ``epoch`` and, as far as printed, loss and acc.
 
     A log in which a run resumed has some epochs twice: the later ones count.
