@@ -54,7 +54,10 @@ def page(browser, sweep):
     browser.set_window_size(1280, 900)
     browser.get(sweep.as_uri())
     browser.execute_script("sessionStorage.clear(); localStorage.clear()")
+    # Opening the same page again may return while the old one is still there.
+    browser.execute_script("delete document.documentElement.dataset.ready")
     browser.get(sweep.as_uri())
+    wait_for(browser, "document.documentElement.dataset.ready")
     yield browser
     errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not errors
