@@ -16,6 +16,7 @@ from dassl.config.inputs import InputCheck
 from dassl.utils.files import read_json, write_json
 
 __all__ = [
+    "RESULT_FORMAT",
     "RESULT_NAME",
     "is_done",
     "no_result",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 RESULT_NAME = "result.json"
-_FORMAT = 1
+RESULT_FORMAT = 1
 # What readers take for granted; other entries may be missing in results of older versions.
 _ENTRIES = ("trainer", "dataset", "seed", "metrics", "config", "config_hash")
 
@@ -34,7 +35,7 @@ _ENTRIES = ("trainer", "dataset", "seed", "metrics", "config", "config_hash")
 def write_result(directory: str | os.PathLike[str], content: dict[str, Any]) -> Path:
     """Seal ``result.json``, adding ``format`` and ``status``; write it atomically."""
     path = Path(directory) / RESULT_NAME
-    write_json(sealed({"format": _FORMAT, "status": "complete", **content}), path)
+    write_json(sealed({"format": RESULT_FORMAT, "status": "complete", **content}), path)
     return path
 
 
@@ -54,7 +55,7 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     accuracy.
     """
     content = read_object(Path(directory) / RESULT_NAME)
-    if content is None or content.get("format") != _FORMAT or not is_sealed(content):
+    if content is None or content.get("format") != RESULT_FORMAT or not is_sealed(content):
         return None
     if content.get("status") != "complete" or any(key not in content for key in _ENTRIES):
         return None
@@ -80,7 +81,7 @@ def no_result(directory: str | os.PathLike[str]) -> str:
 def read_identity(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read the `dassl.engine.run_identity.RunIdentity.content` of a run; None if there is none."""
     content = read_object(Path(directory) / IDENTITY_NAME)
-    return content if content is not None and content.get("format") == _FORMAT else None
+    return content if content is not None and content.get("format") == RESULT_FORMAT else None
 
 
 def is_done(directory: str | os.PathLike[str], config_hash: str) -> bool:

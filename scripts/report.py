@@ -4,6 +4,8 @@
     python scripts/report.py --protocol base2novel
     python scripts/report.py --protocol few_shot --trainer LightRA RAda --plot few_shot.png
     python scripts/report.py --protocol cross_dataset --format latex --save table.tex
+    python scripts/report.py --save report.html         # all protocols on one page, with charts
+    python scripts/report.py --serve                    # the same in a browser, while runs finish
 
 Only runs whose ``result.json`` says they are complete are counted. Lines below a table name what
 makes its numbers doubtful: missing seeds, collapsed seeds, seeds run with different configs.
@@ -14,14 +16,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dassl.config.paths import file_flag
+from dassl.config.paths import file_flag, path_flag
 from dassl.errors import plain_main
 from dassl.names import check_availability
 from dassl.utils.files import atomic_write
@@ -33,11 +35,16 @@ from scripts.jobs.protocols import (
     work_folder,
 )
 from scripts.reporting.figures import check_plot_path, save_figure
+from scripts.reporting.page.build import build_page, render, save_page
+from scripts.reporting.page.charts import check_installed
+from scripts.reporting.page.pictures import Pictures
+from scripts.reporting.page.server import PORT, LivePage, serve
 from scripts.reporting.results import Selection, collect
 from scripts.reporting.sections import Section, Table, build_sections
 
-FORMATS = ("text", "markdown", "csv", "latex")
-_SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+PAGE = "html"
+FORMATS = ("text", "markdown", "csv", "latex", PAGE)
+_SUFFIX_FORMATS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": PAGE}
 _TABULATE = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 CSV_HEADER = (
     "protocol source demonstration dataset trainer cfg shots metric mean std n val_policy".split()
@@ -120,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="report.py", description="Print a protocol's tables from finished runs."
     )
     add = parser.add_argument
-    add("--protocol", required=True, help=" | ".join(PROTOCOLS))
+    add("--protocol", default="", help=f"{' | '.join(PROTOCOLS)}; default for html: all")
     add(
         "--output",
         type=file_flag,
@@ -134,7 +141,96 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", metavar="F", help=f"{' | '.join(FORMATS)}; default: by --save, else text")
     add("--save", type=file_flag, metavar="FILE", help="write the tables there too")
     add("--plot", type=file_flag, metavar="FILE.png", help="draw them there (.png, .pdf, .svg)")
+    add(
+        "--serve",
+        nargs="?",
+        const=PORT,
+        metavar="PORT",
+        help=f"show the html page to this machine's browsers, renewed while runs finish; {PORT}",
+    )
+    add("--pictures", default=2, metavar="N", help="html: examples of a bad class, default 2")
+    add("--data-root", type=path_flag, default="", metavar="DIR", help="html: where images are now")
     return parser
+
+
+def check_flags(args: argparse.Namespace, form: str) -> None:
+    """Check that the flags fit each other; ValueError."""
+    if form != PAGE:
+        if args.serve is not None:
+            raise ValueError(f"--serve shows the html page: leave out --format {form}")
+        if not args.protocol:
+            raise ValueError(f"--format {form} needs --protocol: {' | '.join(PROTOCOLS)}")
+        if args.plot:
+            check_plot_path(args.plot)
+        return
+    if args.protocol:
+        check_availability(args.protocol, PROTOCOLS, "--protocol")
+    if args.plot:
+        raise ValueError("--plot: the html page has charts of its own; draw files without html")
+    if (args.save is None) == (args.serve is None):
+        raise ValueError("--format html needs either --save FILE.html or --serve")
+    check_installed()
+
+
+def write_page(args: argparse.Namespace, selection: Selection) -> int:
+    """Write the results page to ``--save`` and return 0; LookupError if no run has finished."""
+    pictures = Pictures(args.pictures, args.data_root)
+    page = build_page(selection, pictures, args.save.absolute().parent)
+    if not page.sections:
+        for directory, why in page.left_out[:10]:
+            print(f"not counted: {directory}: {why}", file=sys.stderr)
+        raise LookupError(f"No finished run under {selection.output} is selected.")
+    try:
+        size = save_page(page, args.save)
+    except OSError as error:
+        return _not_written(error)
+    for line in page.remarks:
+        print(f"WARNING {line}", file=sys.stderr)
+    counts = f"finished runs: {len(page.runs)}, not counted: {len(page.left_out)}"
+    print(f"{args.save} written; {counts}; {size / 1e6:.1f} MB")
+    return 0
+
+
+def _not_written(error: OSError) -> int:
+    print(f"--save or --plot: {error}", file=sys.stderr)
+    return 1
+
+
+def serve_page(args: argparse.Namespace, selection: Selection) -> int:
+    """Show the results page to this machine's browsers until Ctrl-C; return 0."""
+    # While a sweep runs, a name may not have a result yet.
+    selection = replace(selection, must_exist=False)
+    pictures = Pictures(args.pictures, args.data_root)  # one, since it remembers what it has read
+
+    def make(version: str) -> str:
+        return render(build_page(selection, pictures, None), version)
+
+    serve(LivePage(selection.output, make), args.serve)
+    return 0
+
+
+def write_tables(args: argparse.Namespace, selection: Selection, form: str) -> int:
+    """Print the tables, and write them and the figure where that is asked for; return 0 or 1."""
+    report = build(selection)
+    text = report.render(form)
+    try:
+        if args.save:
+            with atomic_write(args.save) as file:
+                file.write(f"{text}\n")
+        if args.plot:
+            save_figure(report.sections, args.plot)
+    except OSError as error:
+        return _not_written(error)
+    print(text)
+    if form == "csv":
+        for line in report.warnings():
+            print(f"WARNING {line}", file=sys.stderr)
+    return 0
+
+
+def _number(flag: str, value: str | int) -> int:
+    (number,) = read_integers(flag, [str(value)], least=0)
+    return number
 
 
 @plain_main
@@ -142,11 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 when there is nothing to report."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    by_suffix = _SUFFIX_FORMATS.get(args.save.suffix.lower(), "text") if args.save else "text"
+    suffix = args.save.suffix.lower() if args.save else ""
+    usual = PAGE if args.serve is not None else _SUFFIX_FORMATS.get(suffix, "text")
     try:
-        form = check_availability(args.format or by_suffix, FORMATS, "--format")
-        if args.plot:
-            check_plot_path(args.plot)
+        form = check_availability(args.format or usual, FORMATS, "--format")
+        check_flags(args, form)
+        args.pictures = _number("--pictures", args.pictures)
+        args.serve = None if args.serve is None else _number("--serve", args.serve)
         selection = Selection(
             protocol=args.protocol,
             output=args.output.absolute(),
@@ -156,27 +254,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             shots=read_shots(args.shots),
             seeds=read_integers("--seeds", args.seeds, least=0),
         )
-        report = build(selection)
+        if args.serve is not None:
+            return serve_page(args, selection)
+        if form == PAGE:
+            return write_page(args, selection)
+        return write_tables(args, selection, form)
     except ValueError as error:
         parser.error(str(error))
     except LookupError as error:
+        if isinstance(error, KeyError | IndexError):  # a mistake in the code keeps its traceback
+            raise
         print(f"{error} Run it first: python scripts/run.py --protocol ...", file=sys.stderr)
         return 1
-    text = report.render(form)
-    try:
-        if args.save:
-            with atomic_write(args.save) as file:
-                file.write(f"{text}\n")
-        if args.plot:
-            save_figure(report.sections, args.plot)
-    except OSError as error:
-        print(f"--save or --plot: {error}", file=sys.stderr)
-        return 1
-    print(text)
-    if form == "csv":
-        for line in report.warnings():
-            print(f"WARNING {line}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

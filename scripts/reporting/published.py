@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Published:
     backbone: str  # as ``result.json`` has it
     values: dict[str, float]  # accuracy in percent by column of the protocol's table of means
     source: str  # where the numbers were read, and what to know before comparing
+    # The same of single datasets, where the paper has them.
+    by_dataset: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -37,9 +39,14 @@ class Published:
 
 
 @cache  # every section of a report asks
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return content
+
+
 def read_tables() -> list[dict[str, Any]]:
     """Return all tables, each with its paper's full title as ``source``."""
-    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    content = _content()
     return [
         {**table, "source": f"{content['papers'][table['paper']]}; {table['table']}"}
         for table in content["tables"]
@@ -69,7 +76,19 @@ def rows_of(table: dict[str, Any]) -> Iterator[Published]:
         values: dict[str, float] = dict(pairs)
         if name := table.get("remade"):
             values |= {name: statistics.fmean(values[one] for one in values if one in SHIFTS)}
-        yield Published(method, table["backbone"], values, given.get("source", table["source"]))
+        by_dataset = {
+            dataset: dict(zip(table["columns"], printed, strict=True))
+            for dataset, printed in given.items()
+            if "mean" in given and dataset != "mean"
+        }
+        source = given.get("source", table["source"])
+        yield Published(method, table["backbone"], values, source, by_dataset)
+
+
+def trainer_of(method: str, protocol: str) -> str:
+    """Return the name of our trainer for a printed method; its own name if it is the same."""
+    names: dict[str, dict[str, str]] = _content()["trainers"]
+    return names.get(protocol, {}).get(method) or names["everywhere"].get(method, method)
 
 
 def shown(protocol: str) -> list[Published]:

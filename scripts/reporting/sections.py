@@ -64,6 +64,8 @@ class Section:
     source: str  # training dataset if the protocol crosses to others, else empty
     suite: bool  # holds numbers of the bundled suite
     series: list[str]  # labels of the rows
+    untrained: list[str]  # those of them in which nothing is trained
+    runs: pd.DataFrame  # with the labels of `scripts.reporting.results.with_labels`
     scores: pd.DataFrame  # from `scripts.reporting.scores.score`
     backbones: dict[str, str]  # of each series whose runs all have the same; empty for the suite
     captions: list[str]  # lines that explain the numbers
@@ -84,6 +86,20 @@ class Section:
         """Return the numbers of shots there are."""
         return sorted(set(self.scores.shots))
 
+    def zero_shot(self) -> list[str]:
+        """Return the series that use no training image.
+
+        What is not trained may still be made from training images, as Tip-Adapter's cache is: then
+        it changes with their number, or numbers of it are chosen on images.
+        """
+        found = []
+        for name in self.untrained:
+            own = self.scores[self.scores.series == name]
+            same = own.groupby(["dataset", "metric"])["mean"].nunique().eq(1).all()
+            if same and not own.val_policy.any():
+                found.append(name)
+        return found
+
     def rows(self, places: Sequence[str], key: str, columns: Iterable[object]) -> list[list[str]]:
         """Return the numbers of every place and series as printed, ``-`` where one is missing.
 
@@ -99,7 +115,7 @@ class Section:
         wide = texts.pivot(index=index, columns=key, values="text")
         wanted = pd.MultiIndex.from_product([places, self.series]) if places else self.series
         # reindex adds rows for places and series that have no number at all.
-        wide = wide.reindex(index=wanted, columns=list(columns)).fillna("-")
+        wide = wide.reindex(index=wanted, columns=list(columns)).astype(object).fillna("-")
         return wide.reset_index().to_numpy().tolist()
 
     def covered(
@@ -117,10 +133,21 @@ class Section:
             shots: Images per class; default: the protocol's.
             aside: Datasets that do not enter the mean in question.
         """
+        covering = self.covering(wanted, metric, shots, aside)
+        return {self.backbones.get(series, "") for series in covering}
+
+    def covering(
+        self,
+        wanted: Iterable[str],
+        metric: str = "accuracy",
+        shots: int | None = None,
+        aside: Iterable[str] = (),
+    ) -> set[str]:
+        """Return the series that have a metric on exactly the wanted datasets; see `covered`."""
         shots = self.protocol.shots[0] if shots is None else shots
         same = self.scores[(self.scores.metric == metric) & (self.scores.shots == shots)]
         return {
-            self.backbones.get(series, "")
+            str(series)
             for series, own in same.groupby("series")
             if set(own.dataset) - {*MEANS, *aside} == set(wanted)
         }
@@ -189,6 +216,8 @@ def _section(runs: pd.DataFrame, selection: Selection, source: str) -> Section:
         source=source,
         suite=suite,
         series=sorted(trains.index, key=trains.get),  # methods without training first
+        untrained=[name for name in trains.index if not trains[name]],
+        runs=runs,
         scores=score(runs, protocol, source),
         # A series of mixed backbones compares with nothing; a warning names it.
         backbones={} if suite else {k: v[0] for k, v in backbones.items() if len(v) == 1},

@@ -289,11 +289,14 @@ def test_curves_say_what_they_show(tmp_path, write_run, monkeypatch):
 
 
 @pytest.mark.usefixtures("two_trainers")
-def test_base2novel_bars(tmp_path, capsys):
-    file = tmp_path / "bars.png"
+def test_base2novel_dots(tmp_path, capsys):
+    file = tmp_path / "dots.png"
     run(tmp_path, capsys, "--plot", str(file))
-    assert png_size(file) == (864, 3 * 336)
-    assert 0.05 < ink(file) < 0.9
+    # Two datasets and their mean side by side, 2.4 inches each, beside the methods' names.
+    width, height = png_size(file)
+    assert width == int(120 * (3 * 2.4 + 0.3 + 0.07 * len("LightRA")))
+    assert 150 < height < 350
+    assert 0.01 < ink(file) < 0.5
 
 
 def test_nothing_to_report(tmp_path, capsys):
@@ -306,7 +309,7 @@ def test_nothing_to_report(tmp_path, capsys):
     ("words", "message"),
     [
         (["--protocol", "base2new"], "Did you mean 'base2novel'"),
-        (["--protocol", "base2novel", "--format", "html"], "Available: text, markdown, csv, latex"),
+        (["--protocol", "base2novel", "--format", "pdf"], "Available: text, markdown, csv, latex"),
         (["--protocol", "base2novel", "--trainer", "Lightra"], "Did you mean 'LightRA'"),
         (
             ["--protocol", "base2novel", "--cfg", "base2novel base2nvel"],
