@@ -59,8 +59,9 @@ def mask_choices(options: CfgNode, alpha: float) -> list[str]:
         "row": "one per row, as the paper reads; the released code has one over all K x K scores",
     }
     regularizer = {
-        "l2": "l2, as in the paper and all released trainers but rada.py, which runs linf",
-        "linf": "linf, as the released rada.py runs; the paper and its other trainers have l2",
+        "l2": "l2, the mean of (M - 1)^2, as in all released trainers but rada.py, which runs linf",
+        "l2_sum": "l2_sum, an image's squared norm of M - 1, K D times the mean",
+        "linf": "linf, as the released rada.py runs; the paper has l2, its other trainers its mean",
         "l1": "l1, of the paper's Table 7",
     }
     lines = [f"softmax: {softmax[options.SOFTMAX]} (SOFTMAX)"]

@@ -10,6 +10,7 @@ from tests.trainers.heads.test_rational import plain
 from tests.trainers.plain import check_released, write_released
 
 METHOD = "RAda"
+JOINT = ("TRAINER.RADA.SOFTMAX", "joint")  # as released
 
 
 def shake(trainer) -> None:
@@ -40,8 +41,9 @@ def released_state(trainer) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_training_step_equals_the_formula(build):
-    trainer = build("ALPHA", "0.7", "TEMP", "0.5")
+@pytest.mark.parametrize("softmax", ["row", "joint"])
+def test_training_step_equals_the_formula(build, softmax):
+    trainer = build("ALPHA", "0.7", "TEMP", "0.5", "TRAINER.RADA.SOFTMAX", softmax)
     shake(trainer)
     model, backbone = trainer.model, trainer.model.backbone
     image, label = torch.randn(3, 3, 48, 48), torch.tensor([0, 5, 19])
@@ -49,7 +51,7 @@ def test_training_step_equals_the_formula(build):
     tokens = backbone.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names])
     f, h = unit_norm(backbone.encode_image(image)), unit_norm(backbone.model.encode_text(tokens))
     logits, penalty, _ = plain(
-        model.head, f, h, model.scale, temp=0.5, joint=True, num_heads=8, reg="l2"
+        model.head, f, h, model.scale, temp=0.5, joint=softmax == "joint", num_heads=8, reg="l2"
     )
     out = trainer.forward_loss(image, label)
     torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-4)
@@ -96,10 +98,17 @@ def test_context_words_make_the_prompts(build, context):
 
 
 def test_released_checkpoints_load_and_evaluate(build, tmp_path):
-    source = build()
+    source = build(*JOINT)
     shake(source)
     folder = write_released(tmp_path / "released", "RAda", released_state(source), 13)
-    check_released(source, build(output="loaded"), folder, epoch=13)
+    check_released(source, build(*JOINT, output="loaded"), folder, epoch=13)
+
+
+def test_released_checkpoints_need_the_released_softmax(build, tmp_path):
+    folder = write_released(tmp_path / "released", "RAda", released_state(build()), 13)
+    row = build(output="row")
+    with pytest.raises(ValueError, match="one softmax over all scores.*set SOFTMAX.* to joint"):
+        row.load_model(folder, epoch=13)
 
 
 def test_the_released_number_of_layers_has_no_effect_and_is_said(build, capsys):
@@ -114,8 +123,9 @@ def test_the_released_number_of_layers_has_no_effect_and_is_said(build, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), ("over all K x K scores of a head, as in the released code", "l2, as in the paper")),
-        (("TRAINER.RADA.SOFTMAX", "row"), ("one per row, as the paper reads",)),
+        ((), ("one per row, as the paper reads", "l2, the mean of (M - 1)^2")),
+        (("TRAINER.RADA.REG", "l2_sum"), ("squared norm of M - 1, K D times the mean",)),
+        (JOINT, ("over all K x K scores of a head, as in the released code",)),
         (("TRAINER.RADA.REG", "linf"), ("linf, as the released rada.py runs",)),
     ],
 )
@@ -135,7 +145,7 @@ def test_a_checkpoint_of_another_width_says_so(build, tmp_path):
     }
     folder = write_released(tmp_path / "released", "RAda", state, 13)
     with pytest.raises(ValueError, match=r"D = 32, the backbone's have 128; set --backbone"):
-        build(output="other").load_model(folder, epoch=13)
+        build(*JOINT, output="other").load_model(folder, epoch=13)
 
 
 @pytest.mark.parametrize(("saved", "now"), [(1, 2), (3, 1)])

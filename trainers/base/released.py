@@ -220,12 +220,24 @@ def lightra(state: State, model: Any, method: str) -> State:
 
 
 def rada(state: State, model: Any, method: str) -> State:
-    """RAda: the mask as ``mha.*``, among a whole CLIP's weights."""
+    """RAda: the mask as ``mha.*``, among a whole CLIP's weights.
+
+    Raises:
+        ValueError: The model's mask has another softmax than the release's.
+    """
     converted: State = {}
     for name, tensor in state.items():
         match = _RADA_MASK.search(name)
         if match and match[1] in _RADA:
             converted[f"head.layers.0.{_RADA[match[1]]}.{match[2]}"] = tensor
+    # The weights fit either softmax, and predict otherwise with the wrong one.
+    layers = getattr(getattr(model, "head", None), "layers", ())
+    if converted and not all(layer.joint for layer in layers):
+        raise ValueError(
+            "The checkpoint is of RAda's release, whose mask has one softmax over all scores of a "
+            "head; set SOFTMAX in the trainer's section to joint, as configs/trainers/RAda/"
+            "released.yaml does"
+        )
     return converted or state
 
 

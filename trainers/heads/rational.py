@@ -43,9 +43,11 @@ class CosineHead(nn.Module):
         return HeadOutput(cosine_logits(image, text, scale), image.new_zeros(()))
 
 
-# The mask's distance from all ones, of ``delta`` = M - 1, (B, K, D). RAda, Table 7.
+# The mask's distance from all ones, of ``delta`` = M - 1, (B, K, D). RAda, Table 7. ``l2`` is the
+# mean that most released trainers take; ``l2_sum``, an image's squared norm, is K D times as much.
 REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda delta: delta.square().mean(),
+    "l2_sum": lambda delta: delta.square().sum((1, 2)).mean(),
     "l1": lambda delta: delta.abs().mean(),
     "linf": lambda delta: delta.abs().flatten(1).amax(1).mean(),
 }
@@ -82,7 +84,7 @@ class MaskHead(nn.Module):
     least; bfloat16 cannot tell a mask of 1 from 1.003.
 
     Args:
-        regularizer: l2, l1 or linf, see ``REGULARIZERS``.
+        regularizer: l2, l2_sum, l1 or linf, see ``REGULARIZERS``.
     """
 
     # A function of a head, not a method: a copy of a compiled head has to run with its own weights.

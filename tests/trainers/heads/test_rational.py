@@ -68,6 +68,7 @@ def plain(head: RationalHead, f: Tensor, h: Tensor, s: Tensor, *, temp, joint, n
     M = F.relu(total)
     penalty = {
         "l2": (M - 1).square().mean(),
+        "l2_sum": torch.stack([(m - 1).norm() ** 2 for m in M]).mean(),
         "l1": (M - 1).abs().mean(),
         "linf": torch.stack([(m - 1).abs().max() for m in M]).mean(),
     }[reg]
@@ -154,7 +155,7 @@ def test_matrices_are_kept_for_a_backward_pass_only(monkeypatch):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("reg", ["l2", "l1", "linf"])
+@pytest.mark.parametrize("reg", ["l2", "l2_sum", "l1", "linf"])
 def test_layers_and_regularizers_equal_the_plain_formula(layers, reg):
     check((2, 6, 16), layers=layers, reg=reg)
 
@@ -308,7 +309,7 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch():
             {"softmax": "rows"},
             "SOFTMAX: 'rows' is not available. Did you mean 'row'.* Available: joint, row",
         ),
-        ({"regularizer": "l3"}, "REG: 'l3' is not available.* Available: l2, l1, linf"),
+        ({"regularizer": "l3"}, "REG: 'l3' is not available.* Available: l2, l2_sum, l1, linf"),
     ],
 )
 def test_bad_arguments(arguments, message):

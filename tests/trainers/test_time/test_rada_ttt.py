@@ -394,7 +394,8 @@ def test_tpt_needs_words_to_start_from(build):
 def rada(shapes_root, tmp_path_factory):
     """RAda trained on 20 classes: one shot, one epoch."""
     folder = tmp_path_factory.mktemp("rada")
-    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0")
+    joint = ("TRAINER.RADA.SOFTMAX", "joint")  # as RAdaTTT's YAML for episodes from nothing
+    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0", *joint)
     trainer = build_trainer(config_of_run(shapes_root, folder, "RAda/base2novel", *options))
     trainer.train()
     return trainer
