@@ -17,8 +17,9 @@ import yaml
 
 from dassl.data.features.arrays import write_arrays
 from dassl.utils.files import atomic_write
+from scripts.jobs.devices import parse_devices
 from scripts.jobs.job import Job
-from scripts.jobs.launchers import LocalLauncher, Slot, parse_devices
+from scripts.jobs.local import LocalLauncher, Slot
 from scripts.jobs.plan import Planner
 from scripts.jobs.pool import JobPool, Outcome
 from scripts.jobs.protocols import PROTOCOLS, REPO
@@ -138,8 +139,7 @@ def _settings(plan: Plan, dataset: str, method: str, policy: str) -> FeatureSett
     protocol = PROTOCOLS[plan.protocol(dataset)]
     return FeatureSettings(
         protocol=protocol,
-        trainers=(method,),
-        cfgs=(protocol.name,),
+        rows=((method, protocol.name),),
         datasets=(dataset,),
         targets=(),
         shots=(SHOTS,),

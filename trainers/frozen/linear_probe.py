@@ -101,8 +101,8 @@ class LinearProbe(CLIPTrainer):
             if power not in found and images is not None:
                 # From zero, so that no result depends on the order of the sweep.
                 start = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
-                fitted = regress(x, label, 10.0**power, start, self.options.ITERATIONS)
-                found[power] = told_right(*images, *fitted), fitted
+                weight, bias = regress(x, label, 10.0**power, start, self.options.ITERATIONS)
+                found[power] = told_right(*images, weight, bias), (weight, bias)
             return found[power][0]
 
         if images is None:

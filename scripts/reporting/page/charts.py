@@ -34,7 +34,7 @@ def javascript() -> str:
     from altair import SCHEMA_VERSION
 
     version = ".".join(SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    return str(vl_convert.javascript_bundle(vl_version=version))
+    return str(vl_convert.javascript_bundle(snippet=None, vl_version=version))
 
 
 @cache
