@@ -72,6 +72,8 @@ def _test(test: _Method) -> _Method:
                 returned = test(self, *args, **kwargs)
         finally:
             record.testing = False
+            for end in record.at_test_end:
+                end()
         # A trainer's own test has only seen this process's share of the images.
         if world_size() > 1 and not self._gathered:
             raise own_test(self.cfg)

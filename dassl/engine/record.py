@@ -50,6 +50,7 @@ class RunRecord:
         training: Whether ``train`` is running; a test meanwhile is not the run's result.
         trained: Whether ``train`` has ended.
         testing: Whether ``test`` is running.
+        at_test_end: Called after every test, also one that fails.
         tests: The last test of every split, in the order of the tests.
         durations: Seconds by phase.
         tracking: Is told the result, too.
@@ -72,6 +73,7 @@ class RunRecord:
         self.started = started
         self.extra = extra
         self.training = self.trained = self.testing = False
+        self.at_test_end: list[Callable[[], None]] = []
         self.tests: dict[str, Evaluation] = {}
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
         self.tracking = Tracking()

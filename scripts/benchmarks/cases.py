@@ -140,6 +140,8 @@ def options(case: Case, root: Path, check: bool) -> list[object]:
     found += ["TRAIN.CUDA_GRAPHS", case.graphs]
     if case.input == "views":
         found += [f"TRAINER.{section}.BATCH", case.batch]
+    if section == "RADA":
+        found += ["TRAINER.RADA.SOFTMAX", "joint"]  # the release's
     if case.method == "LightRA":
         stem = "several" if case.input == "texts" else "one"
         found += ["DATASET.PROMPT_PATH", root / f"{stem}.json"]

@@ -15,6 +15,8 @@ import clip
 from clip.backbones import has_vision_transformer, lay_out_for_gpu, weight_files
 from dassl.config.identity import digest_of, file_hash
 from dassl.config.schema import values_of
+from dassl.engine import TrainerX
+from dassl.engine.base import Names
 from datasets.imagenet import logits_of_classes
 from trainers.base.class_rows import ClassRows, contexts_in
 from trainers.base.features import check_features, use_features
@@ -31,11 +33,11 @@ from trainers.base.given_features import (
 from trainers.base.prompt_texts import PromptTexts, text_notes
 from trainers.base.recipe import Recipe
 from trainers.base.released import Convert
-from trainers.base.rounded_trainer import RoundedTrainer
+from trainers.base.rounding import Rounding
 from trainers.base.zero_shot_check import sanity_check
 
 
-class CLIPTrainer(RoundedTrainer):
+class CLIPTrainer(TrainerX):
     """Base of the methods: a frozen backbone, prompts from the config, documented defaults.
 
     What the author of a method needs. It *sets* ``defaults``, its keys under ``TRAINER.<name>``
@@ -233,6 +235,23 @@ class CLIPTrainer(RoundedTrainer):
 
     # ------------------------------------------------------------------ a run
 
+    @cached_property
+    def rounding(self) -> Rounding:
+        """What rounds frozen weights once, under autocast."""
+        return Rounding(self)
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Switch models to training or evaluation; weights are rounded in training."""
+        super().set_model_mode(mode, names)
+        self.rounding.switch(mode)
+
+    def run_epoch(self) -> None:
+        """Train for one epoch."""
+        try:
+            super().run_epoch()
+        finally:
+            self.rounding.switch("end")
+
     def checkpoint_meta(self) -> dict[str, Any]:
         """Add a hash of the backbone's files on this machine; "" where its name tells it all."""
         # Where texts are given, the name is only a remark on what made the features.
@@ -250,7 +269,7 @@ class CLIPTrainer(RoundedTrainer):
             input: Images (B, 3, S, S), or cached features (B, D), or what else the test loader of
                 a recipe gives.
         """
-        self.round_for_test()
+        self.rounding.round_for_test()
         logits = self.recipe.logits(input)
         dataset = self.dm.dataset
         over_imagenet = len(getattr(dataset, "imagenet_names", ())) == logits.shape[1]

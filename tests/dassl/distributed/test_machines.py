@@ -129,7 +129,8 @@ def ended(processes, timeout=200):
 
 def same_result(directory, alone):
     found, expected = result(directory), result(alone)
-    for key in ("metrics", "per_class", "num_test", "config_hash"):
+    # Not the hash of the config: methods that other tests register have a section in it.
+    for key in ("metrics", "per_class", "num_test"):
         assert found[key] == expected[key]
     assert found["processes"] == 2
 

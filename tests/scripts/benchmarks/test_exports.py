@@ -16,7 +16,8 @@ ABOUT = {
 
 
 def test_all_methods_are_in_it():
-    assert exports.methods() == OURS
+    # Other tests register methods of their own.
+    assert set(OURS) <= set(exports.methods())
 
 
 def test_a_row_has_the_worst_difference_of_each_file():

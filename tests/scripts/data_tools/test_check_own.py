@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scripts import data
+from scripts.data_tools import output
 from scripts.data_tools.check import find_unreadable
 from tests.conftest import REPOSITORY
 
@@ -136,8 +137,8 @@ def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
 
 
 def test_default_root_need_not_exist(monkeypatch, tmp_path, check):
-    monkeypatch.setattr(data, "REPO", tmp_path)
-    monkeypatch.setattr("scripts.data_tools.output.REPO", tmp_path)
+    for module in (data, output):
+        monkeypatch.setattr(module, "work_folder", lambda: tmp_path)
     status, out, _ = check("--datasets", "dtd")
     assert status == 1
     assert "get it: python scripts/data.py fetch dtd\n" in out

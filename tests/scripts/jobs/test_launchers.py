@@ -131,8 +131,12 @@ def test_an_engine_takes_jobs_before_their_parents_end_and_loses_those_of_a_fail
     ],
 )
 def test_only_the_end_of_the_terminal_leaves_an_engines_jobs(run_with, number, stopped, reason):
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and stays so
     engine = Engine({"train_base": lambda: os.kill(os.getpid(), number) or QUEUED})
-    pool, outcomes = run_with(engine)
+    try:
+        pool, outcomes = run_with(engine)
+    finally:
+        signal.signal(number, before)
     assert engine.calls[1:] == [*stopped, "close"]
     assert pool.left == (not stopped)
     assert {(outcome.status, outcome.reason) for outcome in outcomes} == {("interrupted", reason)}

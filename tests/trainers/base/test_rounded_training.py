@@ -83,7 +83,7 @@ def test_only_training_sees_them(build, tmp_path):
 def test_without_autocast_there_are_none(build):
     trainer = build(*QUIET, method="RAda")
     trainer.set_model_mode("train")
-    assert trainer.rounded_weights is None
+    assert trainer.rounding.training is None
     assert types(trainer) == {torch.float32}
 
 
@@ -125,7 +125,7 @@ def test_a_step_rounds_no_frozen_weight_but_one(build):
     for rounded in (True, False):
         trainer.set_model_mode("train")
         if not rounded:
-            trainer.rounded_weights.take_out()
+            trainer.rounding.training.take_out()
         trainer.forward_backward(batch)  # the first one encodes the frozen texts, too
         with CastsOfFrozen(trainer.model) as casts:
             trainer.forward_backward(batch)
