@@ -102,7 +102,8 @@ class LinearProbe(CLIPTrainer):
                 # From zero, so that no result depends on the order of the sweep.
                 start = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
                 weight, bias = regress(x, label, 10.0**power, start, self.options.ITERATIONS)
-                found[power] = told_right(*images, weight, bias), (weight, bias)
+                right = told_right(images[0], images[1], weight, bias)
+                found[power] = right, (weight, bias)
             return found[power][0]
 
         if images is None:

@@ -34,7 +34,8 @@ def javascript() -> str:
     from altair import SCHEMA_VERSION
 
     version = ".".join(SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    return str(vl_convert.javascript_bundle(snippet=None, vl_version=version))
+    bundle: Any = vl_convert.javascript_bundle  # its types ask for the snippet that it can do without
+    return str(bundle(vl_version=version))
 
 
 @cache
