@@ -34,7 +34,7 @@ def javascript() -> str:
     from altair import SCHEMA_VERSION
 
     version = ".".join(SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    bundle: Any = vl_convert.javascript_bundle  # its types ask for the snippet that it can do without
+    bundle: Any = vl_convert.javascript_bundle  # whose types demand a snippet
     return str(bundle(vl_version=version))
 
 
