@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.config.paths import file_flag
 from dassl.errors import plain_main
-from scripts.jobs.protocols import REPO, split_words
+from scripts.jobs.protocols import REPO, split_words, work_folder
 from scripts.papers.catalogue import Entry, find_entry, read_catalogue
 from scripts.papers.making import make
 from scripts.papers.runs import (
@@ -86,8 +86,8 @@ def read_request(
     request = Request(
         datasets=tuple(split_words(args.datasets)),
         seeds=tuple(split_words(args.seeds)),
-        root=(args.root or repo / "data").absolute(),
-        output=(args.output or repo / "output").absolute(),
+        root=(args.root or work_folder(repo) / "data").absolute(),
+        output=(args.output or work_folder(repo) / "output").absolute(),
         flags=tuple(flags),
         options=tuple(options),
         repo=repo,

@@ -31,7 +31,7 @@ from dassl.config.paths import file_flag
 from dassl.errors import plain_main
 from dassl.names import check_availability
 from dassl.utils.files import atomic_write
-from scripts.jobs.protocols import REPO, read_integers, split_words
+from scripts.jobs.protocols import read_integers, split_words, work_folder
 from scripts.real_data.arrays import EXPECTED, read_expected
 from scripts.real_data.draws import DRAWS, compare_draws
 from scripts.real_data.methods import METHODS, Plan, plan_jobs, run_jobs, write_datasets
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--output",
         type=file_flag,
-        default=REPO / "output" / "real_check",
+        default=work_folder() / "output" / "real_check",
         help="folder of the jobs; default: output/real_check in the repository",
     )
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="default: all of these")

@@ -11,7 +11,10 @@ from vlmadapt import folder, use
 __all__ = ["main"]
 
 # In the clone: python train.py, and python scripts/<name>.py for the others.
-SCRIPTS = ("run", "report", "data", "features", "describe", "visualize", "wise_ft")
+SCRIPTS = (
+    *("run", "report", "paper", "real_check", "data", "features", "describe", "visualize"),
+    "wise_ft",
+)
 USAGE = f"""usage: vlmadapt PROGRAM ...
 
 PROGRAM is train, for train.py, or one of scripts/: {", ".join(SCRIPTS)}.
