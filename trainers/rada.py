@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import freeze_except
-from dassl.config.schema import Option, count, each, one_of
+from dassl.config.schema import Option, count, each, one_of, with_defaults
 from dassl.engine import TRAINER_REGISTRY, StepOutput
 from dassl.names import check_availability
 from trainers.base import CLIPTrainer, FrozenTextCLIP, released
@@ -89,7 +89,7 @@ class RAda(CLIPTrainer):
     frozen_image_encoder = True
     static_step = True
     defaults = {
-        **MASK_DEFAULTS,
+        **with_defaults(MASK_DEFAULTS, SOFTMAX="row"),
         "N_CTX": Option(4, count(0, MANY), "no effect, as in the released code"),
         "CTX_INIT": context_words("a photo of a", "words before the class name"),
         "PROMPT_DEPTH": Option(9, count(0, LAYERS), "no effect, as in the released code"),

@@ -100,7 +100,7 @@ class RAdaTTT(CLIPTrainer):
     _replayed: Replayed | None = None  # the episodes of a batch, as one CUDA graph
     defaults = {
         **with_defaults(EPISODE_DEFAULTS, STEPS=3, LR=8e-4),
-        **MASK_DEFAULTS,
+        **with_defaults(MASK_DEFAULTS, SOFTMAX="row"),  # as RAda's, whose masks it starts from
         "FROM": Option("", PATH, "directory of a trained RAda whose mask is the start"),
     }
 

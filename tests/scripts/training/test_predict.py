@@ -145,8 +145,7 @@ def test_test_time_training_follows_from_the_trainer(predict, pictures, names):
 
 def test_trained_mask_with_and_without_test_time_training(make_config, predict, pictures):
     options = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1",
-               "DATALOADER.TRAIN_X.BATCH_SIZE", "8",
-               "TRAINER.RADA.SOFTMAX", "joint")  # fmt: skip
+               "DATALOADER.TRAIN_X.BATCH_SIZE", "8")  # fmt: skip
     run = build_trainer(make_config("RAda/base2novel", *options))
     run.train()
     words = ("--predict", pictures, "--model-dir", run.output_dir)

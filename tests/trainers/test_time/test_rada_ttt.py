@@ -394,8 +394,7 @@ def test_tpt_needs_words_to_start_from(build):
 def rada(shapes_root, tmp_path_factory):
     """RAda trained on 20 classes: one shot, one epoch."""
     folder = tmp_path_factory.mktemp("rada")
-    joint = ("TRAINER.RADA.SOFTMAX", "joint")  # as RAdaTTT's YAML for episodes from nothing
-    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0", *joint)
+    options = (*SMALL, "OPTIM.WARMUP_EPOCH", "0")
     trainer = build_trainer(config_of_run(shapes_root, folder, "RAda/base2novel", *options))
     trainer.train()
     return trainer
@@ -444,7 +443,7 @@ class TestDagger:
             (("TRAINER.RAdaTTT.MASK_LAYERS", "2"), ["MASK_LAYERS", "1", "2"]),
             (("TRAINER.RAdaTTT.QUERIES", "['text']"), ["QUERIES", "image"]),
             (("TRAINER.RAdaTTT.HEADS", "4"), ["HEADS", "8", "4"]),
-            (("TRAINER.RAdaTTT.SOFTMAX", "row"), ["SOFTMAX", "joint", "row"]),
+            (("TRAINER.RAdaTTT.SOFTMAX", "joint"), ["SOFTMAX", "row", "joint"]),
             (("TEMP", "0.5"), ["TEMP", "1.0", "0.5"]),
         ],
     )
