@@ -46,7 +46,7 @@ from scripts.data_tools.fetch import Order, alone, fetch, free_space, require_sp
 from scripts.data_tools.http import Policy
 from scripts.jobs.protocols import PROTOCOLS, REPO, dataset_rank, split_words, work_folder
 from scripts.jobs.settings import choose_datasets, config_stems
-from scripts.scrub import say, scrub
+from scripts.remote.scrub import say, scrub
 
 PATIENT = Policy()
 

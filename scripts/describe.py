@@ -35,7 +35,7 @@ from scripts.describing.local import LocalModel
 from scripts.describing.text import Model, ModelError, Task
 from scripts.flags import refuse_flags
 from scripts.jobs.protocols import REPO
-from scripts.scrub import say
+from scripts.remote.scrub import say
 
 
 def names_to_describe(path: Path) -> list[str]:

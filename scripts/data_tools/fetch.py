@@ -28,7 +28,7 @@ from scripts.data_tools.check import format_counts
 from scripts.data_tools.http import FetchError, Policy, download
 from scripts.data_tools.output import format_size
 from scripts.data_tools.places import is_taken, unpack
-from scripts.scrub import say, scrub
+from scripts.remote.scrub import say, scrub
 
 CACHE = ".downloads"
 RECORD = "fetched.json"

@@ -30,8 +30,8 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from dassl.utils import read_json, write_json
-from scripts.retrying import TryAgain, retry_after
-from scripts.scrub import say
+from scripts.remote.retrying import TryAgain, retry_after
+from scripts.remote.scrub import say
 
 USER_AGENT = "Mozilla/5.0 (compatible; dataset download)"
 CHUNK = 1 << 18

@@ -9,7 +9,7 @@ from pathlib import Path
 from clip.prompts import load_descriptions, match_key
 from dassl.utils.files import atomic_write
 from scripts.describing.text import Model, ModelError, Task, accept, keys_of
-from scripts.scrub import say
+from scripts.remote.scrub import say
 
 FRUITLESS = 5  # after that many classes in a row without a usable sentence the model is given up
 

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from scripts.describing.text import MOST_CHARACTERS, Messages, ModelError
-from scripts.retrying import TryAgain, retry_after
-from scripts.scrub import plain, redact, redact_address, say, scrub
+from scripts.remote.retrying import TryAgain, retry_after
+from scripts.remote.scrub import plain, redact, redact_address, say, scrub
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LARGEST_ERROR = 2**16  # bytes

@@ -14,7 +14,7 @@ import open_clip
 
 from clip.prompts import fill, match_key, readable
 from clip.tokens import count_tokens
-from scripts.scrub import plain
+from scripts.remote.scrub import plain
 
 Messages = list[dict[str, str]]
 

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.describing.endpoint import ChatEndpoint, check_url
 from scripts.describing.text import ModelError
-from scripts.retrying import retry_after
+from scripts.remote.retrying import retry_after
 from tests.scripts.describing.conftest import KEY, MESSAGES, NAMES, content
 from tests.scripts.describing.fake_endpoint import completion, sentences
 

@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from scripts.scrub import LONGEST, plain, redact, redact_address, say, scrub
+from scripts.remote.scrub import LONGEST, plain, redact, redact_address, say, scrub
 
 KEY = "sk-Very/secret+0123456789=Z"
 EACH = {

@@ -1,0 +1,1 @@
+"""What commands that speak with servers share: untrusted text, and when to ask again."""
