@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from dassl.prediction_file import PREDICTIONS_NAME
 from scripts.jobs.protocols import RunKey
 
 HOST = "127.0.0.1"  # logs and configs are nobody else's business
@@ -20,6 +21,7 @@ _RARELY = 5.0  # seconds between two looks at the folders: thousands of runs may
 _RUN_FILES = {
     "result.json": "application/json",
     "identity.json": "application/json",
+    PREDICTIONS_NAME: "application/gzip",
     "log.txt": "text/plain; charset=utf-8",
     "job.log": "text/plain; charset=utf-8",
 }
@@ -101,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, content: bytes, kind: str) -> None:
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", kind if "charset" in kind else f"{kind}; charset=utf-8")
+        text = kind != _RUN_FILES[PREDICTIONS_NAME] and "charset" not in kind
+        self.send_header("Content-Type", f"{kind}; charset=utf-8" if text else kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
