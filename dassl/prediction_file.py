@@ -27,10 +27,9 @@ __all__ = [
 
 PREDICTIONS_NAME = "predictions.csv.gz"
 MOST_ROWS = 100_000  # ImageNet's 50,000 take 0.5 MB
-# Of a file's text: a small file from elsewhere may unpack to more than the memory holds.
-_MOST_CHARACTERS = 64_000_000
-# Names of files in another encoding are read back as they were.
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+# Unpacked: a small file from elsewhere may become larger than the memory.
+_MOST_BYTES = 64_000_000
+_TEXT = ("utf-8", "surrogateescape")  # names in another encoding are read back as they were
 
 
 class PredictedImage(NamedTuple):
@@ -73,7 +72,7 @@ def write_predictions(directory: str | os.PathLike[str], images: Iterable[Predic
     writer.writerow(PredictedImage._fields)
     writer.writerows((*image[:-1], f"{image.confidence:.4f}") for image in kept)
     path = Path(directory) / PREDICTIONS_NAME
-    content = text.getvalue().encode(_TEXT["encoding"], _TEXT["errors"])
+    content = text.getvalue().encode(*_TEXT)
     with atomic_write(path, "wb") as file:
         # Without a time, so that equal predictions are equal files.
         file.write(gzip.compress(content, compresslevel=6, mtime=0))
@@ -90,11 +89,11 @@ def read_predictions(directory: str | os.PathLike[str]) -> list[PredictedImage]:
     if not path.is_file():
         return []
     try:
-        with gzip.open(path, "rt", **_TEXT) as file:
-            text = file.read(_MOST_CHARACTERS + 1)
-        if len(text) > _MOST_CHARACTERS:
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
             raise ValueError("it is larger than such files are")
-        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        header, *rows = csv.reader(io.StringIO(content.decode(*_TEXT), newline=""))
         if tuple(header) != PredictedImage._fields:
             raise ValueError(f"its columns are not {', '.join(PredictedImage._fields)}")
         return [_parsed(row) for row in rows]

@@ -226,7 +226,7 @@ function showWorst(host, run) {
     ...mistakenImages(run.mistaken[place])])));
   if (run.mistaken.some((images) => images.length)) {
     host.prepend(element("p", { className: "quiet", textContent:
-      "Beside a class, examples of it; below it, images of it that the run was surest to be others." }));
+      "Beside a class: examples of it. Below: its images that were mistaken, with the highest confidence first." }));
   }
   if (run.no_mistakes) host.append(element("p", { className: "quiet", textContent: run.no_mistakes }));
   if (run.classes > run.worst.length) {
