@@ -72,12 +72,15 @@ class Predictions:
         predicted, confidence = found.tolist()
         own = list(zip(self._index, map(int, predicted), confidence, strict=True))
         parts = gather_objects(own if self._known else None)
-        if any(part is None for part in parts):
+        rows = sorted(row for part in parts for row in part or ())
+        # A wrapper of a trainer's own may count its images in another list.
+        counted = not rows or (rows[0][0] >= 0 and rows[-1][0] < len(self._items))
+        if not counted or any(part is None for part in parts):
             return None
         base = os.path.abspath(user_path(root))
         return [
             _predicted_image(self._items[place], base, names, label, confidence)
-            for place, label, confidence in sorted(row for part in parts for row in part or ())
+            for place, label, confidence in rows
         ]
 
 

@@ -174,6 +174,13 @@ def test_logits_of_half_precision_and_infinite_ones():
     assert [(one.predicted, one.confidence) for one in found] == [(0, 1.0), (0, 0.0)]
 
 
+@pytest.mark.parametrize("index", [[0, 2], [-1, 0], [0]])
+def test_an_index_that_counts_in_another_list_is_no_error(index):
+    collected = Predictions([Datum("0.png", 0, 0, "a"), Datum("1.png", 0, 0, "a")])
+    collected.add({"index": torch.tensor(index)}, torch.zeros(2, 3))
+    assert collected.images("", {}) is None
+
+
 class TestFile:
     def test_odd_names_come_back(self, tmp_path):
         names = ('a, "b"\nc', "=1+1", "", "<b>", "caf\udce9.png")
