@@ -1,6 +1,7 @@
 """Every registered trainer, dataset row and config file goes through the same checks."""
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dassl.engine import (
     read_result,
     trainable_state,
 )
+from dassl.prediction_file import read_predictions
 from datasets.rows import ROWS
 from scripts.exporting.graph import Classifier, traced
 from tests.conftest import REPOSITORY
@@ -217,6 +219,10 @@ class TestTrainer:
         assert result["trainable_parameters"] == sum(now[n].numel() for n in declared)
         assert result["config_hash"] == config_hash(cfg)
         assert result["num_classes"] == 20
+        kept = read_predictions(cfg.OUTPUT_DIR)
+        assert len(kept) == result["num_test"]
+        wrong = Counter(image.label for image in kept if image.is_wrong)
+        assert all(r["total"] - r["correct"] == wrong[r["label"]] for r in result["per_class"])
 
         other = build_trainer(own_config(name, *SMALL))
         other.load_model(cfg.OUTPUT_DIR if declared else "")

@@ -249,6 +249,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "TEST.PER_CLASS_RESULT": Option(False, None, "print accuracy per class"),
     "TEST.COMPUTE_CMAT": Option(False, None, "save the confusion matrix"),
+    "TEST.SAVE_PREDICTIONS": Option(
+        True, None, "keep in predictions.csv.gz what each test image was taken for; ours"
+    ),
     "TEST.NO_TEST": Option(False, None, "do not test after training"),
     "TEST.SPLIT": Option("test", one_of("test", "val"), "images to test on"),
     "TEST.FINAL_MODEL": Option(

@@ -63,6 +63,7 @@ CANNOT_MATTER = frozenset(
         "TEST.ZERO_SHOT_CHECK",
         "TEST.PER_CLASS_RESULT",
         "TEST.COMPUTE_CMAT",
+        "TEST.SAVE_PREDICTIONS",
     }
 )
 IDENTITY_NAME = "identity.json"  # beside a run's result
@@ -218,14 +219,15 @@ def split_record(dataset: Any, root: str | os.PathLike[str]) -> dict[str, Any]:
     for part, attribute in _PARTS:
         items = getattr(dataset, attribute, None)
         if items:
-            paths = [_below(item.impath, base) for item in items]
+            paths = [path_below(item.impath, base) for item in items]
             labels = [(int(item.label), item.classname) for item in items]
             hashes = (digest_of(column)[:16] for column in (paths, labels))
             found[part] = [len(items), *hashes]
     return found
 
 
-def _below(path: str, base: str) -> str:
+def path_below(path: str, base: str) -> str:
+    """Return an image's path relative to ``base``, an absolute path."""
     prefix = f"{base}{os.sep}"
     # relpath is slow enough to be felt over a million images.
     if path.startswith(prefix):

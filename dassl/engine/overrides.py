@@ -66,6 +66,7 @@ def _test(test: _Method) -> _Method:
             return test(self, *args, **kwargs)
         self.readings.read()  # a bad loss is reported instead of the accuracy that it led to
         record.testing = True
+        record.predictions = None  # those of an earlier test
         started = time.time()
         try:
             with less_memory(TEST_MEMORY), recorded_evaluations() as evaluations:

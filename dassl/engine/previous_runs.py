@@ -15,6 +15,7 @@ from dassl.engine.distributed import check_starts
 from dassl.engine.resume import RESUME_NAME, read_resume, restore_state
 from dassl.engine.run_identity import RunIdentity
 from dassl.engine.saving import Checkpoints
+from dassl.prediction_file import PREDICTIONS_NAME
 from dassl.results import RESULT_NAME, read_identity, read_result
 from dassl.utils.distributed import is_main
 from dassl.utils.logger import move_earlier_log
@@ -27,7 +28,10 @@ __all__ = ["PREVIOUS", "Resumption", "leftovers", "resume", "set_aside"]
 
 PREVIOUS = "previous-{}"
 # What runs leave besides folders of weights; any other file may be the user's own.
-_FILES = (RESULT_NAME, f"{RESULT_NAME}.old", RESUME_NAME, "token_statistics.pt", "cmat.pt")
+_FILES = (
+    *(RESULT_NAME, f"{RESULT_NAME}.old", RESUME_NAME),
+    *(PREDICTIONS_NAME, "token_statistics.pt", "cmat.pt"),
+)
 _DRAW = "fewshot_*.json"
 _TRACKED = ("tensorboard", "wandb")  # folders of trackers
 _WEIGHTS = ("checkpoint", "model.pth.tar-*", BEST_NAME)

@@ -15,7 +15,9 @@ from dassl.engine.previous_runs import leftovers, set_aside
 from dassl.engine.result import peak_memory_mb, split_hash
 from dassl.engine.resume import remove_resume
 from dassl.engine.run_identity import RunIdentity
+from dassl.evaluation.predictions import Predictions
 from dassl.evaluation.record import Evaluation, numbers
+from dassl.prediction_file import PREDICTIONS_NAME, PredictedImage, write_predictions
 from dassl.results import RESULT_NAME, read_result, write_result
 from dassl.tracking.tracking import Tracking
 from dassl.utils import git_revision, package_versions
@@ -50,6 +52,7 @@ class RunRecord:
         training: Whether ``train`` is running; a test meanwhile is not the run's result.
         trained: Whether ``train`` has ended.
         testing: Whether ``test`` is running.
+        predictions: Of the images, made by the engine's loop in the test that is running.
         at_test_end: Called after every test, also one that fails.
         tests: The last test of every split, in the order of the tests.
         durations: Seconds by phase.
@@ -73,6 +76,7 @@ class RunRecord:
         self.started = started
         self.extra = extra
         self.training = self.trained = self.testing = False
+        self.predictions: Predictions | None = None
         self.at_test_end: list[Callable[[], None]] = []
         self.tests: dict[str, Evaluation] = {}
         self.durations: dict[str, float] = {"train": 0.0, "test": 0.0}
@@ -89,6 +93,13 @@ class RunRecord:
         """
         split = split or self.cfg.TEST.SPLIT
         return "test" if split == "val" and not self.has_val else split
+
+    def keep_predictions(self, loader: Any) -> Predictions:
+        """Return what a test's loop over a loader adds its batches to."""
+        # A loader of a trainer's own may not say which images it gives.
+        items = getattr(getattr(loader, "dataset", None), "data_source", None)
+        self.predictions = Predictions(items if self.cfg.TEST.SAVE_PREDICTIONS else None)
+        return self.predictions
 
     def finish_test(
         self,
@@ -127,7 +138,9 @@ class RunRecord:
             self.notes.add(f"{name} has evaluated {len(evaluations)} times: the result is {which}")
         if chosen.left_out:
             self.notes.add(f"no numbers, so not in the result: {', '.join(chosen.left_out)}")
-        self.add_test(split, chosen.results, chosen.per_class, seconds)
+        # Of several evaluations it is not known which one the engine's loop has made.
+        predictions = self.predictions if len(evaluations) == 1 else None
+        self.add_test(split, chosen.results, chosen.per_class, seconds, predictions)
 
     def add_test(
         self,
@@ -135,15 +148,16 @@ class RunRecord:
         results: Mapping[str, float],
         per_class: list[dict[str, Any]],
         seconds: float,
+        predictions: Predictions | None = None,
     ) -> None:
         """Keep a test's results; outside of training they are the run's, and are written.
 
         ``results`` has the main number first; ``per_class`` is empty if the evaluator does not
-        tell.
+        tell, and ``predictions`` None if it is not known what it has seen of each image.
         """
         self.durations["test"] = seconds
         self.tests.pop(split, None)  # so that the last test comes last
-        self.tests[split] = Evaluation(dict(results), per_class, [])
+        self.tests[split] = Evaluation(dict(results), per_class, [], predictions)
         if not self.training and split == self.split_tested():
             self.write(split)
 
@@ -199,6 +213,9 @@ class RunRecord:
         bad = {path for images in gather_objects(own) for path in images}
         if bad:
             self.notes.add(f"{len(bad)} unreadable images were skipped: {', '.join(sorted(bad))}")
+        predicted = None
+        if test.predictions is not None:
+            predicted = test.predictions.images(self.cfg.DATASET.ROOT, self.dm.lab2cname)
         content = {**self._run(), **self.extra()}
         if not is_main():
             return
@@ -222,10 +239,18 @@ class RunRecord:
             "peak_memory_mb": peak_memory_mb(self.identity.device),
             "notes": [*getattr(dataset, "notes", []), *self.notes],
         }
+        self._write_predictions(predicted)  # first: a complete result is a run that is done
         print(f'Result written to "{write_result(self.cfg.OUTPUT_DIR, content)}"')
         self.tracking.result(content)
         if not eval_only:  # only now: without a result, a killed run must be able to resume
             remove_resume(self.cfg.OUTPUT_DIR)
+
+    def _write_predictions(self, images: Sequence[PredictedImage] | None) -> None:
+        """Write what was predicted beside the result, or remove what an earlier test has left."""
+        if images is None:
+            (Path(self.cfg.OUTPUT_DIR) / PREDICTIONS_NAME).unlink(missing_ok=True)
+        else:
+            write_predictions(self.cfg.OUTPUT_DIR, images)
 
     def write_identity(self) -> str:
         """Write the identity beside the result, and return its digest."""
@@ -270,6 +295,6 @@ class RunRecord:
         old = read_result(directory)
         if old is None or (old["config_hash"] == config_hash(self.cfg) and old.get("eval_only")):
             return
-        names = (RESULT_NAME, IDENTITY_NAME)
+        names = (RESULT_NAME, PREDICTIONS_NAME, IDENTITY_NAME)
         target = set_aside(directory, [p for p in leftovers(directory) if p.name in names])
         print(f'The result of another run was here; it was moved to "{target}"')

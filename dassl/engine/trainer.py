@@ -291,12 +291,14 @@ class SimpleTrainer(TrainerBase):
         loader = self._loader(split)
         self.set_model_mode("eval")
         self.evaluator.reset()
+        predictions = self.record.keep_predictions(loader)
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, file=sys.stderr, disable=None if is_main() else True):
             image, label = self.parse_batch_test(batch)
             with self.autocast() if self._owns_model else nullcontext():
                 output = self.model_inference(image)
             self.evaluator.process(output, label)
+            predictions.add(batch, output)
         if world_size() > 1:
             self.evaluator.gather()
             self._gathered = True

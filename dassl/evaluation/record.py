@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dassl.evaluation.predictions import Predictions
+
 __all__ = ["Evaluation", "numbers", "recorded", "recorded_evaluations"]
 
 
@@ -19,11 +21,13 @@ class Evaluation:
         results: Numbers by name, the main one first; never empty.
         per_class: The evaluator's results per class, if it has any.
         left_out: Names of results that are not numbers.
+        predictions: Of the images, if the engine's own test has made them.
     """
 
     results: dict[str, float]
     per_class: list[dict[str, Any]]
     left_out: list[str]
+    predictions: Predictions | None = None
 
 
 _open: list[list[Evaluation]] = []  # one list per block, innermost last

@@ -57,12 +57,17 @@ def test_evaluation_does_not_wait_for_a_batch(cached, runs, device, tmp_path):
     cache = ("FEATURE_CACHE.ENABLED", str(cached), "FEATURE_CACHE.DIR", str(tmp_path))
     trainer = build_trainer(runs.of_method("RAda", *SMALL, *cache))
     trainer.set_model_mode("eval")
-    image, label = trainer.parse_batch_test(next(iter(trainer.test_loader)))
+    batch = next(iter(trainer.test_loader))
+    image, label = trainer.parse_batch_test(batch)
     trainer.evaluator.reset()
+    kept = trainer.record.keep_predictions(trainer.test_loader)
     with torch.no_grad():
         trainer.evaluator.process(trainer.model_inference(image), label)  # makes what is kept
         with no_waiting(device):
             for _ in range(STEPS):
-                trainer.evaluator.process(trainer.model_inference(image), label)
+                output = trainer.model_inference(image)
+                trainer.evaluator.process(output, label)
+                kept.add(batch, output)
     assert trainer.evaluator.evaluate()["accuracy"] >= 0
     assert sum(row["total"] for row in trainer.evaluator.per_class()) == (STEPS + 1) * len(label)
+    assert len(kept.images("", {})) == STEPS * len(label)

@@ -275,6 +275,7 @@ def test_hash_ignores_only_what_cannot_change_a_result():
     same += ["DATALOADER.NUM_WORKERS", "1", "TRAIN.PRINT_FREQ", "1", "TRAIN.CHECKPOINT_FREQ", "1"]
     same += ["TRAIN.RESUME_FREQ", "5", "DEVICE", "cuda:1", "TRAIN.TIMEOUT", "5"]
     same += ["DATASET.HASH_IMAGES", "True", "TEST.COMPUTE_CMAT", "True"]
+    same += ["TEST.SAVE_PREDICTIONS", "False"]
     for key, value in zip(same[::2], same[1::2], strict=True):
         cfg = get_cfg_default()
         merge_options(cfg, [key, value])

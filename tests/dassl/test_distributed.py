@@ -18,6 +18,7 @@ from dassl.data.samplers.sharded import ShardedSampler
 from dassl.engine import build_trainer, resolve_device, trainable_state
 from dassl.engine.distributed import gather_features
 from dassl.engine.parallel import split_batch
+from dassl.prediction_file import read_predictions
 from tests.conftest import REPOSITORY
 from tests.dassl.distributed_toys import (
     RUNS,
@@ -92,6 +93,15 @@ def test_weights_and_metrics_are_those_of_one_process(one, two, name):
     assert "processes" not in second
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_predictions_are_those_of_one_process(one, two, name):
+    found, expected = read_predictions(two / name), read_predictions(one / name)
+    assert len(found) == (11 if name == "skipping" else 12)
+    assert [image[:-1] for image in found] == [image[:-1] for image in expected]
+    shares = [image.confidence for image in expected]
+    assert [image.confidence for image in found] == pytest.approx(shares, abs=2e-4)
+
+
 def test_accumulation_alone_changes_nothing(one):
     check_same(weights(one / "accumulated")["state_dict"], weights(one / "plain")["state_dict"])
 
@@ -119,7 +129,7 @@ def test_logged_numbers_are_those_of_the_whole_batch(one, two):
 def test_only_rank_0_writes(two):
     assert len(list((two / "plain" / "tensorboard").iterdir())) == 1
     assert sorted(path.name for path in (two / "plain").iterdir()) == [
-        "ToyShared", "identity.json", "result.json", "tensorboard"
+        "ToyShared", "identity.json", "predictions.csv.gz", "result.json", "tensorboard"
     ]  # fmt: skip
     best = torch.load(two / "best_val" / "ToyShared" / "model-best.pth.tar", weights_only=True)
     assert best["val_result"] > 0

@@ -240,7 +240,7 @@ def test_another_config_in_a_folder_sets_aside_what_it_would_mix_with(make_cfg, 
     kept = output / "previous-1"
     assert read_result(kept)["config"]["OPTIM"]["LR"] == 0.05
     assert {p.name for p in kept.iterdir()} == {
-        *("result.json", "identity.json", "tensorboard", "ToyMethod")
+        *("result.json", "predictions.csv.gz", "identity.json", "tensorboard", "ToyMethod")
     }
     assert not (output / "ToyMethod/model-best.pth.tar").exists()
     assert (output / "mine.txt").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Page:
         sections: As `_section_content` makes them.
         runs: As `describe` makes them, with ``folder``, a link.
         pictures: Data URLs by dataset and class.
+        images: Path and data URL of mistaken images, which ``runs`` count in.
         left_out: Folder and reason of every run that does not count.
         remarks: Lines about the page itself.
     """
@@ -46,6 +47,7 @@ class Page:
     sections: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     pictures: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    images: Sequence[tuple[str, str]] = ()
     left_out: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -77,8 +79,16 @@ def build_page(selection: Selection, pictures: Pictures, links_from: Path | None
             page.sections.append({"number": number, **_section_content(section)})
             for run in _run_contents(section, selection.output, pictures, links_from):
                 page.runs.append({"section": number, **run})
-    page.pictures, page.remarks = pictures.found, pictures.problems
+    page.pictures, page.images = pictures.found, pictures.images
+    page.remarks = [*pictures.problems, *_unusable([run["no_mistakes"] for run in page.runs])]
     return page
+
+
+def _unusable(reasons: Sequence[str]) -> list[str]:
+    """Return a line if there are runs whose file of predictions cannot be used."""
+    found = [reason for reason in reasons if reason]
+    more = f" (the first of {len(found)} runs)" if len(found) > 1 else ""
+    return [f"No mistaken images: {found[0]}{more}"] if found else []
 
 
 def _run_contents(
@@ -87,6 +97,13 @@ def _run_contents(
     for run in section.runs.itertuples():
         content = describe(run)
         pictures.add(run.dataset, run.result, [name for name, *_ in content["worst"]])
+        content["mistaken"] = [
+            [
+                [name, percent, pictures.number_of(run.dataset, run.result, image)]
+                for name, percent, image in images
+            ]
+            for images in content["mistaken"]
+        ]
         below = run.directory.relative_to(output)
         way = Path("output") / below if links_from is None else _way(run.directory, links_from)
         yield {**content, "folder": quote(way.as_posix())}
@@ -201,6 +218,7 @@ def render(page: Page, version: str = "") -> str:
         "sections": [{k: v for k, v in s.items() if k not in _WRITTEN} for s in page.sections],
         "runs": page.runs,
         "pictures": page.pictures,
+        "images": page.images,
         "charts": charts.specifications() if page.sections else {},
         "version": version,
     }

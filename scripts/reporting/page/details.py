@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dassl.prediction_file import PREDICTIONS_NAME
 from scripts.jobs.protocols import PROTOCOLS
+from scripts.reporting.page.mistakes import ClassRow, Mistakes, confusion_of, mistakes_of
 from scripts.reporting.page.rows import shots_name
 
 WORST = 8  # classes that are named
@@ -18,7 +20,8 @@ CONFUSED = 16  # classes of a confusion matrix; of more, those that are confused
 EPOCHS = 50  # points of a curve
 MOST_CLASSES = 2000  # a larger matrix takes hundreds of megabytes to read
 NOTES = 5
-_FILES = ("result.json", "log.txt", "job.log", "identity.json")  # that a run's links lead to
+# That a run's links lead to.
+_FILES = ("result.json", "log.txt", "job.log", "identity.json", PREDICTIONS_NAME)
 _CURVES = ("loss", "acc")
 _EPOCH = re.compile(r"^epoch \[(\d+)/\d+\] ")
 # As `MetricMeter` prints: the value of the last batch, then the epoch's mean in parentheses.
@@ -35,7 +38,10 @@ def describe(run: Any) -> dict[str, Any]:
     result, directory = run.result, run.directory
     durations = _object(result, "durations")
     per_class = read_classes(result)
-    cells, why = confusion(directory, per_class, result.get("num_classes"))
+    mistakes = mistakes_of(directory, per_class)
+    cells, why = confusion_of(mistakes, per_class, CONFUSED), ""
+    if not cells:
+        cells, why = confusion(directory, per_class, result.get("num_classes"))
     return {
         "protocol": run.protocol,
         "stage": run.stage,
@@ -54,6 +60,8 @@ def describe(run: Any) -> dict[str, Any]:
         "images": result.get("num_test"),
         "classes": len(per_class) or result.get("num_classes"),
         "worst": worst_classes(per_class),
+        "mistaken": mistaken_images(per_class, mistakes),
+        "no_mistakes": mistakes.why_not,
         "curve": training_curve(directory / "log.txt"),
         "confusion": cells,
         "no_confusion": why,
@@ -72,22 +80,41 @@ def _number(value: Any) -> float | None:
     return round(float(value), 2) if isinstance(value, int | float) and value == value else None
 
 
-def read_classes(result: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Return name, images and right answers of every class; empty where a result has none."""
+def read_classes(result: Mapping[str, Any]) -> list[ClassRow]:
+    """Return the classes of a result; empty where it has none."""
     rows = result.get("per_class")
     found = []
-    for row in rows if isinstance(rows, list) else []:
+    for place, row in enumerate(rows if isinstance(rows, list) else []):
         try:
-            found.append((str(row["name"]), int(row["total"]), int(row["correct"])))
+            numbers = int(row["total"]), int(row["correct"]), int(row.get("label", place))
+            found.append(ClassRow(str(row["name"]), *numbers))
         except (KeyError, TypeError, ValueError, OverflowError):  # an evaluator of the user's own
             return []
     return found
 
 
-def worst_classes(per_class: Sequence[tuple[str, int, int]]) -> list[list[Any]]:
-    """Return name, images and right answers of the classes with the lowest accuracy."""
+def _worst(per_class: Sequence[ClassRow]) -> list[ClassRow]:
     seen = [row for row in per_class if row[1] > 0]
-    return [list(row) for row in sorted(seen, key=lambda row: row[2] / row[1])[:WORST]]
+    return sorted(seen, key=lambda row: row[2] / row[1])[:WORST]
+
+
+def worst_classes(per_class: Sequence[ClassRow]) -> list[list[Any]]:
+    """Return name, images and right answers of the classes with the lowest accuracy."""
+    return [list(row[:3]) for row in _worst(per_class)]
+
+
+def mistaken_images(per_class: Sequence[ClassRow], mistakes: Mistakes) -> list[list[list[Any]]]:
+    """Return for each of the `worst_classes` its mistaken images that are shown.
+
+    Each has the name of the class that it was taken for, the confidence in percent, and its path.
+    """
+    return [
+        [
+            [image.predicted_name, round(100 * image.confidence), image.image]
+            for image in mistakes.examples.get(row.label, ())
+        ]
+        for row in _worst(per_class)
+    ]
 
 
 def training_curve(log: Path) -> dict[str, Any]:
@@ -123,9 +150,9 @@ def _thinned(epochs: list[int]) -> list[int]:
 
 
 def confusion(
-    directory: Path, per_class: Sequence[tuple[str, int, int]], num_classes: Any
+    directory: Path, per_class: Sequence[ClassRow], num_classes: Any
 ) -> tuple[dict[str, Any], str]:
-    """Return the part of a run's confusion matrix that is shown, or why there is none.
+    """Return the part of a run's ``cmat.pt`` that is shown, or why there is none.
 
     The matrix is row-normalised: entry (i, j) is the share of class i's images called class j.
 

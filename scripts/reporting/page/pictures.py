@@ -1,14 +1,18 @@
-"""Small example pictures of classes, embedded in the page within a limit."""
+"""Small pictures of classes and of mistaken images, embedded in the page within a limit."""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from dassl.config import user_path
+from dassl.prediction_file import image_name
 
 SIDE = 64  # pixels of the longer side
 QUALITY = 70
@@ -16,7 +20,7 @@ MOST_BYTES = 1_000_000  # of all pictures of a page, as they stand in it
 
 
 class Pictures:
-    """Test images of classes as data URLs, each class's once.
+    """Test images as data URLs: some of each class, and those that runs have mistaken.
 
     Args:
         per_class: Pictures of a class; 0 shows none.
@@ -24,14 +28,18 @@ class Pictures:
 
     Attributes:
         found: URLs by dataset and class.
+        images: Path and URL of each mistaken image; the URL is "" where there is no picture.
         problems: A line for each dataset whose images are not there, and one if the limit is hit.
     """
 
     def __init__(self, per_class: int, root: str = "") -> None:
         self.per_class, self.root = per_class, root
         self.found: dict[str, dict[str, list[str]]] = {}
+        self.images: list[tuple[str, str]] = []
         self.problems: list[str] = []
         self._paths: dict[str, dict[str, list[str]]] = {}  # by dataset and class
+        self._files: dict[str, dict[str, str]] = {}  # by dataset and path below the data's root
+        self._numbers: dict[tuple[str, str], int] = {}  # of ``images``, by dataset and path
         self._bytes = 0
 
     def add(self, dataset: str, result: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -44,19 +52,54 @@ class Pictures:
         """
         if not self.per_class:
             return
-        if dataset not in self._paths:
-            self._paths[dataset] = self._read_paths(dataset, result)
+        self._look_up(dataset, result)
         known = self.found.setdefault(dataset, {})
         for name in names:
             if name not in known and self._bytes < MOST_BYTES:
                 paths = self._paths[dataset].get(name, [])[: self.per_class]
                 known[name] = [url for path in paths if (url := thumbnail(path))]
-                self._bytes += sum(map(len, known[name]))
-                if self._bytes >= MOST_BYTES:
-                    self.problems.append(
-                        f"Pictures are left out from {MOST_BYTES / 1e6:.0f} MB on: report fewer "
-                        "datasets (--datasets), or set --pictures 1 or 0."
-                    )
+                self._count(sum(map(len, known[name])))
+
+    def number_of(self, dataset: str, result: Mapping[str, Any], image: str) -> int:
+        """Return the place in ``images`` of a mistaken image; embed it, as far as there is room.
+
+        Args:
+            dataset: Name that the run's directory has.
+            result: The run's result, whose config says where the images are.
+            image: Path below the folder of all datasets. It has a picture only if it is one of the
+                dataset's test images: a file from elsewhere may name any file of this machine.
+        """
+        if (dataset, image) not in self._numbers:
+            url = ""
+            if self.per_class and self._bytes < MOST_BYTES:
+                self._look_up(dataset, result)
+                path = self._files[dataset].get(image, "")
+                url = thumbnail(path) if path else ""
+                self._count(len(url))
+            self._numbers[dataset, image] = len(self.images)
+            self.images.append((image, url))
+        return self._numbers[dataset, image]
+
+    def _count(self, size: int) -> None:
+        """Count the bytes of new pictures; say so when the limit is reached."""
+        self._bytes += size
+        if self._bytes >= MOST_BYTES > self._bytes - size:
+            self.problems.append(
+                f"Pictures are left out from {MOST_BYTES / 1e6:.0f} MB on: report fewer "
+                "datasets (--datasets), or set --pictures 1 or 0."
+            )
+
+    def _look_up(self, dataset: str, result: Mapping[str, Any]) -> None:
+        """Find a dataset's test images, once."""
+        if dataset in self._paths:
+            return
+        self._paths[dataset] = self._read_paths(dataset, result)
+        base = os.path.abspath(user_path(self.root or _recorded_root(result)))
+        self._files[dataset] = {
+            image_name(path, base): path
+            for paths in self._paths[dataset].values()
+            for path in paths
+        }
 
     def _read_paths(self, dataset: str, result: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the paths of a dataset's test images by class; empty if it cannot be read."""
@@ -68,6 +111,12 @@ class Pictures:
                 f"No pictures of {dataset}: {why} (--data-root says where all datasets are)"
             )
             return {}
+
+
+def _recorded_root(result: Mapping[str, Any]) -> str:
+    """Return the folder of all datasets that a run recorded; "" if it did not."""
+    dataset = dict(result.get("config") or {}).get("DATASET")
+    return str(dataset.get("ROOT", "")) if isinstance(dataset, dict) else ""
 
 
 def images_by_class(result: Mapping[str, Any], root: str = "") -> dict[str, list[str]]:

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from dassl.prediction_file import PREDICTIONS_NAME
 from scripts.jobs.protocols import RunKey
 
 HOST = "127.0.0.1"  # logs and configs are nobody else's business
 PORT = 8008
 _RARELY = 5.0  # seconds between two looks at the folders: thousands of runs may lie on a slow disk
+_UTF_8 = "charset=utf-8"
 _RUN_FILES = {
-    "result.json": "application/json",
-    "identity.json": "application/json",
-    "log.txt": "text/plain; charset=utf-8",
-    "job.log": "text/plain; charset=utf-8",
+    "result.json": f"application/json; {_UTF_8}",
+    "identity.json": f"application/json; {_UTF_8}",
+    PREDICTIONS_NAME: "application/gzip",
+    "log.txt": f"text/plain; {_UTF_8}",
+    "job.log": f"text/plain; {_UTF_8}",
 }
 
 
@@ -80,9 +83,9 @@ class Handler(BaseHTTPRequestHandler):
             # Another site whose name was made to point here must not read the results.
             self.send_error(HTTPStatus.FORBIDDEN)
         elif way == "/":
-            self._answer(self.server.live.page().encode("utf-8", "replace"), "text/html")
+            self._answer(self.server.live.page().encode("utf-8", "replace"), f"text/html; {_UTF_8}")
         elif way == "/version":
-            self._answer(self.server.live.version().encode(), "text/plain")
+            self._answer(self.server.live.version().encode(), f"text/plain; {_UTF_8}")
         elif file := self._run_file(way):
             self._answer(file.read_bytes(), _RUN_FILES[file.name])
         else:
@@ -101,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, content: bytes, kind: str) -> None:
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", kind if "charset" in kind else f"{kind}; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

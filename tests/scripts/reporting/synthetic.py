@@ -1,10 +1,12 @@
 """Writes folders of runs as the engine does, many and fast: results, logs, confusion matrices."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from dassl.prediction_file import PredictedImage, write_predictions
 from dassl.results import write_result
 from scripts.jobs.protocols import ALL_SHOTS, FEW_SHOT_DATASETS, IMAGENET_SHIFTS, PROTOCOLS, RunKey
 
@@ -30,8 +32,10 @@ class SyntheticRuns:
         self.output, self.classes, self.epochs, self.name = output, classes, epochs, name
         self.rng = random.Random(0)
 
-    def write(self, key: RunKey, *, matrix: bool = False, **changes: object) -> Path:
-        """Write a run and return its folder; ``matrix``: with cmat.pt."""
+    def write(
+        self, key: RunKey, *, matrix: bool = False, predictions: bool = False, **changes: object
+    ) -> Path:
+        """Write a run and return its folder; with cmat.pt and predictions.csv.gz if wanted."""
         directory = key.directory(self.output)
         directory.mkdir(parents=True)
         trains = key.trainer != "ZeroshotCLIP"
@@ -45,7 +49,19 @@ class SyntheticRuns:
         (directory / "log.txt").write_text(self._log() if trains and trained_here else "")
         if matrix:
             torch.save(torch.rand(self.classes, self.classes).softmax(1), directory / "cmat.pt")
+        if predictions:
+            write_predictions(directory, self._mistakes(key.dataset, per_class))
         return directory
+
+    def _mistakes(self, dataset: str, per_class: list[dict]) -> Iterator[PredictedImage]:
+        """Every wrong answer that the classes' accuracies count: other classes in turn."""
+        for row in per_class:
+            label = row["label"]
+            for number in range(row["total"] - row["correct"]):
+                other = (label + 1 + number % max(1, self.classes - 1)) % self.classes
+                image = f"{dataset}/images/{label:04d}/{self.rng.randrange(10**6):06d}.jpg"
+                names = (label, row["name"], other, self.name(other))
+                yield PredictedImage(image, *names, 0.999 - 0.01 * number)
 
     def _per_class(self, skill: float, rng: random.Random) -> list[dict]:
         rows = []
@@ -121,5 +137,5 @@ def write_many(output: Path, count: int = 500, **settings) -> SyntheticRuns:
         source = RunKey("cross_dataset", "train", "imagenet", 16, key[4], "cross_dataset", key[6])
         crossed = key[:2] == ("cross_dataset", "test")
         changes = {"model_dir": str(source.directory(output))} if crossed else {}
-        runs.write(RunKey(*key), matrix=number % 5 == 0, **changes)
+        runs.write(RunKey(*key), matrix=number % 5 == 0, predictions=True, **changes)
     return runs

@@ -144,7 +144,7 @@ def test_names_are_escaped(tmp_path, page_of):
     runs = SyntheticRuns(tmp_path, classes=3, name=lambda label: f"{EVIL}{label}")
     trainer, dataset = "<b>Method", '"><svg onload=alert(3)>'
     key = RunKey("base2novel", "train_base", dataset, 16, trainer, "base2novel", 1)
-    runs.write(key, notes=[EVIL], backbone=EVIL)
+    runs.write(key, predictions=True, notes=[EVIL], backbone=EVIL)
     half = RunKey("base2novel", "train_base", "<i>half", 16, trainer, "base2novel", 1)
     half.directory(tmp_path).mkdir(parents=True)
     text = render(page_of())
@@ -153,6 +153,7 @@ def test_names_are_escaped(tmp_path, page_of):
     assert not [name for name in names if name in own]
     (run,) = content_of(text)["runs"]
     assert (run["worst"][0][0][:-1], run["method"], run["dataset"]) == (EVIL, trainer, dataset)
+    assert run["mistaken"][0][0][0][:-1] == EVIL
     assert html.escape("<i>half") in text
 
 

@@ -5,9 +5,12 @@ import shutil
 import time
 
 import pytest
+from PIL import Image
 
+from dassl.prediction_file import read_predictions
 from scripts.jobs.protocols import RunKey
 from scripts.report import main
+from scripts.reporting.page import pictures
 from tests.scripts.reporting.synthetic import SyntheticRuns, write_many
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -49,18 +52,28 @@ def sweep(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, sweep):
-    """The browser with the page just opened, and nothing remembered of earlier tests."""
-    browser.set_window_size(1280, 900)
-    browser.get(sweep.as_uri())
-    browser.execute_script("sessionStorage.clear(); localStorage.clear()")
-    # Opening the same page again may return while the old one is still there.
-    browser.execute_script("delete document.documentElement.dataset.ready")
-    browser.get(sweep.as_uri())
-    wait_for(browser, "document.documentElement.dataset.ready")
-    yield browser
+def show(browser):
+    """Open a page with nothing remembered of earlier tests; none may end with an error."""
+
+    def show(file):
+        browser.set_window_size(1280, 900)
+        browser.get(file.as_uri())
+        browser.execute_script("sessionStorage.clear(); localStorage.clear()")
+        # Opening the same page again may return while the old one is still there.
+        browser.execute_script("delete document.documentElement.dataset.ready")
+        browser.get(file.as_uri())
+        wait_for(browser, "document.documentElement.dataset.ready")
+        return browser
+
+    yield show
     errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not errors
+
+
+@pytest.fixture
+def page(show, sweep):
+    """The browser with the page of the sweep just opened."""
+    return show(sweep)
 
 
 def texts(page, selector):
@@ -179,7 +192,7 @@ def test_a_run_shows_its_details(page):
     (title,) = texts(page, "#run h3")
     assert title.startswith("RAda on caltech101: base2novel, train_base, 16 shots, seed ")
     assert len(texts(page, "#run .worst div")) == 8
-    assert texts(page, "#run .links a") == ["config and result", "log"]
+    assert texts(page, "#run .links a") == ["config and result", "log", "predictions"]
     link = page.execute_script("return document.querySelector('#run .links a').href")
     assert link.startswith("file:///")
     assert link.endswith("/result.json")
@@ -195,6 +208,37 @@ def test_a_confusion_matrix_and_names_with_html(page):
     page.execute_script("document.querySelector('#run .confusion').scrollIntoView()")
     wait_for(page, "document.querySelectorAll('#run .confusion svg .mark-rect path').length === 9")
     assert page.execute_script("return document.querySelectorAll('img[src=x]').length") == 0
+
+
+def test_mistaken_images_stand_below_their_class(show, tmp_path, monkeypatch):
+    key = RunKey("base2novel", "train_base", "dtd", 16, "LightRA", "base2novel", 1)
+    runs = SyntheticRuns(tmp_path, classes=3, name=lambda label: f"{EVIL}{label}")
+    wrong = read_predictions(runs.write(key, predictions=True))
+    for image in wrong:
+        file = tmp_path / image.image
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), "orange").save(file)
+    files = {"any": [str(tmp_path / image.image) for image in wrong]}
+    monkeypatch.setattr(pictures, "images_by_class", lambda *_: files)
+    file = tmp_path / "report.html"
+    words = ["--output", str(tmp_path), "--data-root", str(tmp_path), "--save", str(file)]
+    assert main(words) == 0
+
+    page = show(file)
+    click(page, 'nav button[data-part="runs"]')
+    classes = len(texts(page, "#run .worst div"))
+    assert classes == 3
+    assert texts(page, "#run .worst li") == [
+        f"taken for {EVIL}{(int(label[-1]) + 1 + number % 2) % 3}, {percent} %"
+        for label in texts(page, "#run .worst span")
+        for number, percent in enumerate((100, 99, 98))
+    ]
+    drawn = "[...document.querySelectorAll('#run .worst li img')].filter(i => i.naturalWidth > 0)"
+    wait_for(page, f"{drawn}.length === {3 * classes}")
+    title = page.execute_script("return document.querySelector('#run .worst li').title")
+    assert (tmp_path / title).is_file()
+    page.execute_script("document.querySelector('#run .confusion').scrollIntoView()")
+    wait_for(page, "document.querySelectorAll('#run .confusion svg .mark-rect path').length === 9")
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -1,16 +1,19 @@
 """What the page shows of single runs: worst classes, curves, confusions, pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from dassl.engine import build_trainer
+from dassl.prediction_file import PredictedImage, read_predictions, write_predictions
 from dassl.results import read_result
 from scripts.jobs.protocols import RunKey
-from scripts.reporting.page import details, pictures
+from scripts.reporting.page import details, mistakes, pictures
 from scripts.reporting.page.build import build_page
 from scripts.reporting.page.details import confusion, training_curve, worst_classes
+from scripts.reporting.page.mistakes import ClassRow, confusion_of, mistakes_of
 from scripts.reporting.page.pictures import Pictures
 from scripts.reporting.results import Selection
 from tests.runs import SMALL
@@ -28,17 +31,43 @@ class TestRuns:
         page = build_page(Selection("", tmp_path), Pictures(2), tmp_path)
         (run,) = page.runs
         assert run["folder"] == str(folder)
-        assert run["files"] == ["result.json", "identity.json"]  # the log is train.py's
+        # The log is train.py's.
+        assert run["files"] == ["result.json", "identity.json", "predictions.csv.gz"]
         assert len(run["worst"]) == details.WORST
         assert len(run["confusion"]["cells"]) == details.CONFUSED
         assert all(len(page.pictures["shapes"][name]) == 2 for name, *_ in run["worst"])
         assert page.remarks == []
+        self.check_mistakes(page, run, tmp_path / folder)
         # The runs of the other tests are in the same form.
         synthetic = read_result(SyntheticRuns(tmp_path / "synthetic").write(KEY))
         real = read_result(tmp_path / folder)
         assert synthetic.keys() == real.keys()
         assert synthetic["per_class"][0].keys() == real["per_class"][0].keys()
         assert synthetic["durations"].keys() == real["durations"].keys()
+
+    def check_mistakes(self, page, run, folder):
+        """Pictures of the images that the run was surest of; both ways to the matrix agree."""
+        kept = read_predictions(folder)
+        for (name, total, correct), images in zip(run["worst"], run["mistaken"], strict=True):
+            wrong = [one for one in kept if one.class_name == name and one.is_wrong]
+            assert len(wrong) == total - correct
+            wrong.sort(key=lambda one: -one.confidence)
+            assert [(label, percent) for label, percent, _ in images] == [
+                (one.predicted_name, round(100 * one.confidence)) for one in wrong[: mistakes.SHOWN]
+            ]
+            shown = [page.images[number] for *_, number in images]
+            assert [path for path, _ in shown] == [one.image for one in wrong[: mistakes.SHOWN]]
+            assert all(url.startswith("data:image/jpeg;base64,") for _, url in shown)
+        classes = details.read_classes(read_result(folder))
+        assert run["confusion"] == confusion(folder, classes, len(classes))[0]
+
+    def test_a_run_of_an_older_version_is_as_it_was(self, tmp_path):
+        SyntheticRuns(tmp_path).write(KEY)
+        page = build_page(Selection("", tmp_path), Pictures(0), tmp_path)
+        (run,) = page.runs
+        assert run["mistaken"] == [[]] * details.WORST
+        assert (run["no_mistakes"], page.images, page.remarks) == ("", [], [])
+        assert "TEST.COMPUTE_CMAT" in run["no_confusion"]
 
     def test_links_lead_from_the_page_to_the_run(self, tmp_path):
         directory = SyntheticRuns(tmp_path / "out put").write(KEY)
@@ -90,6 +119,66 @@ class TestRuns:
         assert "cannot be read" in confusion(tmp_path, classes, 2)[1]
 
 
+class TestMistakes:
+    ROWS = (ClassRow("ant", 4, 2, 0), ClassRow("bee", 4, 3, 1), ClassRow("cat", 4, 4, 2))
+    IMAGES = (
+        PredictedImage("a/0.png", 0, "ant", 1, "bee", 0.5),
+        PredictedImage("a/1.png", 0, "ant", 3, "dog", 0.7),  # of which there are no images
+        PredictedImage("a/2.png", 0, "ant", 0, "ant", 0.9),
+        PredictedImage("b/0.png", 1, "bee", 2, "cat", 0.6),
+    )
+
+    def test_the_surest_come_first(self, tmp_path):
+        write_predictions(tmp_path, self.IMAGES)
+        found = mistakes_of(tmp_path, self.ROWS)
+        assert details.mistaken_images(self.ROWS, found) == [
+            [["dog", 70, "a/1.png"], ["bee", 50, "a/0.png"]],
+            [["cat", 60, "b/0.png"]],
+            [],
+        ]
+
+    def test_confusions_by_hand(self, tmp_path):
+        write_predictions(tmp_path, self.IMAGES)
+        found = mistakes_of(tmp_path, self.ROWS)
+        assert confusion_of(found, self.ROWS, 3) == {
+            "names": ["ant", "bee", "cat"],
+            "cells": [[50, 25, 0], [0, 75, 25], [0, 0, 100]],
+        }
+        assert confusion_of(found, self.ROWS, 2)["names"] == ["ant", "bee"]
+
+    def test_classes_of_one_name_are_two(self, tmp_path):
+        rows = [ClassRow("missile", 1, 0, 0), ClassRow("missile", 1, 0, 1)]
+        images = [PredictedImage(f"{n}.png", n, "missile", 1 - n, "missile", 0.5) for n in (0, 1)]
+        write_predictions(tmp_path, images)
+        found = details.mistaken_images(rows, mistakes_of(tmp_path, rows))
+        assert found == [[["missile", 50, "0.png"]], [["missile", 50, "1.png"]]]
+
+    def test_a_file_that_changes_is_read_again(self, tmp_path):
+        assert mistakes_of(tmp_path, self.ROWS).counts == {}
+        write_predictions(tmp_path, self.IMAGES)
+        assert len(mistakes_of(tmp_path, self.ROWS).counts) == 3
+        (tmp_path / "predictions.csv.gz").write_bytes(b"damaged")
+        found = mistakes_of(tmp_path, self.ROWS)
+        assert (found.counts, found.examples) == ({}, {})
+        assert "Not a gzipped file" in found.why_not
+
+    def test_files_that_cannot_be_used_cost_one_line(self, tmp_path):
+        runs = SyntheticRuns(tmp_path)
+        keys = [replace(KEY, seed=seed) for seed in (1, 2, 3)]
+        folders = [runs.write(key, predictions=True) for key in keys]
+        (folders[0] / "predictions.csv.gz").write_bytes(b"damaged")
+        write_predictions(folders[1], self.IMAGES)
+        page = build_page(Selection("", tmp_path), Pictures(0), tmp_path)
+        file = folders[0] / "predictions.csv.gz"
+        assert page.remarks == [
+            f"No mistaken images: {file} cannot be read (Not a gzipped file (b'da')); evaluate the "
+            "run again (the first of 2 runs)"
+        ]
+        assert [any(run["mistaken"]) for run in page.runs] == [False, False, True]
+        assert "is not of this result" in page.runs[1]["no_mistakes"]
+        assert "TEST.COMPUTE_CMAT" in page.runs[1]["no_confusion"]
+
+
 class TestPictures:
     def test_data_that_is_gone_costs_a_line(self, tmp_path):
         found = Pictures(2, str(tmp_path / "nowhere"))
@@ -116,6 +205,35 @@ class TestPictures:
         found.add("dtd", {}, names)
         assert sum(map(len, found.found["dtd"].values())) == 10
         assert "left out" in found.problems[0]
+
+    def test_mistaken_images_share_the_limit_and_stand_there_once(self, tmp_path, monkeypatch):
+        files = [tmp_path / "dtd" / f"{number}.png" for number in range(4)]
+        files[0].parent.mkdir()
+        for file in files:
+            Image.effect_noise((300, 200), 90).save(file)
+        size = len(pictures.thumbnail(str(files[0])))
+        monkeypatch.setattr(pictures, "MOST_BYTES", int(2.5 * size))
+        paths = {"a": [str(file) for file in files]}
+        monkeypatch.setattr(pictures, "images_by_class", lambda *_: paths)
+        found = Pictures(1, str(tmp_path))
+        found.add("dtd", {}, ["a"])
+        names = ["dtd/0.png", "dtd/1.png", "dtd/0.png", "dtd/2.png"]
+        assert [found.number_of("dtd", {}, name) for name in names] == [0, 1, 0, 2]
+        assert [(path, bool(url)) for path, url in found.images] == [
+            ("dtd/0.png", True),
+            ("dtd/1.png", True),
+            ("dtd/2.png", False),
+        ]
+        assert len(found.problems) == 1
+
+    def test_only_images_of_the_dataset_are_read(self, tmp_path, monkeypatch):
+        """A file of predictions may come from elsewhere."""
+        Image.effect_noise((30, 20), 90).save(tmp_path / "private.png")
+        monkeypatch.setattr(pictures, "images_by_class", lambda *_: {})
+        found = Pictures(1, str(tmp_path / "data"))
+        for name in ("../private.png", str(tmp_path / "private.png"), "test.npz#3"):
+            found.number_of("dtd", {}, name)
+        assert [url for _, url in found.images] == ["", "", ""]
 
     def test_a_damaged_picture_is_left_out(self, tmp_path):
         (tmp_path / "x.png").write_bytes(b"no picture")

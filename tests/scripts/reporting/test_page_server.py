@@ -92,6 +92,17 @@ def test_files_of_runs_and_nothing_else(tmp_path, client):
         assert client.get(other)[0] == 404, other
 
 
+def test_predictions_are_handed_over_as_they_lie_there(tmp_path, client):
+    """A table in gzip, which a browser saves: it is not text."""
+    directory = SyntheticRuns(tmp_path, classes=3).write(key(1), predictions=True)
+    file = directory / "predictions.csv.gz"
+    with closing(http.client.HTTPConnection(HOST, client.port, timeout=30)) as connection:
+        connection.request("GET", f"/output/{file.relative_to(tmp_path).as_posix()}")
+        answer = connection.getresponse()
+        assert answer.getheader("Content-Type") == "application/gzip"
+        assert answer.read() == file.read_bytes()
+
+
 def test_other_names_for_this_machine_are_refused(client):
     assert client.get("/", host="evil.example")[0] == 403
     assert client.get("/version", host="localhost:8008")[0] == 200

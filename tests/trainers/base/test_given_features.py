@@ -1,6 +1,7 @@
 """Runs on ``DATASET.NAME: Features``: the same numbers as on images, without images or weights."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 import clip
 from dassl.data.features.arrays import read_arrays
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_result, trainable_state
+from dassl.prediction_file import read_predictions
 from scripts import features as script
 from tests.conftest import REPOSITORY
 from tests.runs import in_precision, own_file
@@ -281,6 +283,11 @@ def test_other_features_as_targets(export, on_features):
     assert (result["num_classes"], result["num_test"], result["eval_only"]) == (5, 25, True)
     with pytest.raises(ValueError, match="has no training images"):
         on_features("RAda/base2novel", target / "dataset.yaml", output="untrained").train()
+    found = read_predictions(tested.output_dir)
+    file = os.path.relpath(target / "test.npz", tested.cfg.DATASET.ROOT)
+    assert [image.image for image in found] == [f"{file}#{row}" for row in range(25)]
+    right = sum(not image.is_wrong for image in found)
+    assert 4 * right == pytest.approx(result["metrics"]["accuracy"])
 
 
 def test_a_run_is_told_apart_by_its_files(export, on_features):

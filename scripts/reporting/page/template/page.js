@@ -205,7 +205,8 @@ function showRun(run, jump) {
     ...fact(run.train, (n) => `${n.toFixed(1)} s of training`), ...fact(run.seconds, (n) => `${n.toFixed(1)} s in all`),
     ...fact(run.memory, (n) => `${n.toFixed(0)} MB at peak`), ...fact(run.device, (n) => `on ${n}`),
   ].join(", ");
-  const names = { "result.json": "config and result", "log.txt": "log", "job.log": "job's output", "identity.json": "inputs" };
+  const names = { "result.json": "config and result", "log.txt": "log", "job.log": "job's output", "identity.json": "inputs",
+    "predictions.csv.gz": "predictions" };
   find(".links").replaceChildren(...run.files.map((file) =>
     element("a", { href: `${run.folder}/${file}`, textContent: names[file], target: "_blank", rel: "noopener" })));
   find(".notes").replaceChildren(...run.notes.map((note) => element("li", { textContent: note })));
@@ -218,13 +219,29 @@ function showRun(run, jump) {
 function showWorst(host, run) {
   if (!run.worst.length) { host.textContent = "The result has no accuracy per class."; return; }
   const pictures = content.pictures[run.dataset] ?? {};
-  host.replaceChildren(...run.worst.map(([name, total, correct]) => element("div", {}, [
+  host.replaceChildren(...run.worst.map(([name, total, correct], place) => element("div", {}, [
     ...(pictures[name] ?? []).map((url) => element("img", { src: url, alt: "" })),
     element("span", { textContent: name }),
-    element("b", { textContent: `${correct} / ${total}` })])));
+    element("b", { textContent: `${correct} / ${total}` }),
+    ...mistakenImages(run.mistaken[place])])));
+  if (run.mistaken.some((images) => images.length)) {
+    host.prepend(element("p", { className: "quiet", textContent:
+      "Beside a class: examples of it. Below: its images that were mistaken, with the highest confidence first." }));
+  }
+  if (run.no_mistakes) host.append(element("p", { className: "quiet", textContent: run.no_mistakes }));
   if (run.classes > run.worst.length) {
     host.append(element("p", { className: "quiet", textContent: `The ${run.worst.length} worst of ${run.classes} classes.` }));
   }
+}
+
+function mistakenImages(images) {
+  if (!images.length) return [];
+  return [element("ul", {}, images.map(([name, percent, number]) => {
+    const [path, url] = content.images[number];
+    // A row of features has no picture: its file and row say which one it is.
+    const what = url ? element("img", { src: url, alt: "" }) : element("code", { textContent: path.split("/").at(-1) });
+    return element("li", { title: path }, [what, element("small", { textContent: `taken for ${name}, ${percent} %` })]);
+  }))];
 }
 
 function showTraining(host, run) {
