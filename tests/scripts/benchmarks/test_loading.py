@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.data import data_manager
 from scripts.benchmarks import loading as bench_loading
 from scripts.benchmarks.tools import write_pictures
 
@@ -38,6 +39,23 @@ def test_steps_of_a_picture(root, monkeypatch):
     assert 0 < cached[1] == cached[2]
     assert [name for name, *_ in transforms] == ["test transform", "training transform"]
     assert all(ms > 0 for _, *both in transforms for ms in both)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_the_gpu_decodes_the_same_crops(root, monkeypatch):
+    monkeypatch.setattr(data_manager, "_gpu", lambda _: torch.device("cpu"))
+    kinds = ("ours", bench_loading.BY_GPU)
+    loaders = [bench_loading.build_loader(kind, root, 0, 48) for kind in kinds]
+    ours, decoded = (next(iter(loader))["img"] for loader in loaders)
+    assert 0 < (ours - decoded).abs().mean() < 0.01
+    assert bench_loading.measure(bench_loading.BY_GPU, root, 0, 48) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    with pytest.raises(SystemExit):
+        bench_loading.main(["--decode", "cuda"])
+    assert "--decode cuda needs a CUDA GPU, and PyTorch sees none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", bench_loading.KINDS)
