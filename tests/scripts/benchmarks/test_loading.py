@@ -1,5 +1,7 @@
 """The loaders of the comparison give the same kind of batches, and every picture once."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,17 @@ def test_steps_of_a_picture(root, monkeypatch):
     assert 0 < cached[1] == cached[2]
     assert [name for name, *_ in transforms] == ["test transform", "training transform"]
     assert all(ms > 0 for _, *both in transforms for ms in both)
+
+
+def test_the_limit_of_pillows_resizing(root, monkeypatch):
+    monkeypatch.setattr(bench_loading, "REPEATS", 5)
+    found = re.search(
+        r"takes ([0-9.]+) ms of torchvision's ([0-9.]+): .* is ([0-9.]+) times as fast",
+        bench_loading.limit(next((root / "pictures" / "train").rglob("*.jpg")), 48),
+    )
+    resizing, whole, times = map(float, found.groups())
+    assert 0 < resizing < whole
+    assert times > 1
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
