@@ -14,7 +14,6 @@ from dassl.data import (
     DatasetWrapper,
     build_data_loader,
     data_manager,
-    jpeg_check,
     jpegs,
     read_image,
 )
@@ -22,11 +21,11 @@ from dassl.data.datasets import Datum
 from dassl.data.image_cache import build_image_cache
 from dassl.data.jpegs import JpegDataset
 from dassl.data.samplers.epochs import SeededIndex
-from dassl.data.transforms import build_transform, crop_border_first
+from dassl.data.transforms import build_transform
 from dassl.data.wrapper import BadImageError
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from scripts.benchmarks.tools import write_pictures
+from scripts.benchmarks.tools import run_config, write_pictures
 from tests.conftest import REPOSITORY
 
 # The CPU has no memory to pin for itself.
@@ -72,7 +71,7 @@ def on_device(monkeypatch):
 
 @pytest.fixture
 def make_loader(make_cfg, files):
-    def make(names, decode="cuda", wrapper=None, border=0, batch=None, **changes):
+    def make(names, decode="cuda", batch=None, **changes):
         given = {"INPUT__SIZE": SIZE, "INPUT__INTERPOLATION": "bicubic", **changes}
         cfg = make_cfg(INPUT__DECODE=decode, **given)
         set_random_seed(1)
@@ -80,8 +79,7 @@ def make_loader(make_cfg, files):
             cfg,
             data_source=[Datum(str(files / name), label) for label, name in enumerate(names)],
             batch_size=batch or len(names),
-            tfm=crop_border_first(build_transform(cfg, is_train=True), border),
-            dataset_wrapper=wrapper,
+            tfm=build_transform(cfg, is_train=True),
         )
 
     return make
@@ -268,69 +266,7 @@ def test_a_full_card_is_no_damaged_file(make_loader, on_device, monkeypatch):
         list(loader)
 
 
-# ---------------------------------------------------------------------- what it refuses
-
-
-class Own(DatasetWrapper):
-    """As a method may have it."""
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"INPUT__FAST_DECODE": True}, "INPUT.FAST_DECODE is True, which only Pillow can do"),
-        ({"DATALOADER__K_TRANSFORMS": 2}, "DATALOADER.K_TRANSFORMS is 2, not 1"),
-        ({"DATALOADER__RETURN_IMG0": True}, "DATALOADER.RETURN_IMG0 is True"),
-        (
-            {"INPUT__TRANSFORMS": ("randaugment", "normalize")},
-            "Resize, RandAugment, Normalize, and",
-        ),
-        (
-            {"INPUT__TRANSFORMS": ("normalize",)},
-            "training images go through Resize, Normalize, and",
-        ),
-        (
-            {"INPUT__TRANSFORMS": ("random_resized_crop", "gaussian_noise")},
-            "RandomResizedCrop, GaussianNoise, and a GPU does random_resized_crop with or without "
-            "random_flip and normalize (INPUT.TRANSFORMS)",
-        ),
-        (
-            {"INPUT__TRANSFORMS": ("random_resized_crop", "random_flip", "colorjitter")},
-            "RandomResizedCrop, RandomHorizontalFlip, ColorJitter, and",
-        ),
-        ({"INPUT__NO_TRANSFORM": True}, "training images go through NoneType, and"),
-        ({"border": 2}, "training images go through CropBorder, RandomResizedCrop, "),
-        ({"wrapper": Own}, "the method reads images in a way of its own"),
-    ],
-)
-def test_it_refuses_in_a_line(make_loader, on_device, changes, reason):
-    with pytest.raises(ValueError, match=r"^INPUT\.DECODE is cuda, but ") as error:
-        make_loader(PHOTOS, **changes)
-    assert reason in str(error.value)
-    assert str(error.value).endswith("; set INPUT.DECODE pillow")
-    assert "\n" not in str(error.value)
-
-
-def test_it_refuses_without_a_gpu(make_loader):
-    said = r"but the run has no CUDA GPU \(DEVICE cpu, USE_CUDA True\); set INPUT.DECODE pillow"
-    with pytest.raises(ValueError, match=said):
-        make_loader(PHOTOS)
-
-
-def test_it_refuses_a_torchvision_that_cannot(make_loader, on_device, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nmore")
-
-    monkeypatch.setattr(jpeg_check, "decode", refuse)
-    said = r"decodes no JPEG on cpu \(decode_jpegs_cuda: .* nvJPEG support\); set INPUT.DECODE"
-    with pytest.raises(ValueError, match=said):
-        make_loader(PHOTOS)
-
-
-def test_test_time_methods_refuse_it(make_config):
-    cfg = make_config("TPT/ttt", "INPUT.DECODE", "cuda", dataset="shapes_v2")
-    with pytest.raises(ValueError, match=r"INPUT.DECODE is cuda, .* TPT learns from views of test"):
-        build_trainer(cfg)
+# ---------------------------------------------------------------------- a run
 
 
 def test_images_to_test_on_are_pillows(make_cfg, on_device, capsys):
@@ -341,9 +277,6 @@ def test_images_to_test_on_are_pillows(make_cfg, on_device, capsys):
     assert build_image_cache(cfg, trainer.dm.dataset.train_x) is None
     assert "* INPUT.DECODE cuda: the GPU decodes training JPEGs" in capsys.readouterr().out
     assert config_hash(cfg) != config_hash(make_cfg())
-
-
-# ---------------------------------------------------------------------- a run
 
 
 @pytest.fixture
@@ -377,7 +310,14 @@ def test_a_run_of_train_py(run, on_device, capsys):
         torch.testing.assert_close(found[name], value, rtol=0.1, atol=1e-2)
 
 
-def test_train_py_without_a_gpu_says_it_in_a_line(run):
-    with pytest.raises(SystemExit) as stop:
-        run("run", "INPUT.DECODE", "cuda")
-    assert str(stop.value).startswith("error: INPUT.DECODE is cuda, but the run has no CUDA GPU")
+def test_cached_features_of_training_images(tmp_path, on_device):
+    write_pictures(tmp_path, 3, 4, test=2, side=96)
+    found = []
+    for decode in ("cuda", "pillow"):
+        options = ("INPUT.DECODE", decode, "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+        cache = ("FEATURE_CACHE.ENABLED", True, "FEATURE_CACHE.DIR", tmp_path / "features")
+        cfg = run_config("CLIPAdapter", tmp_path, "shapes", "cpu", *options, *cache)
+        batches = list(build_trainer(cfg).train_loader_x)
+        found.append(torch.cat([batch["img"] for batch in batches]))  # (N, D)
+    assert torch.nn.functional.cosine_similarity(*found).min() > 0.99
+    assert not torch.equal(*found), "one does not take what the other has kept"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dassl.config import config_hash, get_cfg_default
 from dassl.data import DataManager, data_manager, read_image, wrapper
-from dassl.data.transforms import build_transform
+from dassl.data.transforms import build_transform, takes_pixels, to_floats
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 
@@ -144,6 +144,20 @@ def test_views_of_a_test_image_are_made_by_it_too(make_config):
 
 
 # ---------------------------------------------------------------------- kept bytes, without a copy
+
+
+@pytest.mark.parametrize("mode", FILTERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_of_any_size(size, mode):
+    image = picture(size)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+    made = transform(True, mode, "random_resized_crop", "random_flip", train=True)
+    assert takes_pixels(made)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = made(image)
+        torch.manual_seed(seed)
+        assert torch.equal(to_floats(made, pixels), expected)
 
 
 @pytest.fixture
