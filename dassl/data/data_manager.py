@@ -251,13 +251,13 @@ class DataManager:
             print("* INPUT.FAST_RESIZE: some pixels differ from Pillow's, by one level of 255")
         if cfg.INPUT.FAST_DECODE:
             print("* INPUT.FAST_DECODE: pixels of large JPEGs differ, they are decoded smaller")
+        self._wrapper = dataset_wrapper
+        self._build_loaders(cfg)
         if cfg.INPUT.DECODE == "cuda":
             print(
                 "* INPUT.DECODE cuda: the GPU decodes training JPEGs, and pixels differ from "
                 "Pillow's, which decodes the images to test on"
             )
-        self._wrapper = dataset_wrapper
-        self._build_loaders(cfg)
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = self.dataset.lab2cname
