@@ -1,7 +1,7 @@
 """The two ways of resizing an image: Pillow's, and with INPUT.FAST_RESIZE PyTorch's.
 
-Pillow's pixels are those that published numbers were made with. PyTorch's kernels for bytes take
-about half of the time. Theirs differ by one of the 255 levels at few places; by more only at
+Pillow's pixels are those that published numbers were made with. PyTorch's kernels for bytes take a
+quarter to a half of the time. Theirs differ by one of the 255 levels at few places; by more only at
 hard edges of images much higher than wide, whose height Pillow reduces before the width.
 """
 
