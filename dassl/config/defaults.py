@@ -67,6 +67,11 @@ OPTIONS: dict[str, Option] = {
     "INPUT.FAST_DECODE": Option(
         False, None, "decode JPEGs of twice the size or more at half or less; pixels differ; ours"
     ),
+    "INPUT.DECODE": Option(
+        "pillow",
+        one_of("pillow", "cuda"),
+        "what decodes, crops and resizes training JPEGs; a GPU's pixels differ; ours",
+    ),
     "INPUT.TRANSFORMS": Option(
         (),
         each(names_of("dassl.data.transforms.transforms:AVAILABLE_TRANSFORMS")),

@@ -12,6 +12,8 @@ from yacs.config import CfgNode
 from dassl.data.datasets import build_dataset
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.image_cache import ImageCache, build_image_cache
+from dassl.data.jpeg_check import check_decoding
+from dassl.data.jpegs import JpegDataset, collate_jpegs
 from dassl.data.samplers import build_sampler
 from dassl.data.samplers.epochs import mix_seed
 from dassl.data.samplers.sharded import ShardedSampler
@@ -69,15 +71,15 @@ def build_data_loader(
     check_availability(cfg.INPUT.ON_BAD_IMAGE, ["error", "skip"])
     sampler: Any = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     share = _own_share(sampler, batch_size, is_train, drop_last)
-    wrapper, device = dataset_wrapper or DatasetWrapper, _gpu(cfg)
-    dataset = wrapper(cfg, data_source, transform=tfm, is_train=is_train)
+    device = _gpu(cfg)
+    dataset = _wrapped(cfg, data_source, tfm, is_train, dataset_wrapper, device)
     loader = ImageLoader(
         _equipped(dataset, cache, device),
         # Rounded down: `check_world` of the engine refuses a remainder before training.
         batch_size=max(1, batch_size // world_size()) if is_train else batch_size,
         sampler=share,
         num_workers=workers,
-        collate_fn=collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None,
+        collate_fn=_collate(cfg, dataset),
         # With fewer images than a batch has, the only batch is a short one: keep it.
         drop_last=is_train and drop_last and len(data_source) >= batch_size,
         pin_memory=device is not None,
@@ -89,6 +91,28 @@ def build_data_loader(
             f"{sampler_type} cannot fill a batch of {batch_size} from {len(data_source)} images"
         )
     return loader
+
+
+def _wrapped(
+    cfg: CfgNode,
+    data_source: Sequence[Datum],
+    tfm: Any,
+    is_train: bool,
+    wrapper: Any,
+    device: torch.device | None,
+) -> Any:
+    """Return images with their transform; files where the GPU decodes (INPUT.DECODE)."""
+    if is_train and cfg.INPUT.DECODE == "cuda":
+        check_decoding(cfg, tfm, device, own_wrapper=wrapper is not None)
+        wrapper = JpegDataset
+    return (wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+
+
+def _collate(cfg: CfgNode, dataset: Any) -> Any:
+    """Return what makes a batch of a dataset's items; None is PyTorch's way."""
+    if isinstance(dataset, JpegDataset):
+        return collate_jpegs
+    return collate_good if cfg.INPUT.ON_BAD_IMAGE == "skip" else None
 
 
 def _own_share(sampler: Any, batch_size: int, is_train: bool, drop_last: bool) -> Any:
@@ -115,7 +139,10 @@ def _equipped(dataset: Any, cache: ImageCache | None, device: torch.device | Non
     """Give a dataset of ours the cache of images and the GPU that normalises them; return it."""
     if isinstance(dataset, DatasetWrapper):
         dataset.cache = cache
-    if type(dataset) is DatasetWrapper:  # a subclass may work on the floats itself
+    if type(dataset) in (
+        DatasetWrapper,
+        JpegDataset,
+    ):  # another subclass may work on the floats itself
         dataset.device = device
     return dataset
 
@@ -226,6 +253,11 @@ class DataManager:
             print("* INPUT.FAST_DECODE: pixels of large JPEGs differ, they are decoded smaller")
         self._wrapper = dataset_wrapper
         self._build_loaders(cfg)
+        if cfg.INPUT.DECODE == "cuda":
+            print(
+                "* INPUT.DECODE cuda: the GPU decodes training JPEGs, and pixels differ from "
+                "Pillow's, which decodes the images to test on"
+            )
         self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = self.dataset.lab2cname

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from yacs.config import CfgNode
 
@@ -86,6 +87,14 @@ class ImageCache:
 
     def get(self, path: str) -> Image.Image | None:
         """Return a copy of a kept image; None if it is not there."""
+        pixels = self.pixels(path)
+        if pixels is None:
+            return None
+        height, width, _ = pixels.shape
+        return Image.frombytes("RGB", (width, height), pixels)
+
+    def pixels(self, path: str) -> NDArray[np.uint8] | None:
+        """Return a kept image where it lies, (H, W, 3), not to be changed; None if not there."""
         row = self._rows.get(path)
         if row is None:
             return None
@@ -94,8 +103,7 @@ class ImageCache:
         if stop == 0:
             return None
         # Bytes that are there never change, so the lock is not needed for them.
-        pixels = self._bytes[stop - 3 * width * height : stop]
-        return Image.frombytes("RGB", (width, height), pixels)
+        return self._bytes[stop - 3 * width * height : stop].reshape(height, width, 3)
 
     def put(self, path: str, image: Image.Image) -> None:
         """Keep an RGB image, if it fits and its path is one of the cache's."""
@@ -148,10 +156,10 @@ def build_image_cache(cfg: CfgNode, images: Sequence[Datum]) -> ImageCache | Non
     """Return an empty cache of DATALOADER.CACHE_IMAGES GiB for training images, or None.
 
     It gets at most a quarter of the free memory, and one of several processes its share of that.
-    Where there is no such memory, the log says it.
+    A GPU that decodes has no use for it. Where there is no such memory, the log says it.
     """
     wanted = int(cfg.DATALOADER.CACHE_IMAGES * GIB)
-    if wanted == 0 or not images:
+    if wanted == 0 or not images or cfg.INPUT.DECODE == "cuda":
         return None
     try:
         if not hasattr(os, "memfd_create"):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["to_rgb"]
+__all__ = ["is_upright", "to_rgb"]
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -49,6 +49,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Whether an opened image is stored as it is to be seen, so that `to_rgb` does not turn it."""
+    return _orientation(image) not in _TURNS
 
 
 def _orientation(image: Image.Image) -> int:

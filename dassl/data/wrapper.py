@@ -25,7 +25,9 @@ from dassl.data.transforms import (
     batch_steps,
     finish,
     resize_step,
+    takes_pixels,
     to_bytes,
+    to_floats,
 )
 from dassl.names import check_availability
 
@@ -39,7 +41,7 @@ __all__ = [
     "seed_randomness",
 ]
 
-_BAD = "_bad_images"
+BAD_IMAGES = "_bad_images"  # key of a batch: paths and reasons of images that are left out
 
 
 class BadImageError(OSError):
@@ -203,12 +205,21 @@ class DatasetWrapper(Dataset[Any]):
         output.update(self._images(image))
         return output
 
-    def _read(self, path: str) -> Image.Image:
-        image = None if self.cache is None else self.cache.get(path)
-        if image is None:
-            image = read_image(path, self.least)
-            if self.cache is not None:
-                self.cache.put(path, image)
+    def _read(self, path: str) -> Image.Image | Tensor:
+        """An image; its bytes, (3, H, W), where the transform works on those as well."""
+        # A subclass may work on the image itself.
+        if type(self) is DatasetWrapper and takes_pixels(self.transform) and not self.return_img0:
+            # Kept bytes are not copied: most of them may be cut off.
+            pixels = None if self.cache is None else self.cache.pixels(path)
+            pixels = np.array(self._decoded(path)) if pixels is None else pixels
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+        kept = None if self.cache is None else self.cache.get(path)
+        return self._decoded(path) if kept is None else kept
+
+    def _decoded(self, path: str) -> Image.Image:
+        image = read_image(path, self.least)
+        if self.cache is not None:
+            self.cache.put(path, image)
         return image
 
     def _transforms(self) -> Iterator[tuple[str, Any]]:
@@ -217,7 +228,7 @@ class DatasetWrapper(Dataset[Any]):
         for number, transform in enumerate(self.transform if several else [self.transform], 1):
             yield "img" if number == 1 else f"img{number}", transform
 
-    def _images(self, image: Image.Image) -> dict[str, Any]:
+    def _images(self, image: Any) -> dict[str, Any]:
         output: dict[str, Any] = {}
         for key, transform in self._transforms():
             output[key] = image if transform is None else self._transform_image(transform, image)
@@ -225,9 +236,11 @@ class DatasetWrapper(Dataset[Any]):
             output["img0"] = self.to_tensor(image)
         return output
 
-    def _transform_image(self, transform: Any, image: Image.Image) -> Any:
+    def _transform_image(self, transform: Any, image: Any) -> Any:
         if self.as_bytes and batch_steps(transform) is not None:
             transform = partial(to_bytes, transform)
+        elif isinstance(image, Tensor):
+            transform = partial(to_floats, transform)
         results = [transform(image) for _ in range(self.k_tfm)]
         return results[0] if len(results) == 1 else results
 
@@ -254,7 +267,7 @@ def collate_good(items: Sequence[Any]) -> dict[str, Any]:
     """
     good = [item for item in items if not isinstance(item, _BadItem)]
     batch = default_collate(good) if good else {}
-    batch[_BAD] = [(item.impath, item.reason) for item in items if isinstance(item, _BadItem)]
+    batch[BAD_IMAGES] = [(item.impath, item.reason) for item in items if isinstance(item, _BadItem)]
     return batch
 
 
@@ -279,12 +292,12 @@ class ImageLoader(DataLoader[Any]):
         on_device = getattr(dataset, "device", None) is not None
         for batch in self._started(as_bytes=on_device):
             if isinstance(batch, dict):
-                for path, reason in batch.pop(_BAD, ()):
+                if on_device and "img" in batch:
+                    dataset.finish(batch)  # first, since it may find more that cannot be read
+                for path, reason in batch.pop(BAD_IMAGES, ()):
                     if path not in self.bad_images:
                         print(f"Skipping an image: {reason}")
                     self.bad_images[path] = reason
-                if batch and on_device:
-                    dataset.finish(batch)
             if batch:
                 yield batch
         cache = getattr(dataset, "cache", None)

@@ -152,6 +152,11 @@ class Episodes(Recipe):
                 f"{options.VIEWS} views of each test image, which no other run shares; set it to "
                 "False, or FEATURE_CACHE.REQUIRED to False"
             )
+        if cfg.INPUT.DECODE != "pillow":
+            raise ValueError(
+                f"INPUT.DECODE is {cfg.INPUT.DECODE}, which is for training images, but {section} "
+                "learns from views of test images, which Pillow decodes; set INPUT.DECODE pillow"
+            )
 
     @property
     def options(self) -> CfgNode:

@@ -1,7 +1,15 @@
 """Image transforms."""
 
 from dassl.data.transforms.border import CropBorder, crop_border_first
-from dassl.data.transforms.halves import batch_steps, finish, split_transform, to_bytes
+from dassl.data.transforms.halves import (
+    batch_steps,
+    crop_and_flip,
+    finish,
+    split_transform,
+    takes_pixels,
+    to_bytes,
+    to_floats,
+)
 from dassl.data.transforms.resizing import random_resized_crop_step, resize_step
 from dassl.data.transforms.transforms import (
     AVAILABLE_TRANSFORMS,
@@ -15,10 +23,13 @@ __all__ = [
     "CropBorder",
     "batch_steps",
     "build_transform",
+    "crop_and_flip",
     "crop_border_first",
     "finish",
     "random_resized_crop_step",
     "resize_step",
     "split_transform",
+    "takes_pixels",
     "to_bytes",
+    "to_floats",
 ]

@@ -16,7 +16,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-__all__ = ["batch_steps", "finish", "split_transform", "to_bytes"]
+from dassl.data.transforms.resizing import FastRandomResizedCrop
+
+__all__ = [
+    "batch_steps",
+    "crop_and_flip",
+    "finish",
+    "split_transform",
+    "takes_pixels",
+    "to_bytes",
+    "to_floats",
+]
+
+_CROPS = (T.RandomResizedCrop, FastRandomResizedCrop)  # which draw the same boxes
 
 
 def split_transform(transform: Any) -> tuple[T.Compose, list[Any]] | None:
@@ -44,16 +56,41 @@ def batch_steps(transform: Any) -> list[Any] | None:
     return halves[1]
 
 
-def to_bytes(transform: Any, image: Image.Image) -> Tensor:
+def crop_and_flip(transform: Any) -> tuple[Any, Any] | None:
+    """A transform's random resized crop, and its flip or None; None if it does more than these."""
+    halves = split_transform(transform)
+    steps = halves[0].transforms if halves and batch_steps(transform) is not None else []
+    if not 1 <= len(steps) <= 2 or type(steps[0]) not in _CROPS:
+        return None
+    if len(steps) == 1:
+        return steps[0], None
+    return (steps[0], steps[1]) if type(steps[1]) is T.RandomHorizontalFlip else None
+
+
+def takes_pixels(transform: Any) -> bool:
+    """Whether the steps before ``ToTensor`` do the same to bytes, (3, H, W), as to an image."""
+    steps = crop_and_flip(transform)
+    return steps is not None and type(steps[0]) is FastRandomResizedCrop
+
+
+def to_bytes(transform: Any, image: Image.Image | Tensor) -> Tensor:
     """What a transform with :func:`batch_steps` makes of an image before those: bytes, (3, H, W).
 
-    Of an image that is not RGB by then, it is what the whole transform makes, floats.
+    Of an image that is not RGB by then, it is what the whole transform makes, floats. An image may
+    be given as bytes, (3, H, W), where the transform :func:`takes_pixels`.
     """
     first, rest = split_transform(transform) or (transform, [])
     picture = first(image)
+    if isinstance(picture, Tensor):
+        return picture
     if picture.mode == "RGB":
         return pil_to_tensor(picture)
     return T.Compose([T.ToTensor(), *rest])(picture)
+
+
+def to_floats(transform: Any, pixels: Tensor) -> Tensor:
+    """All that a transform which :func:`takes_pixels` makes of an image's bytes, (3, H, W)."""
+    return finish(to_bytes(transform, pixels)[None], batch_steps(transform) or [])[0]
 
 
 def finish(images: Tensor, steps: Sequence[Any]) -> Tensor:
@@ -61,13 +98,14 @@ def finish(images: Tensor, steps: Sequence[Any]) -> Tensor:
 
     The operations are torchvision's, in their order, so that the floats are the same to the bit.
     """
-    # A number would be multiplied by 1/255 on a GPU, which rounds differently.
-    images = images.float().div(_constant((255.0,), images.device))
+    # A number would be multiplied by 1/255 on a GPU, which rounds differently. In place, once there
+    # is a copy: memory for the floats costs as much time as the arithmetic.
+    images = images.to(torch.float32, copy=True).div_(_constant((255.0,), images.device))
     for step in steps:
         if type(step) is T.Normalize:
             values = (tuple(map(float, v)) for v in (step.mean, step.std))
             mean, std = (_constant(v, images.device) for v in values)
-            images = images.sub(mean).div_(std)
+            images = images.sub_(mean).div_(std)
         else:
             images = step(images)
     return images

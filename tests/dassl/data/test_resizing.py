@@ -7,9 +7,10 @@ import torchvision.transforms as T
 from PIL import Image
 
 from dassl.config import config_hash, get_cfg_default
-from dassl.data import read_image
-from dassl.data.transforms import build_transform
+from dassl.data import DataManager, data_manager, read_image, wrapper
+from dassl.data.transforms import build_transform, takes_pixels, to_floats
 from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
 
 # Wide, high, square, smaller and much larger than the result, and sides that divide by nothing.
 SIZES = [(500, 375), (375, 500), (64, 64), (33, 20), (7, 90), (1, 5), (401, 397), (1200, 90)]
@@ -140,3 +141,79 @@ def test_views_of_a_test_image_are_made_by_it_too(make_config):
     shown = repr(build_trainer(cfg).test_loader.dataset.transform)
     assert "FastResize" in shown
     assert "FastRandomResizedCrop" in shown
+
+
+# ---------------------------------------------------------------------- kept bytes, without a copy
+
+
+@pytest.mark.parametrize("mode", FILTERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_of_any_size(size, mode):
+    image = picture(size)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+    made = transform(True, mode, "random_resized_crop", "random_flip", train=True)
+    assert takes_pixels(made)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = made(image)
+        torch.manual_seed(seed)
+        assert torch.equal(to_floats(made, pixels), expected)
+
+
+@pytest.fixture
+def train_loader(make_cfg):
+    """Makes a loader of training images with INPUT.FAST_RESIZE."""
+
+    def make(**changes):
+        names = ("random_resized_crop", "random_flip", "normalize")
+        given = {"INPUT__FAST_RESIZE": True, "INPUT__TRANSFORMS": names, **changes}
+        cfg = make_cfg(**given)
+        set_random_seed(1)
+        return DataManager(cfg).train_loader_x
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_bytes_are_cut_as_images_are(train_loader, monkeypatch, device, workers):
+    monkeypatch.setattr(data_manager, "_gpu", lambda _: device)
+    loader = train_loader(DATALOADER__NUM_WORKERS=workers)
+    found = [batch for _ in range(2) for batch in loader]  # decoded, then kept
+    assert len(loader.dataset.cache._rows) == len(loader.dataset)
+    monkeypatch.setattr(wrapper, "takes_pixels", lambda _: False)
+    loader = train_loader(DATALOADER__CACHE_IMAGES=0.0)
+    expected = [batch for _ in range(2) for batch in loader]
+    for one, two in zip(found, expected, strict=True):
+        assert one["impath"] == two["impath"]
+        assert torch.equal(one["img"], two["img"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "type_"),
+    [
+        ({}, torch.Tensor),
+        ({"INPUT__TRANSFORMS": ("random_resized_crop",)}, torch.Tensor),
+        ({"INPUT__FAST_RESIZE": False}, Image.Image),
+        ({"INPUT__TRANSFORMS": ("random_resized_crop", "colorjitter")}, Image.Image),
+        ({"INPUT__TRANSFORMS": ("random_resized_crop", "cutout")}, Image.Image),
+        ({"INPUT__TRANSFORMS": ("random_flip", "normalize")}, Image.Image),
+        ({"DATALOADER__RETURN_IMG0": True}, Image.Image),
+    ],
+)
+def test_only_a_fast_crop_and_a_flip_work_on_bytes(train_loader, changes, type_):
+    dataset = train_loader(**changes).dataset
+    path = dataset.data_source[0].impath
+    for _ in range(2):
+        assert isinstance(dataset._read(path), type_)
+    assert dataset[0]["img"].dtype == torch.float32
+
+
+def test_kept_bytes_stay_what_they_are(train_loader):
+    loader = train_loader(DATALOADER__K_TRANSFORMS=2, DATALOADER__TRAIN_X__BATCH_SIZE=3)
+    list(loader)
+    before = loader.dataset.cache._bytes[: 18 * 20 * 24 * 3].copy()
+    list(loader)
+    assert (loader.dataset.cache._bytes[: before.size] == before).all()
+    assert before.any()

@@ -1,10 +1,13 @@
 """The loaders of the comparison give the same kind of batches, and every picture once."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dassl.data import data_manager
 from scripts.benchmarks import loading as bench_loading
 from scripts.benchmarks.tools import write_pictures
 
@@ -38,6 +41,34 @@ def test_steps_of_a_picture(root, monkeypatch):
     assert 0 < cached[1] == cached[2]
     assert [name for name, *_ in transforms] == ["test transform", "training transform"]
     assert all(ms > 0 for _, *both in transforms for ms in both)
+
+
+def test_the_limit_of_pillows_resizing(root, monkeypatch):
+    monkeypatch.setattr(bench_loading, "REPEATS", 5)
+    found = re.search(
+        r"takes ([0-9.]+) ms of torchvision's ([0-9.]+): .* is ([0-9.]+) times as fast",
+        bench_loading.limit(next((root / "pictures" / "train").rglob("*.jpg")), 48),
+    )
+    resizing, whole, times = map(float, found.groups())
+    assert 0 < resizing < whole
+    assert times > 1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_the_gpu_decodes_the_same_crops(root, monkeypatch):
+    monkeypatch.setattr(data_manager, "_gpu", lambda _: torch.device("cpu"))
+    kinds = ("ours", bench_loading.BY_GPU)
+    loaders = [bench_loading.build_loader(kind, root, 0, 48) for kind in kinds]
+    ours, decoded = (next(iter(loader))["img"] for loader in loaders)
+    assert 0 < (ours - decoded).abs().mean() < 0.01
+    assert bench_loading.measure(bench_loading.BY_GPU, root, 0, 48) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    with pytest.raises(SystemExit):
+        bench_loading.main(["--decode", "cuda"])
+    assert "--decode cuda needs a CUDA GPU, and PyTorch sees none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", bench_loading.KINDS)
