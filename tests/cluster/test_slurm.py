@@ -89,7 +89,7 @@ def test_what_the_cluster_does_not_have_is_told_in_a_line(slurm, repo, capfd, wo
 def test_a_cluster_that_does_not_answer_is_told_in_a_line(
     slurm, repo, capfd, monkeypatch, tmp_path
 ):
-    config = (slurm.base / "slurm.conf").read_text().replace("MessageTimeout", "")
+    config = (slurm.base / "slurm.conf").read_text() + "MessageTimeout=2\n"
     port = config.split("SlurmctldPort=")[1].split()[0]
     (tmp_path / "slurm.conf").write_text(config.replace(f"Port={port}", "Port=1"))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
