@@ -182,10 +182,15 @@ class RayLauncher:
 
         names = [name_of(job) for job in jobs]
         self._ask("cancel", names)
-        deadline = time.monotonic() + self.slowest
+        begun, pressed = time.monotonic(), False
         while any(not isinstance(self._ask("states").get(name), Ended | None) for name in names):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun
+            if waited > self.slowest:
                 raise OSError("Ray has not stopped all tasks; see ray status")
+            if waited > self.slowest / 2 and not pressed:
+                # Such as one whose node was lost, and which waits for another.
+                self._ask("cancel", names, True)
+                pressed = True
             time.sleep(self.poll / 4)
         self._ask("forget", names)
 

@@ -52,7 +52,8 @@ def test_a_job_that_somebody_cancels_has_failed(slurm, repo):
     assert "2 jobs: 1 failed, 1 skipped" in err
 
 
-def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(slurm, repo, capfd):
+def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(slurm, repo, capfd, monkeypatch):
+    monkeypatch.setattr("scripts.jobs.slurm.launcher.SlurmLauncher.patience", 2.0)
     if slurm.ask("sinfo", "-h", "-p", "apart", "-t", "idle", "-o", "%D") != "1":
         pytest.skip("a node with another view of the files needs mount namespaces")
     output = slurm.hidden / "output"

@@ -177,6 +177,7 @@ def test_a_cancelled_sweep_leaves_nothing_running(cluster, repo):
     assert "2 jobs: 2 interrupted" in err
     assert "Traceback" not in err
     assert cluster.at_work() == []
+    assert repo.calls() == []  # it was stopped, and has not just come to its end
     call = json.loads(started.read_text())
     assert not [pid for pid in (call["pid"], call["child"]) if runs(pid)]
 
