@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.scripts.conftest import ONE, TEST, TRAIN
 
 pytestmark = pytest.mark.cluster
-LOCAL = ("--launcher", "local", "--warm")
+LOCAL = ("--launcher", "local", "--warm", "--jobs-per-device", "2")
 
 
 def start(folder, *words):
@@ -91,17 +91,19 @@ def left_by(run):
     return result, {name: value.tolist() for name, value in weights.items()}
 
 
-def long_run(root, folder, *flags, disturb=None):
+def long_run(root, folder, *flags, cluster=None):
     """Train LightRA for some seconds; what it left, and its log.
 
-    ``disturb()`` is called when the run could be resumed.
+    A ``cluster`` takes the job back when it could be resumed.
     """
+    if cluster is not None:
+        assert cluster.at_work() == []  # which takes a while the first time, and must not later
     words = shapes(root, folder, "--trainer", "LightRA", "--seeds", "1", *flags)
-    driver = start(REPOSITORY, *words, "--", "OPTIM.MAX_EPOCH", "40")
+    driver = start(REPOSITORY, *words, "--", "OPTIM.MAX_EPOCH", "80")
     run = folder / TRAIN.replace("dtd/shots_16", "shapes/shots_1")
-    if disturb is not None:
+    if cluster is not None:
         wait_for((run / "resume.pth.tar").exists, driver)
-        disturb()
+        cluster.take_back()
     status, _, err = finished(driver)
     assert status == 0, err
     left = left_by(run), (run / "job.log").read_text()
@@ -124,7 +126,7 @@ def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
     cluster, local_run, long_folder, shapes_root
 ):
     before = cluster.requeued()
-    disturbed = long_run(shapes_root, long_folder, *cluster.flags, disturb=cluster.take_back)
+    disturbed = long_run(shapes_root, long_folder, *cluster.flags, cluster=cluster)
     assert cluster.requeued() == before + 1
     for (_, log), starts in ((local_run, 1), (disturbed, 2)):
         assert log.count("\n$ ") == starts
