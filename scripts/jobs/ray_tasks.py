@@ -122,11 +122,12 @@ class Sweep:
         """Submit jobs; a job whose parent is among the tasks starts after it."""
         own = ray.get_runtime_context().current_actor
         for work in works:
-            parent = work.job.parent
+            name, parent = name_of(work.job), work.job.parent
             after = self._tasks.get(name_of(parent)) if parent is not None else None
             task = run_task.options(**options, name=str(work.job))
-            self._tasks[name_of(work.job)] = task.remote(work, own, after)
-            self._nodes[name_of(work.job)] = []
+            self._tasks[name] = task.remote(work, own, after)
+            self._nodes[name] = []
+            self._unwanted.discard(name)  # left by a driver that was killed while it cancelled
 
     def began(self, name: str, node: str) -> bool:
         """Hear from a task that it has begun, and tell whether it may go on."""
