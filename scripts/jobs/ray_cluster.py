@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from scripts.jobs.launchers import QUEUED, Ended
 from scripts.jobs.nodes import leave_sign, node_device, unseen
 
 _HEAD = "node:__internal_head__"  # a resource that every head node has
+_PATIENCE = 10.0  # seconds for a cluster to answer at all
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def task_lines(jobs: Sequence[Job], options: RayOptions) -> Iterator[str]:
         yield device.shell_line(job)
 
 
+def _knock(address: str) -> None:
+    """Check that something listens at an address; Ray tries for minutes where nothing does.
+
+    Raises:
+        OSError: Nothing does, or this machine knows of no cluster.
+        ValueError: It is no address.
+    """
+    from ray._private.services import canonicalize_bootstrap_address  # what ray.init asks too
+
+    if "://" in address:  # of Ray's client, which has limits of its own
+        return
+    found = canonicalize_bootstrap_address(address)
+    if found is not None:
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+
+
 class RayLauncher:
     """Runs jobs as tasks of Ray's; see :class:`scripts.jobs.launchers.Launcher`."""
 
@@ -77,13 +96,14 @@ class RayLauncher:
         import ray
 
         try:
+            _knock(self._options.address)
             ray.init(
                 self._options.address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 ignore_reinit_error=True,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             said = str(error).splitlines() or [type(error).__name__]
             raise OSError(
                 f"--ray-address: no Ray cluster answers at {self._options.address!r} ({said[0]}); "
@@ -162,10 +182,15 @@ class RayLauncher:
 
         names = [name_of(job) for job in jobs]
         self._ask("cancel", names)
-        deadline = time.monotonic() + self.slowest
+        begun, pressed = time.monotonic(), False
         while any(not isinstance(self._ask("states").get(name), Ended | None) for name in names):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun
+            if waited > self.slowest:
                 raise OSError("Ray has not stopped all tasks; see ray status")
+            if waited > self.slowest / 2 and not pressed:
+                # Such as one whose node was lost, and which waits for another.
+                self._ask("cancel", names, True)
+                pressed = True
             time.sleep(self.poll / 4)
         self._ask("forget", names)
 

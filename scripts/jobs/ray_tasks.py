@@ -10,7 +10,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +29,7 @@ from scripts.jobs.work import Stop
 
 NAMESPACE = "sweeps"
 UNSEEN = Ended("failed", "the node does not see the output folder")
+_LOOK = 1.0  # seconds between a running task's questions whether it is still wanted
 _BOUND = Path(__file__).with_name("bound.py")
 
 
@@ -78,12 +81,31 @@ class BoundSlot(Slot):
 def run_task(work: Work, sweep: Any, parent: Ended | None) -> Ended:
     """Run a job; Ray starts it when the parent's task has ended, and again if its node is lost.
 
-    Cancelling raises KeyboardInterrupt here, which stops the job's processes.
+    Once it has begun it is stopped by the actor's word alone. Ray's own way, a KeyboardInterrupt
+    in the middle of whatever runs, is sometimes lost, and then the job would run to its end.
     """
     if not work.seen():
         return UNSEEN
-    ray.get(sweep.began.remote(name_of(work.job), ray.get_runtime_context().get_node_id()))
-    return run_on_node(work.job, work.device, work.cwd, Stop(), BoundSlot)
+    name, stop, over = name_of(work.job), Stop(), threading.Event()
+    # In a thread: what a task's own thread waits for, Ray takes as leave to run another task here.
+    with ThreadPoolExecutor(1) as executor:
+        node = ray.get_runtime_context().get_node_id()
+        if not executor.submit(lambda: ray.get(sweep.began.remote(name, node))).result():
+            return Ended("interrupted", "cancelled")
+        executor.submit(_listen, sweep, name, stop, over)
+        try:
+            return run_on_node(work.job, work.device, work.cwd, stop, BoundSlot)
+        finally:
+            over.set()
+
+
+def _listen(sweep: Any, name: str, stop: Stop, over: threading.Event) -> None:
+    """Ask the actor now and then whether a job is still wanted, until its task is over."""
+    while not over.wait(_LOOK) and not stop.asked:
+        try:
+            stop.asked = not ray.get(sweep.wanted.remote(name))
+        except RayError:  # without the actor, Ray ends this process
+            return
 
 
 @ray.remote(num_cpus=0)
@@ -94,21 +116,28 @@ class Sweep:
         """Start without any."""
         self._tasks: dict[str, ray.ObjectRef] = {}
         self._nodes: dict[str, list[str]] = {}  # on which a job has begun, the latest last
+        self._unwanted: set[str] = set()
 
     def submit(self, works: Sequence[Work], options: dict[str, Any]) -> None:
         """Submit jobs; a job whose parent is among the tasks starts after it."""
         own = ray.get_runtime_context().current_actor
         for work in works:
-            parent = work.job.parent
+            name, parent = name_of(work.job), work.job.parent
             after = self._tasks.get(name_of(parent)) if parent is not None else None
             task = run_task.options(**options, name=str(work.job))
-            self._tasks[name_of(work.job)] = task.remote(work, own, after)
-            self._nodes[name_of(work.job)] = []
+            self._tasks[name] = task.remote(work, own, after)
+            self._nodes[name] = []
+            self._unwanted.discard(name)  # left by a driver that was killed while it cancelled
 
-    def began(self, name: str, node: str) -> None:
-        """Hear from a task that it has begun."""
+    def began(self, name: str, node: str) -> bool:
+        """Hear from a task that it has begun, and tell whether it may go on."""
         if name in self._nodes:
             self._nodes[name].append(node)
+        return self.wanted(name)
+
+    def wanted(self, name: str) -> bool:
+        """Tell whether a job is still to be run."""
+        return name in self._tasks and name not in self._unwanted
 
     def states(self) -> dict[str, str | Ended]:
         """Return the state of every task, by the job's name."""
@@ -126,11 +155,14 @@ class Sweep:
         """Return the nodes on which each job has begun."""
         return dict(self._nodes)
 
-    def cancel(self, names: Sequence[str]) -> None:
-        """Ask tasks to stop."""
-        for name in names:
-            # Not twice: a second KeyboardInterrupt would break off the stopping.
-            if name in self._tasks:
+    def cancel(self, names: Sequence[str], begun: bool = False) -> None:
+        """Ask tasks to stop; those that have ``begun`` by Ray's means only if this says so.
+
+        They hear of it soon, and a KeyboardInterrupt meanwhile would break off their stopping.
+        """
+        self._unwanted |= {*names} & self._tasks.keys()
+        for name in self._unwanted:
+            if begun or not self._nodes[name]:
                 ray.cancel(self._tasks[name], force=False)
 
     def forget(self, names: Sequence[str]) -> int:
@@ -138,6 +170,7 @@ class Sweep:
         for name in names:
             self._tasks.pop(name, None)
             self._nodes.pop(name, None)
+            self._unwanted.discard(name)
         return len(self._tasks)
 
 

@@ -8,7 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-# No cgroups, no accounting. A requeued job waits as long as a credential lives, 5 s at least.
+from tests.cluster import slurm_accounts
+
+# No cgroups. A requeued job waits as long as a credential lives, 5 s at least.
 CONFIG = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -36,7 +38,6 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 JobCompType=jobcomp/none
-AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
@@ -79,6 +80,7 @@ class SlurmCluster:
         flags: Of ``scripts/run.py``, to run jobs here.
         environment: Variables to be set beside the usual ones.
         hidden: A folder that node n3 (partition "apart") sees empty.
+        accounts: Whether SLURM keeps accounts, which ``sacct`` tells.
     """
 
     flags = ("--launcher", "slurm", "--partition", "main")
@@ -89,12 +91,15 @@ class SlurmCluster:
         self.base.chmod(0o755)
         self.hidden = self.base / "hidden"
         self.environment = {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": _path()}
+        self.accounts = slurm_accounts.available(_path())
         self._daemons: list[subprocess.Popen] = []
 
     def start(self) -> None:
         base = self.base
         self.hidden.mkdir()
-        config = CONFIG.format(base=base, ports=free_ports(4))
+        ports = free_ports(6)
+        more = slurm_accounts.LINES if self.accounts else slurm_accounts.WITHOUT
+        config = CONFIG.format(base=base, ports=ports[:4]) + more.format(base=base, ports=ports[4:])
         (base / "slurm.conf").write_text(config)
         (base / "munge.key").write_bytes(os.urandom(1024))
         (base / "munge.key").chmod(0o600)
@@ -102,6 +107,8 @@ class SlurmCluster:
         socket_file = f"--socket={base}/munge.sock"
         self._run("munged", "-F", f"--key-file={base}/munge.key", socket_file, *files)
         self._wait_for((base / "munge.sock").exists, "munged")
+        if self.accounts:
+            self._keep_accounts(ports[4:])
         self._run("slurmctld", "-D", "-c")
         for name in ("n1", "n2"):
             self._run("slurmd", "-D", "-N", name)
@@ -110,6 +117,14 @@ class SlurmCluster:
         self._wait_for(
             lambda: self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D") == "2", "slurmd"
         )
+
+    def _keep_accounts(self, ports: list[int]) -> None:
+        self._run(*slurm_accounts.database(self.base, ports[0]))
+        self._wait_for((self.base / "database.sock").exists, "mariadbd")
+        slurm_accounts.write_config(self.base, ports)
+        self._run("slurmdbd", "-D")
+        add = ("sacctmgr", "-i", "add", "cluster", "test")
+        self._wait_for(lambda: "test" in self.ask(*add), "slurmdbd")
 
     def _run(self, *command: str) -> None:
         with open(self.base / f"{command[0]}.out", "ab") as log:
@@ -147,6 +162,13 @@ class SlurmCluster:
         """How often jobs that SLURM remembers were put back into the queue."""
         jobs = self.ask("scontrol", "show", "job", "-o").split()
         return sum(int(word.removeprefix("Restarts=")) for word in jobs if "Restarts=" in word)
+
+    def forget(self, seconds: int) -> None:
+        """Change how long SLURM itself remembers a job that has ended."""
+        file = self.base / "slurm.conf"
+        kept = [line for line in file.read_text().splitlines() if "MinJobAge" not in line]
+        file.write_text("\n".join([*kept, f"MinJobAge={seconds}"]) + "\n")
+        self.ask("scontrol", "reconfigure")
 
     def clear(self) -> None:
         """Cancel what a test has left, and forget it all."""

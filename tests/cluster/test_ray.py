@@ -1,5 +1,7 @@
 """What only Ray does: how it is reached, and what its nodes see."""
 
+import time
+
 import pytest
 
 from scripts.jobs import ray_cluster
@@ -8,11 +10,13 @@ from tests.scripts.conftest import ONE
 pytestmark = pytest.mark.cluster
 
 
-def test_a_cluster_that_does_not_answer_is_told_in_a_line(ray, repo, capfd):
-    words = ("--launcher", "ray", "--ray-address", "127.0.0.1:1")
-    assert repo.run(*ONE, *words) == 1
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:65535", "head"])
+def test_a_cluster_that_does_not_answer_is_told_in_a_line(ray, repo, capfd, address):
+    begun = time.monotonic()
+    assert repo.run(*ONE, "--launcher", "ray", "--ray-address", address) == 1
+    assert time.monotonic() - begun < 60  # Ray itself tries for minutes, and hears no Ctrl-C
     said = capfd.readouterr().err.splitlines()
-    assert said[-1].startswith("error: --ray-address: no Ray cluster answers at '127.0.0.1:1' (")
+    assert said[-1].startswith(f"error: --ray-address: no Ray cluster answers at '{address}' (")
     assert not any(line.startswith("Traceback") for line in said)
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from scripts.jobs.slurm.queue import Entry, entries
-from tests.cluster.test_sweeps import finished, start, wait_for
+from tests.cluster.test_sweeps import finished, start, wait_for, wait_for_the_end
 from tests.scripts.conftest import ONE, TRAIN
 
 pytestmark = pytest.mark.cluster
@@ -52,7 +52,8 @@ def test_a_job_that_somebody_cancels_has_failed(slurm, repo):
     assert "2 jobs: 1 failed, 1 skipped" in err
 
 
-def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(slurm, repo, capfd):
+def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(slurm, repo, capfd, monkeypatch):
+    monkeypatch.setattr("scripts.jobs.slurm.launcher.SlurmLauncher.patience", 2.0)
     if slurm.ask("sinfo", "-h", "-p", "apart", "-t", "idle", "-o", "%D") != "1":
         pytest.skip("a node with another view of the files needs mount namespaces")
     output = slurm.hidden / "output"
@@ -89,7 +90,7 @@ def test_what_the_cluster_does_not_have_is_told_in_a_line(slurm, repo, capfd, wo
 def test_a_cluster_that_does_not_answer_is_told_in_a_line(
     slurm, repo, capfd, monkeypatch, tmp_path
 ):
-    config = (slurm.base / "slurm.conf").read_text().replace("MessageTimeout", "")
+    config = (slurm.base / "slurm.conf").read_text() + "MessageTimeout=2\n"
     port = config.split("SlurmctldPort=")[1].split()[0]
     (tmp_path / "slurm.conf").write_text(config.replace(f"Port={port}", "Port=1"))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
@@ -98,16 +99,35 @@ def test_a_cluster_that_does_not_answer_is_told_in_a_line(
     assert said.startswith("error: --launcher slurm: SLURM does not answer (")
 
 
-def test_entries_tell_states_and_exit_codes(slurm):
+def two_ended(slurm):
+    """The name of an array of two jobs that have ended, the second with exit status 7."""
     batch = ("sbatch", "--parsable", "--output=/dev/null")
     array = slurm.ask(*batch, "--array=0-1", "--wrap=exit $((7 * SLURM_ARRAY_TASK_ID))")
-    deadline = time.monotonic() + 60
-    while slurm.at_work():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    # The last one was never submitted; there is no accounting that could know it.
+    wait_for_the_end(slurm)
+    return array
+
+
+def test_entries_tell_states_and_exit_codes(slurm):
+    array = two_ended(slurm)
+    # The last one was never submitted.
     found = entries([f"{array}_0", f"{array}_1", "99999"])
     assert found == {
         f"{array}_0": Entry("COMPLETED", "None", 0),
         f"{array}_1": Entry("FAILED", "NonZeroExitCode", 7),
     }
+
+
+def test_accounts_tell_of_jobs_that_the_queue_has_forgotten(slurm):
+    if not slurm.accounts:
+        pytest.skip("no accounts: apt-get install slurmdbd slurm-wlm-mysql-plugin mariadb-server")
+    slurm.forget(2)
+    try:
+        array = two_ended(slurm)
+        deadline = time.monotonic() + 60
+        while array in slurm.ask("squeue", "-h", "--states=all", "-o", "%A %F"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        found = entries([f"{array}_0", f"{array}_1", "99999"])
+    finally:
+        slurm.forget(300)  # as it is by default
+    assert found == {f"{array}_0": Entry("COMPLETED", "", 0), f"{array}_1": Entry("FAILED", "", 7)}

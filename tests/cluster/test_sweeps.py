@@ -1,6 +1,7 @@
 """What every engine must do: the table of a local sweep, whatever happens on the way to it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.scripts.conftest import ONE, TEST, TRAIN
 
 pytestmark = pytest.mark.cluster
-LOCAL = ("--launcher", "local", "--warm")
+LOCAL = ("--launcher", "local", "--warm", "--jobs-per-device", "2")
 
 
 def start(folder, *words):
@@ -60,17 +61,24 @@ def shapes(root, out, *words):
     return ("--protocol", "base2novel", "--datasets", "shapes", "--shots", "1", *where, *words)
 
 
-def test_a_sweep_ends_in_the_table_of_a_local_one(cluster, shapes_root, tmp_path):
-    words = ("--trainer", "ZeroshotCLIP", "LightRA", "--seeds", "1", "2", "3")
-    found = {}
-    for name, flags in (("local", LOCAL), ("cluster", cluster.flags)):
-        sweep = shapes(shapes_root, tmp_path / name, *words, *flags)
-        status, out, err = finished(start(REPOSITORY, *sweep, "--", "OPTIM.MAX_EPOCH", "1"))
-        assert status == 0, err
-        assert "12 jobs: 12 ran" in err
-        found[name] = out.replace(str(tmp_path / name), "output")
-    assert "LightRA" in found["local"]
-    assert found["cluster"] == found["local"]
+def table_of_12(root, folder, *flags):
+    """The table in which two methods with three seeds end, each trained and tested once."""
+    words = ("--trainer", "ZeroshotCLIP", "LightRA", "--seeds", "1", "2", "3", *flags)
+    driver = start(REPOSITORY, *shapes(root, folder, *words), "--", "OPTIM.MAX_EPOCH", "1")
+    status, out, err = finished(driver)
+    assert status == 0, err
+    assert "12 jobs: 12 ran" in err
+    return out.replace(str(folder), "output")
+
+
+@pytest.fixture(scope="module")
+def local_table(shapes_root, tmp_path_factory):
+    return table_of_12(shapes_root, tmp_path_factory.mktemp("local"), *LOCAL)
+
+
+def test_a_sweep_ends_in_the_table_of_a_local_one(cluster, local_table, shapes_root, tmp_path):
+    assert "LightRA" in local_table
+    assert table_of_12(shapes_root, tmp_path / "cluster", *cluster.flags) == local_table
 
 
 def left_by(run):
@@ -83,30 +91,48 @@ def left_by(run):
     return result, {name: value.tolist() for name, value in weights.items()}
 
 
+def long_run(root, folder, *flags, cluster=None):
+    """Train LightRA for some seconds; what it left, and its log.
+
+    A ``cluster`` takes the job back when it could be resumed.
+    """
+    if cluster is not None:
+        assert cluster.at_work() == []  # which takes a while the first time, and must not later
+    words = shapes(root, folder, "--trainer", "LightRA", "--seeds", "1", *flags)
+    driver = start(REPOSITORY, *words, "--", "OPTIM.MAX_EPOCH", "80")
+    run = folder / TRAIN.replace("dtd/shots_16", "shapes/shots_1")
+    if cluster is not None:
+        wait_for((run / "resume.pth.tar").exists, driver)
+        cluster.take_back()
+    status, _, err = finished(driver)
+    assert status == 0, err
+    left = left_by(run), (run / "job.log").read_text()
+    shutil.rmtree(folder)
+    return left
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    """Where all long runs write, one after another: the config in a result names it."""
+    return tmp_path_factory.mktemp("long") / "out"
+
+
+@pytest.fixture(scope="module")
+def local_run(shapes_root, long_folder):
+    return long_run(shapes_root, long_folder, *LOCAL)
+
+
 def test_a_job_that_the_engine_takes_back_runs_again_and_ends_the_same(
-    cluster, shapes_root, tmp_path
+    cluster, local_run, long_folder, shapes_root
 ):
-    found = {}
     before = cluster.requeued()
-    options = ("--", "OPTIM.MAX_EPOCH", "40")
-    for name, flags in (("local", LOCAL), ("cluster", cluster.flags)):
-        # In the same folder, as the config in the result names it.
-        out = tmp_path / "out"
-        words = shapes(shapes_root, out, "--trainer", "LightRA", "--seeds", "1", *flags)
-        driver = start(REPOSITORY, *words, *options)
-        run = out / TRAIN.replace("dtd/shots_16", "shapes/shots_1")
-        if name == "cluster":
-            wait_for((run / "resume.pth.tar").exists, driver)
-            cluster.take_back()
-        status, _, err = finished(driver)
-        assert status == 0, err
-        found[name] = left_by(run)
-        log = (run / "job.log").read_text()
-        assert log.count("\n$ ") == (2 if name == "cluster" else 1)
-        out.rename(tmp_path / name)
+    disturbed = long_run(shapes_root, long_folder, *cluster.flags, cluster=cluster)
     assert cluster.requeued() == before + 1
-    assert found["local"][1]
-    assert found["cluster"] == found["local"]
+    for (_, log), starts in ((local_run, 1), (disturbed, 2)):
+        assert log.count("\n$ ") == starts
+        assert log.count("Resuming after epoch") == starts - 1
+    assert local_run[0][1]
+    assert disturbed[0] == local_run[0]
 
 
 def test_a_driver_goes_on_with_the_jobs_of_a_killed_one(cluster, repo, capfd):
@@ -154,6 +180,7 @@ def test_a_cancelled_sweep_leaves_nothing_running(cluster, repo):
     assert "2 jobs: 2 interrupted" in err
     assert "Traceback" not in err
     assert cluster.at_work() == []
+    assert repo.calls() == []  # it was stopped, and has not just come to its end
     call = json.loads(started.read_text())
     assert not [pid for pid in (call["pid"], call["child"]) if runs(pid)]
 
