@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from clip.backbones import Backbone, InputSpec
+from tests import forked_python
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -63,6 +65,13 @@ def whole_shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
     with filelock.FileLock(shared / "whole.lock"):
         ensure_rendered(shared / "whole")
     return str(shared / "whole")
+
+
+@pytest.fixture(scope="session")
+def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A command that runs programs as ``python`` does, but has imported PyTorch already."""
+    with forked_python.forking_python(tmp_path_factory.mktemp("python")) as command:
+        yield command
 
 
 TEST_PICTURES = 5  # of a class, in ``shapes_root``
