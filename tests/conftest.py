@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,33 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from clip import checkpoints
 from clip.backbones import Backbone, InputSpec
 from tests import forked_python
+
+# Files of few tests that take long, or wait.
+LONG = (
+    *("test_interruption.py", "test_datasets_guide.py", "trainers/test_time/test_sharing.py"),
+    *("dassl/distributed/test_machines.py", "dassl/test_distributed.py", "scripts/test_gpu.py"),
+    *("scripts/exporting/test_export.py", "scripts/jobs/test_warm.py", "scripts/test_wise_ft.py"),
+    *("scripts/benchmarks/test_gpu.py", "scripts/reporting/test_page_browser.py"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let files be begun in the order below rather than in pytest-xdist's own."""
+    if hasattr(config.option, "loadscopereorder"):  # it is installed
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the files, begin with those that take long.
+
+    Begun last, one would leave the other processes without work.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    number = Counter(item.path for item in items)
+    long = {Path(__file__).parent / name for name in LONG}
+    assert all(path.is_file() for path in long), "LONG names the files of tests"
+    items.sort(key=lambda item: (item.path not in long, -number[item.path]))
 
 
 def pytest_collection_finish() -> None:
