@@ -1,10 +1,15 @@
 """A tiny random CLIP in OpenAI's format, shared by all tests."""
 
 import copy
+import gc
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,7 +19,42 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from clip import checkpoints
 from clip.backbones import Backbone, InputSpec
+from tests import forked_python
+
+# Files of few tests that take long, or wait.
+LONG = (
+    *("test_interruption.py", "test_datasets_guide.py", "trainers/test_time/test_sharing.py"),
+    *("dassl/distributed/test_machines.py", "dassl/test_distributed.py", "scripts/test_gpu.py"),
+    *("scripts/exporting/test_export.py", "scripts/jobs/test_warm.py", "scripts/test_wise_ft.py"),
+    *("scripts/benchmarks/test_gpu.py", "scripts/reporting/test_page_browser.py"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let files be begun in the order below rather than in pytest-xdist's own."""
+    if hasattr(config.option, "loadscopereorder"):  # it is installed
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the files, begin with those that take long.
+
+    Begun last, one would leave the other processes without work.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    number = Counter(item.path for item in items)
+    long = {Path(__file__).parent / name for name in LONG}
+    assert all(path.is_file() for path in long), "LONG names the files of tests"
+    items.sort(key=lambda item: (item.path not in long, -number[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests make only: all that was imported takes 0.3 s each time."""
+    gc.freeze()
+
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -63,6 +103,41 @@ def whole_shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
     with filelock.FileLock(shared / "whole.lock"):
         ensure_rendered(shared / "whole")
     return str(shared / "whole")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_weights() -> Iterator[None]:
+    """Draw no random weights for a model that gets its own at once: most of a small run's start.
+
+    PyTorch's generator is left as if they had been drawn, so that all numbers stay the same.
+    """
+    build = checkpoints.build_model_from_openai_state_dict
+    states: dict[Any, torch.Tensor] = {}  # of the generator: before, and of what model, to behind
+
+    def build_undrawn(weights: dict[str, torch.Tensor], **how: Any) -> torch.nn.Module:
+        shapes = tuple((name, value.shape) for name, value in weights.items())
+        before = torch.get_rng_state().numpy().tobytes(), shapes
+        if before not in states:
+            model = build(weights, **how)
+            states[before] = torch.get_rng_state()
+            return model
+        with (
+            mock.patch.object(torch.Tensor, "normal_", lambda self, *_, **__: self),
+            mock.patch.object(torch.Tensor, "uniform_", lambda self, *_, **__: self),
+        ):
+            model = build(weights, **how)
+        torch.set_rng_state(states[before])
+        return model
+
+    with mock.patch.object(checkpoints, "build_model_from_openai_state_dict", build_undrawn):
+        yield
+
+
+@pytest.fixture(scope="session")
+def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A command that runs programs as ``python`` does, but has imported PyTorch already."""
+    with forked_python.forking_python(tmp_path_factory.mktemp("python")) as command:
+        yield command
 
 
 TEST_PICTURES = 5  # of a class, in ``shapes_root``

@@ -157,7 +157,7 @@ def draw_signs(root: Path) -> None:
         Image.fromarray(pixels).save(target)
 
 
-def test_dataset_is_read_and_evaluated_in_a_checkout(checkout):
+def test_dataset_is_read_and_evaluated_in_a_checkout(checkout, forking_python):
     """Also that ``train.py`` finds the method by its file alone."""
     draw_signs(checkout)
     (config,) = (name for name in BLOCKS["method"] if name.startswith(METHOD_YAML))
@@ -168,7 +168,7 @@ def test_dataset_is_read_and_evaluated_in_a_checkout(checkout):
         *("DATALOADER.TRAIN_X.BATCH_SIZE", "2", "DATALOADER.NUM_WORKERS", "0"),
     ]
     done = subprocess.run(
-        [sys.executable, "train.py", *words],
+        [forking_python, "train.py", *words],
         cwd=checkout,
         capture_output=True,
         text=True,

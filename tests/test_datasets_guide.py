@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,41 +36,58 @@ BLOCKS = blocks_of("Your own data")
 FEATURE_BLOCKS = blocks_of("Features instead of images")
 
 
-def follow(root: Path, whole_shapes: str, blocks: list[tuple[str, str, str]]) -> Path:
-    """Follow an example block by block in a copy of the repository."""
+@pytest.fixture(scope="module")
+def follow(tmp_path_factory, whole_shapes, forking_python):
+    """(blocks) -> a copy of the repository in which an example was followed block by block."""
+
+    def make(blocks: list[tuple[str, str, str]]) -> Path:
+        root = tmp_path_factory.mktemp("guide")
+        copy_parts(root)
+        (root / "data").mkdir()
+        (root / "data/shapes").symlink_to(whole_shapes + "/shapes")  # drawing it takes seconds
+        for language, name, text in blocks:
+            if language != "bash":
+                (root / name).write_text(text)
+            else:
+                run_block(root, text, forking_python)
+        return root
+
+    return make
+
+
+def copy_parts(root: Path) -> None:
+    """Copy what the examples use of the repository."""
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignored)
     for file in (REPOSITORY / "train.py", *REPOSITORY.glob("run_*.sh")):
         shutil.copy(file, root)
-    shutil.copytree(whole_shapes, root / "data")  # drawing it again would take seconds
+
+
+def run_block(root: Path, text: str, python: Path) -> None:
+    """Run a block of commands in a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    for language, name, text in blocks:
-        if language != "bash":
-            (root / name).write_text(text)
-            continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, text + done.stdout + done.stderr
-    return root
+    environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, text + done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, whole_shapes) -> Path:
-    return follow(tmp_path_factory.mktemp("guide"), whole_shapes, BLOCKS)
+def checkout(follow) -> Path:
+    return follow(BLOCKS)
 
 
 @pytest.fixture(scope="module")
-def with_features(tmp_path_factory, whole_shapes) -> Path:
-    return follow(tmp_path_factory.mktemp("features"), whole_shapes, FEATURE_BLOCKS)
+def with_features(follow) -> Path:
+    return follow(FEATURE_BLOCKS)
 
 
 def test_example_has_commands_and_files():

@@ -28,8 +28,6 @@ from datasets.rows import ROWS
 from scripts.exporting.graph import Classifier, traced
 from tests.conftest import REPOSITORY
 from tests.runs import OURS, SMALL, SmallRuns, own_file
-from tests.trainers.plain import SHORT_GRID
-from tests.trainers.plain import SMALL as ONE_SHOT
 from trainers.base import CLIPTrainer
 
 METHOD_FILES = sorted((REPOSITORY / "configs/trainers").glob("*/*.yaml"))
@@ -41,7 +39,6 @@ FASTER = {
     "CLAP": ("OPTIM.LR", "1.0"),
     "CLIPAdapterFFT": ("OPTIM.MAX_EPOCH", "3"),
     "CoPrompt": ("TRAINER.CoPrompt.LOSS_WEIGHT", "0.1"),
-    "CrossModalLP": SHORT_GRID,
     "TaskRes": ("OPTIM.LR", "0.05"),
     "ZSLP": ("OPTIM.LR", "1.0"),
 }
@@ -306,14 +303,8 @@ class TestTrainer:
         """Two epochs on two classes' worth of pictures lower the loss."""
         if name in FEW_VALUES:
             return
-        options = [
-            *ONE_SHOT,
-            "DATASET.NUM_SHOTS",
-            "8",
-            "OPTIM.MAX_EPOCH",
-            "2",
-            *FASTER.get(name, ()),
-        ]
+        more = ("DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "2")
+        options = [*SMALL, *more, *FASTER.get(name, ())]
         # On all test pictures: on a few of them accuracy scatters too much.
         trainer = build_trainer(own_config(name, *options, "DATASET.ROOT", whole_shapes))
         if not trainable_state(trainer.model):

@@ -76,6 +76,12 @@ def _quick_pool(monkeypatch):
     monkeypatch.setattr(JobPool, "patience", 0.05)
 
 
+@pytest.fixture
+def forked_processes(monkeypatch, forking_python):
+    """Let processes of Python that a script starts be forks, which need not import PyTorch."""
+    monkeypatch.setattr(sys, "executable", str(forking_python))
+
+
 class FakeRepo:
     """A repository in a temporary directory."""
 

@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -99,8 +98,8 @@ def test_ages():
     assert ages == ["0 s", "59 s", "1 min", "59 min", "2 h", "2 d"]
 
 
-def test_runs_from_anywhere(cache):
-    command = [sys.executable, str(REPOSITORY / "scripts/features.py"), "list"]
+def test_runs_from_anywhere(cache, forking_python):
+    command = [str(forking_python), str(REPOSITORY / "scripts/features.py"), "list"]
     done = subprocess.run(
         [*command, "--dir", "cache"], cwd=cache.parent, capture_output=True, text=True, timeout=120
     )

@@ -287,6 +287,7 @@ class TestReport:
 
 
 class TestAll:
+    @pytest.mark.usefixtures("forked_processes")
     def test_on_the_cpu(self, tmp_path, capsys):
         words = [str(tmp_path), "--device", "cpu", "--tiny", "--select", "test_mask and 5"]
         status = gpu.main([*words, "--names", "RAda-head/50/1/graphs", "--seconds", "200"])

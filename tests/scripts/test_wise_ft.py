@@ -14,6 +14,7 @@ from tests.trainers.plain import FEW_TEMPLATES
 SMALL = (
     *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "20"),
     *("OPTIM.WARMUP_STEP", "1"),
+    *FEW_TEMPLATES,
 )
 
 
@@ -36,7 +37,8 @@ def zero_shot(shapes_root, tmp_path_factory):
     @functools.cache
     def test(dataset: str) -> float:
         folder = tmp_path_factory.mktemp("zero")
-        cfg = config_of_run(shapes_root, folder, "ZeroshotCLIP2/fft", dataset=dataset)
+        method = ("ZeroshotCLIP2/fft", *FEW_TEMPLATES)
+        cfg = config_of_run(shapes_root, folder, *method, dataset=dataset)
         return build_trainer(cfg).test()
 
     return test
@@ -63,8 +65,8 @@ def test_from_the_pre_trained_model_to_the_run(finished, zero_shot, method):
 
 
 def test_between_two_runs(finished, tmp_path):
-    one, first = finished("LP", "one", *FEW_TEMPLATES)
-    two, second = finished("LP", "two", *FEW_TEMPLATES, "OPTIM.LR", "0.01")
+    one, first = finished("LP", "one")
+    two, second = finished("LP", "two", "OPTIM.LR", "0.01")
     words = ["--model-dir", str(two), "--start", str(one), "--alphas", "0", "1"]
     words += ["--targets", "shapes_r", "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(words) == 0
@@ -84,11 +86,11 @@ def test_targets_are_the_shifts_unless_named():
 def test_what_cannot_be_interpolated_is_said(finished, tmp_path, capsys):
     assert main(["--model-dir", str(tmp_path / "none")]) == 1
     assert "--model-dir: no directory" in capsys.readouterr().err
-    zero, _ = finished("ZeroshotCLIP2", "zero", *FEW_TEMPLATES)
+    zero, _ = finished("ZeroshotCLIP2", "zero")
     assert main(["--model-dir", str(zero), "--targets", "shapes_r", "--device", "cpu"]) == 1
     assert "trained nothing" in capsys.readouterr().err
-    lp, _ = finished("LP", "lp", *FEW_TEMPLATES)
-    ft, _ = finished("FT", "ft", *FEW_TEMPLATES)
+    lp, _ = finished("LP", "lp")
+    ft, _ = finished("FT", "ft")
     words = ["--model-dir", str(lp), "--start", str(ft), "--targets", "shapes_r"]
     assert main([*words, "--device", "cpu"]) == 1
     assert "No checkpoint" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import train
 from tests.conftest import REPOSITORY
 from tests.dassl.test_distributed import check_same
+from tests.forked_python import forking_python
 
 NAMES = ("here", "there")
 
@@ -27,6 +29,8 @@ class Machines:
         self.spaces = [f"{tag}{name}" for name in NAMES]
         self.hosts = [Path("/etc/netns", space, "hosts") for space in self.spaces]
         self.running: list[subprocess.Popen[str]] = []
+        self.pythons: list[Path] = []
+        self._ending = ExitStack()
 
     def connect(self) -> None:
         """Make them; CalledProcessError or OSError where that is not allowed."""
@@ -46,13 +50,19 @@ class Machines:
                 self._ip("-n", space, "link", "set", device, "up")
             hosts.parent.mkdir(parents=True)
             hosts.write_text(known)  # /etc/hosts in there
+        for number in range(len(self.spaces)):
+            self.pythons.append(self._ending.enter_context(self._python(number)))
+
+    def _python(self, number):
+        """Return a context with a `forking_python` there, whose imports all programs share."""
+        named = ["unshare", "--uts", "sh", "-c", f'hostname {NAMES[number]} && exec "$@"', "sh"]
+        folder = Path(self._ending.enter_context(tempfile.TemporaryDirectory()))
+        return forking_python(folder, "ip", "netns", "exec", self.spaces[number], *named)
 
     def start(self, number, words, **environment):
         """Start a Python program on one of them."""
-        named = ["unshare", "--uts", "sh", "-c", f'hostname {NAMES[number]} && exec "$@"', "sh"]
-        command = ["ip", "netns", "exec", self.spaces[number], *named, sys.executable, *words]
         process = subprocess.Popen(
-            command, env={**os.environ, **environment}, text=True,
+            [self.pythons[number], *words], env={**os.environ, **environment}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.running.append(process)
@@ -62,6 +72,7 @@ class Machines:
         for process in self.running:
             process.kill()
             process.communicate()
+        self._ending.close()
         for space, hosts in zip(self.spaces, self.hosts, strict=True):
             subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
             shutil.rmtree(hosts.parent, ignore_errors=True)

@@ -172,6 +172,7 @@ def test_batches_are_the_configs(monkeypatch, capsys):
     assert lines[-1] == "HPT (pictures, batch 5): ValueError: no ViT"
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_a_process_of_its_own(capsys):
     words = ["--backbone", "shapes", "--trainers", "MMA", "PromptAlign", "--classes", "2"]
     words += ["--batch", "2", "--steps", "1", "--device", "cpu", "--threads", "1", "--json"]

@@ -139,6 +139,7 @@ class TestEfficiency:
             ("RAda", "features", 2),
         ]
 
+    @pytest.mark.usefixtures("forked_processes")
     def test_a_process_of_its_own(self, capsys):
         words = ["--backbone", "shapes", "--trainers", "LightRA", "--classes", "2", "--batch", "3"]
         words += ["--steps", "1", "--device", "cpu", "--threads", "1", "--json"]

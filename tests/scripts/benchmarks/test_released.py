@@ -266,6 +266,7 @@ class TestCommand:
         assert status == 0
         assert [way for _, way, _ in asked] == ["check", "ours", "release"]
 
+    @pytest.mark.usefixtures("forked_processes")
     def test_a_process_of_its_own(self, capsys):
         words = ["released", "--cases", "RAda-head/50/1", "--rounds", "1", "--threads", "1"]
         words += ["--device", "cpu", "--memory", "0.001", "--backbone", "shapes"]

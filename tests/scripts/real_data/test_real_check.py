@@ -152,6 +152,7 @@ def test_a_wrong_command_line_is_named(made, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_methods_run_once_beside_published_numbers(check, tmp_path):
     words = ("--methods", "ZeroshotCLIP", "GDA", "--seeds", "1", "--device", "cpu")
     words += ("--output", tmp_path / "out", "--save", tmp_path / "found.md")
@@ -180,6 +181,7 @@ def test_methods_run_once_beside_published_numbers(check, tmp_path):
     assert "12 jobs: 12 done before" in err
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_what_cannot_be_run_is_left_out(check, tmp_path):
     (check.root / "dtd_vit_b16.npz").unlink()
     (check.root / "caltech101_63_classes_vit_b32.npz").unlink()

@@ -16,6 +16,7 @@ from dassl.prediction_file import read_predictions
 from scripts import features as script
 from tests.conftest import REPOSITORY
 from tests.runs import in_precision, own_file
+from tests.trainers.plain import SHORT_GRID
 from trainers.base import CLIPTrainer
 
 FROZEN = [
@@ -192,7 +193,8 @@ def test_every_method_without_towers_trains_and_is_evaluated(name, export, on_fe
     dataset = export("ZeroshotCLIP2/few_shot", *SMALL)
     capsys.readouterr()
     half = in_precision(name, "bf16")  # single precision is in the other tests
-    trainer = on_features(own_file(name), dataset, "OPTIM.MAX_EPOCH", "1", *half)
+    short = ("OPTIM.MAX_EPOCH", "1", *SHORT_GRID)
+    trainer = on_features(own_file(name), dataset, *short, *half)
     trainer.train()
     accuracy = read_result(trainer.output_dir)["metrics"]["accuracy"]
     assert accuracy > 3 * 2.5
@@ -200,7 +202,7 @@ def test_every_method_without_towers_trains_and_is_evaluated(name, export, on_fe
     assert "No backbone is loaded: image and text features are given" in printed
     assert "prompts and templates have no effect" in printed
     assert "First prompt" not in printed
-    again = on_features(own_file(name), dataset, *half, output="again")
+    again = on_features(own_file(name), dataset, *SHORT_GRID, *half, output="again")
     again.load_model(trainer.output_dir if trainable_state(trainer.model) else "")
     assert again.test() == accuracy
 

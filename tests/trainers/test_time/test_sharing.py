@@ -11,8 +11,8 @@ from tests.dassl.distributed_toys import run_processes
 from tests.trainers.test_time.starts import make_run, views_options
 from trainers.test_time.token_statistics import FILE_NAME
 
-# 200 images are 28 batches of 7 and one of 4, and the first of two processes takes the odd one too.
-BATCH, SHARES = 7, (14 * 7 + 4, 14 * 7)
+# 100 images are 14 batches of 7 and one of 2, and the first of two processes takes the odd one too.
+BATCH, SHARES = 7, (7 * 7 + 2, 7 * 7)
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def runs(make_config):
                 f"{name}/ttt",
                 *views_options(name),
                 *(f"TRAINER.{name}.BATCH", str(BATCH)),
+                *("DATASET.SUBSAMPLE_CLASSES", "base"),
                 *starts.get(name, ()),
                 dataset="shapes_v2",
                 output=f"{output}/{name}",
