@@ -99,7 +99,7 @@ def long_run(root, folder, *flags, cluster=None):
     if cluster is not None:
         assert cluster.at_work() == []  # which takes a while the first time, and must not later
     words = shapes(root, folder, "--trainer", "LightRA", "--seeds", "1", *flags)
-    driver = start(REPOSITORY, *words, "--", "OPTIM.MAX_EPOCH", "80")
+    driver = start(REPOSITORY, *words, "--", "OPTIM.MAX_EPOCH", "40")
     run = folder / TRAIN.replace("dtd/shots_16", "shapes/shots_1")
     if cluster is not None:
         wait_for((run / "resume.pth.tar").exists, driver)
