@@ -9,7 +9,7 @@ import importlib.util
 import pytest
 
 from tests.cluster.slurm_cluster import SlurmCluster, why_not
-from tests.scripts.conftest import FakeRepo
+from tests.scripts.conftest import FakeRepo, copy_scripts
 
 
 @pytest.fixture(scope="session")
@@ -73,4 +73,4 @@ def repo(tmp_path, monkeypatch) -> FakeRepo:
     """A repository, the current directory, whose train.py takes no time."""
     (tmp_path / "repo").mkdir()
     monkeypatch.chdir(tmp_path / "repo")
-    return FakeRepo(tmp_path / "repo")
+    return FakeRepo(tmp_path / "repo", copy_scripts(tmp_path / "copied"))

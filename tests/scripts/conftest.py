@@ -1,6 +1,7 @@
 """A small repository with configs and a stand-in for train.py, and a way to write results."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -82,22 +83,31 @@ def forked_processes(monkeypatch, forking_python):
     monkeypatch.setattr(sys, "executable", str(forking_python))
 
 
-class FakeRepo:
-    """A repository in a temporary directory."""
+def copy_scripts(path: Path) -> Path:
+    """Copy the scripts and what they need of the engine, with what Python has compiled of them."""
+    shutil.copytree(ROOT / "scripts", path / "scripts")
+    for folder in ("dassl", "dassl/config", "dassl/tracking", "dassl/utils", "datasets"):
+        (path / folder).mkdir()
+        for file in (ROOT / folder).glob("*.py"):  # the rows, which nothing heavy is behind
+            shutil.copy(file, path / folder)
+    for script in ROOT.glob("run_*.sh"):
+        shutil.copy(script, path)
+    return path
 
-    def __init__(self, path: Path) -> None:
+
+@pytest.fixture(scope="session")
+def copied_scripts(tmp_path_factory) -> Path:
+    """A folder that all repositories of the tests link to."""
+    return copy_scripts(tmp_path_factory.mktemp("copied"))
+
+
+class FakeRepo:
+    """A repository in a temporary directory; the scripts in it are links to a copy."""
+
+    def __init__(self, path: Path, copied_scripts: Path) -> None:
         self.path = path
         self.output = path / "output"
-        shutil.copytree(
-            ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        # All that the scripts need of the engine.
-        for folder in ("dassl", "dassl/config", "dassl/tracking", "dassl/utils", "datasets"):
-            (path / folder).mkdir()
-            for file in (ROOT / folder).glob("*.py"):  # the rows, which nothing heavy is behind
-                shutil.copy(file, path / folder)
-        for script in ROOT.glob("run_*.sh"):
-            shutil.copy(script, path)
+        shutil.copytree(copied_scripts, path, copy_function=os.link, dirs_exist_ok=True)
         (path / "pyproject.toml").touch()  # a clone, not an installed package
         (path / "train.py").write_text(FAKE_TRAIN)
         for name in DATASETS:
@@ -108,6 +118,7 @@ class FakeRepo:
 
     def write(self, name: str, text: str) -> None:
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).unlink(missing_ok=True)  # a link leads to the file of all other tests
         (self.path / name).write_text(text)
 
     def plan(self, **plan: object) -> None:
@@ -128,12 +139,12 @@ class FakeRepo:
 
 
 @pytest.fixture
-def repo(tmp_path, monkeypatch) -> FakeRepo:
+def repo(tmp_path, copied_scripts, monkeypatch) -> FakeRepo:
     """A repository that is the current directory."""
     (tmp_path / "repo").mkdir()
     monkeypatch.chdir(tmp_path / "repo")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return FakeRepo(tmp_path / "repo")
+    return FakeRepo(tmp_path / "repo", copied_scripts)
 
 
 @pytest.fixture
