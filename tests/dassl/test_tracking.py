@@ -2,6 +2,8 @@
 
 import json
 import struct
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -185,7 +187,7 @@ def test_weights_and_biases_without_network(interrupted, monkeypatch):
     folders = sorted((Path(trainer.output_dir) / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert {folder.name.rsplit("-", 1)[1] for folder in folders} == {trainer.tracking.ids["wandb"]}
-    first, second = map(records, folders)
+    first, second = map(whole_records, folders)
     assert second["run"].display_name == "ToyMethod ToySquares seed 1"
     assert second["run"].run_group == "ToyMethod ToySquares"
     assert second["summary"]["result/accuracy"] == result["metrics"]["accuracy"]
@@ -214,6 +216,19 @@ def messages(path):
 
 def name_of(item):
     return item.key or "/".join(item.nested_key)
+
+
+def whole_records(folder):
+    """A run's records once W&B's own process has written the last one, after the run's end."""
+    from google.protobuf.message import DecodeError
+
+    deadline, found = time.monotonic() + 60, {}
+    while "exit_code" not in found:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+        with suppress(DecodeError):  # the last one is being written
+            found = records(folder)
+    return found
 
 
 def records(folder):

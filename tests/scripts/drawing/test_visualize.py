@@ -79,6 +79,7 @@ class TestLoading:
             "RAda",
             "fewshot_1_seed1.json",
             "identity.json",
+            "predictions.csv.gz",
             "result.json",
             "tensorboard",
         }
