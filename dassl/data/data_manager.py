@@ -139,10 +139,8 @@ def _equipped(dataset: Any, cache: ImageCache | None, device: torch.device | Non
     """Give a dataset of ours the cache of images and the GPU that normalises them; return it."""
     if isinstance(dataset, DatasetWrapper):
         dataset.cache = cache
-    if type(dataset) in (
-        DatasetWrapper,
-        JpegDataset,
-    ):  # another subclass may work on the floats itself
+    # Another subclass may work on the floats itself.
+    if type(dataset) in (DatasetWrapper, JpegDataset):
         dataset.device = device
     return dataset
 
