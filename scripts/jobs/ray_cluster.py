@@ -57,8 +57,10 @@ def _knock(address: str) -> None:
         OSError: Nothing does, or this machine knows of no cluster.
         ValueError: It is no address.
     """
-    from ray._private.services import canonicalize_bootstrap_address  # what ray.init asks too
-
+    try:
+        from ray._private.services import canonicalize_bootstrap_address  # what ray.init asks too
+    except ImportError:  # not Ray's public interface: without it, Ray's own patience is left
+        return
     if "://" in address:  # of Ray's client, which has limits of its own
         return
     found = canonicalize_bootstrap_address(address)

@@ -1,5 +1,6 @@
 """What only Ray does: how it is reached, and what its nodes see."""
 
+import sys
 import time
 
 import pytest
@@ -30,3 +31,12 @@ def test_a_node_that_does_not_see_the_output_folder_ends_the_sweep(
     assert said.startswith(f"error: --output: a node of the cluster does not see {repo.output}")
     assert ray.at_work() == []
     assert repo.calls() == []
+
+
+def test_a_ray_without_the_function_that_is_not_public_is_left_to_itself(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setitem(sys.modules, "ray._private.services", None)
+    ray_cluster._knock("127.0.0.1:1")
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="refused"):
+        ray_cluster._knock("127.0.0.1:1")
