@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from threading import Event
 from typing import NamedTuple
 
 import torch
@@ -18,10 +20,11 @@ from clip.text import unit_norm
 from dassl.config.schema import Option, count, number
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer
-from trainers.frozen.cross_modal_steps import Setting, draw_batches, weights_by_step
+from trainers.frozen.cross_modal_steps import Setting, draw_batches, grouped, weights_by_step
 from trainers.frozen.model import ClassHead, FrozenCLIP, prompts_of
 from trainers.frozen.recipe import FittedAtOnce
 from trainers.frozen.search import correct
+from trainers.frozen.threads import each_in_a_thread
 from trainers.heads import HeadOutput, cosine_logits
 
 # The grid, as released; the first of equal results counts.
@@ -102,13 +105,11 @@ class CrossModalLP(CLIPTrainer):
         # Where a half has no full batch, the release leaves the setting out.
         kept = [setting for setting in grid if setting.batch // 2 < rows]
         grid = kept or [grid[0]._replace(batch=2)]
-        found = [
-            best
-            for batch in dict.fromkeys(setting.batch for setting in grid)
-            for best in self.best_weights(
-                start, parts, [setting for setting in grid if setting.batch == batch], images
-            )
-        ]
+        groups = [partial(self.best_weights, start, parts, g, images) for g in grouped(grid, start)]
+        if start.device.type == "cpu":
+            found = sum(each_in_a_thread(groups), [])
+        else:
+            found = sum((group(Event()) for group in groups), [])
         # Of equal ones the first of the grid.
         found.sort(key=lambda one: grid.index(one.setting))
         self.keep(max(found, key=lambda one: one.right))
@@ -121,6 +122,7 @@ class CrossModalLP(CLIPTrainer):
         parts: Sequence[tuple[Tensor, Tensor]],
         settings: list[Setting],
         images: tuple[Tensor, Tensor] | None,
+        stop: Event,
     ) -> list[Best]:
         """The best W of each setting, all of one batch size, from the same start (K, D)."""
         total = self.options.ITERATIONS
@@ -130,6 +132,8 @@ class CrossModalLP(CLIPTrainer):
         shown = None if images is None else (unit_norm(images[0]), images[1])
         best = [Best(setting, -1, 0, start) for setting in settings]
         for done, weights in weights_by_step(start, self.model.scale, examples, batches, settings):
+            if stop.is_set():
+                break
             if done % TEST_EVERY and done < total:
                 continue
             for place, (setting, weight) in enumerate(zip(settings, weights, strict=True)):

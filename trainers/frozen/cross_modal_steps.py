@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP, FIRST_RATE = 50, 1e-5  # iterations, and the rate of the first
+_WEIGHTS = 2**19  # numbers: two megabytes, and as much again for gradients and each moment
 
 
 class Setting(NamedTuple):
@@ -21,6 +22,20 @@ class Setting(NamedTuple):
     rate: float
     decay: float
     batch: int
+
+
+def grouped(grid: Sequence[Setting], start: Tensor) -> list[list[Setting]]:
+    """Settings whose steps are made at once: of one batch size, each with a W as large as `start`.
+
+    On a GPU all of them; on a CPU so few that their weights stay in its cache.
+    """
+    most = len(grid) if start.device.type != "cpu" else max(1, _WEIGHTS // start.numel())
+    groups = []
+    for batch in dict.fromkeys(setting.batch for setting in grid):
+        own = [setting for setting in grid if setting.batch == batch]
+        size = math.ceil(len(own) / math.ceil(len(own) / most))  # alike, where they do not divide
+        groups += [own[first : first + size] for first in range(0, len(own), size)]
+    return groups
 
 
 def rate_at(iteration: int, rate: float, total: int) -> float:

@@ -6,10 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainers.frozen.model import ClassHead, FrozenCLIP, prompts_of
-from trainers.heads import HeadOutput, cosine_logits
+from trainers.heads import HeadOutput
+
+
+class UnitLogits(torch.autograd.Function):
+    """``f unit(w)^T`` of f (B, D) and w (K, D), which gives no gradient for f: (B, K).
+
+    Lengths divide the logits, and the gradient is written out: where classes are many, each pass
+    over weights of (K, D) takes as long as a tenth of the products, and autograd makes a dozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor) -> Tensor:
+        """The logits."""
+        weight = weight.to(image.dtype)
+        lengths = torch.linalg.vector_norm(weight, dim=1).clamp_min(1e-12)  # (K,), as F.normalize
+        logits = (image @ weight.T).div_(lengths)
+        ctx.save_for_backward(image, weight, lengths, logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        """For w: (g / |w|)^T f, less its part along w."""
+        image, weight, lengths, logits = ctx.saved_tensors
+        gradient = gradient / lengths  # (B, K)
+        along = (gradient * logits).sum(0) / lengths  # (K,)
+        return None, (weight * -along[:, None]).addmm_(gradient.T, image)
 
 
 class ResidualHead(ClassHead):
@@ -27,8 +51,8 @@ class ResidualHead(ClassHead):
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor) -> HeadOutput:
         """Logits of f (B, D) with text h (K, D): (B, K)."""
-        own = text + self.alpha * self.of_run(self.residual.T).T  # (K, D)
-        logits = cosine_logits(image, F.normalize(own, dim=-1), scale)
+        own = torch.addcmul(text, self.alpha, self.of_run(self.residual.T).T)  # (K, D)
+        logits = UnitLogits.apply(scale * image, own)
         return HeadOutput(logits, self.penalty(logits))
 
     def penalty(self, logits: Tensor) -> Tensor:

@@ -11,13 +11,20 @@ from torch.nn import functional as F
 from trainers.frozen.cache import CacheHead
 from trainers.frozen.clap import AdaptivePenalty
 from trainers.frozen.cross_entropy import FullBatch, told_right
-from trainers.frozen.cross_modal_steps import Setting, draw_batches, rate_at, weights_by_step
+from trainers.frozen.cross_modal_steps import (
+    Setting,
+    draw_batches,
+    grouped,
+    rate_at,
+    weights_by_step,
+)
 from trainers.frozen.gaussian import class_means, classifier, novel_classifier, precision_matrix
 from trainers.frozen.gda import DiscriminantHead
 from trainers.frozen.linear_probe import regress
 from trainers.frozen.lp_plus_plus import BlendedHead, Descent
 from trainers.frozen.residual import ResidualHead
 from trainers.frozen.search import best_of
+from trainers.frozen.threads import each_in_a_thread
 
 N, K, D = 40, 4, 6
 SCALE = torch.tensor(100.0, dtype=torch.double)
@@ -161,6 +168,44 @@ def test_residuals_and_their_penalty(rows, text):
     assert ResidualHead(K, D)(x.float(), h.float(), SCALE.float()).penalty == 0
 
 
+def test_the_residuals_gradient_is_autograds(rows, text):
+    x, label = rows
+    h = 7 * text
+    head = AdaptivePenalty(K, D, 0.5).double()
+    head.strength.fill_(0.1)
+    torch.nn.init.normal_(head.residual)
+    head.residual.data[1] = -2 * h[1]  # a row without a length
+    out = head(x, h, SCALE)
+    (F.cross_entropy(out.logits, label) + out.penalty).backward()
+    residual = head.residual.detach().clone().requires_grad_()
+    logits = 100 * x @ F.normalize(h + 0.5 * residual, dim=-1).T
+    (F.cross_entropy(logits, label) + 0.1 * residual.square().sum() / K).backward()
+    kept = [0, 2, 3]  # the gradient of a row without a length is nothing to go by
+    torch.testing.assert_close(out.logits, logits)
+    torch.testing.assert_close(head.residual.grad[kept], residual.grad[kept])
+    assert head.residual.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.half])
+def test_residuals_train_in_half_precision(rows, text, kind):
+    x, h = rows[0].float(), 7 * text.float()
+    head = ResidualHead(K, D)
+    torch.nn.init.normal_(head.residual)
+    exact, half = (
+        torch.autograd.grad(F.cross_entropy(logits.float(), rows[1]), head.residual)[0]
+        for logits in (head(x, h, SCALE.float()).logits, of_half(head, x, h, kind))
+    )
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=0.02 * exact.abs().max().item())
+
+
+def of_half(head, x, h, kind):
+    """Logits of features in half precision, or under autocast."""
+    if kind == torch.half:
+        return head(x.half(), h, SCALE.float().half()).logits
+    with torch.autocast("cpu", kind):
+        return head(x, h, SCALE.float()).logits
+
+
 # ---------------------------------------------------------------------- LP++
 
 
@@ -272,6 +317,48 @@ def test_cross_modal_steps_are_those_of_autograd_and_adamw(rows, text):
                 steps[i][1][place], plain.detach(), rtol=1e-9, atol=1e-9, msg=f"{setting} {i}"
             )
     assert not torch.allclose(steps[-1][1][0], steps[-1][1][1])
+
+
+def test_settings_that_step_at_once_share_a_batch_size_and_fit_a_cache(monkeypatch):
+    grid = [Setting(rate, 0.0, batch) for rate in (1, 2, 3, 4, 5) for batch in (8, 32)]
+    start = torch.zeros(K, D)
+    assert [len(group) for group in grouped(grid, start)] == [5, 5]
+    monkeypatch.setattr("trainers.frozen.cross_modal_steps._WEIGHTS", 4 * K * D + 1)
+    groups = grouped(grid, start)
+    assert [len(group) for group in groups] == [3, 2, 3, 2]
+    assert sorted(sum(groups, [])) == sorted(grid)
+    assert all(len({setting.batch for setting in group}) == 1 for group in groups)
+    monkeypatch.setattr("trainers.frozen.cross_modal_steps._WEIGHTS", 1)
+    assert [len(group) for group in grouped(grid, start)] == [1] * 10
+    assert [len(group) for group in grouped(grid, start.to("meta"))] == [5, 5]
+
+
+def test_threads_compute_alone_and_leave_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = each_in_a_thread([lambda stop, n=n: (n, torch.get_num_threads()) for n in range(5)])
+        assert found == [(n, 1) for n in range(5)]
+        assert torch.get_num_threads() == 2
+        assert each_in_a_thread([lambda stop: torch.is_grad_enabled()]) == [False]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_task_that_fails_ends_the_others():
+    def waits(stop):
+        assert stop.wait(60)
+
+    def fails(stop):
+        raise FloatingPointError("no number")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(FloatingPointError, match="no number"):
+            each_in_a_thread([waits, fails, waits])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batches_are_half_images_and_half_texts():
