@@ -1,4 +1,4 @@
-"""Independent computations on a CPU, as many at a time as PyTorch has threads."""
+"""Independent computations on a CPU, as many at a time as PyTorch may use cores."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ T = TypeVar("T")
 
 
 def each_in_a_thread(tasks: Sequence[Callable[[Event], T]]) -> list[T]:
-    """Call all tasks, each in a thread of its own that computes alone, and return what they return.
+    """Call all tasks, each in a thread with its share of the cores, and return what they return.
 
-    For operations that are too small to be shared by cores: those of one core read what it wrote
-    before. No gradients are recorded in them. What a task computes does not depend on how many
-    threads there are.
+    For operations that are too small to be shared by cores: one core finds in its cache what it
+    wrote before. No gradients are recorded in them.
 
     Args:
         tasks: Called with an event, which is set once another task has failed or the run was
             interrupted: then a task ends early, whatever it returns.
     """
     threads, stop = torch.get_num_threads(), Event()
+    at_a_time = min(threads, len(tasks))
 
-    def alone(task: Callable[[Event], T]) -> T:
-        torch.set_num_threads(1)
+    def call(task: Callable[[Event], T]) -> T:
+        torch.set_num_threads(threads // at_a_time)
         with torch.no_grad():
             return task(stop)
 
-    with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
+    with ThreadPoolExecutor(at_a_time) as pool:
         try:
-            futures = [pool.submit(alone, task) for task in tasks]
+            futures = [pool.submit(call, task) for task in tasks]
             ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in ended:
                 future.result()

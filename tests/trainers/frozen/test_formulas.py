@@ -333,12 +333,13 @@ def test_settings_that_step_at_once_share_a_batch_size_and_fit_a_cache(monkeypat
     assert [len(group) for group in grouped(grid, start.to("meta"))] == [5, 5]
 
 
-def test_threads_compute_alone_and_leave_the_number_of_threads_as_it_was():
+def test_threads_share_the_cores_and_leave_the_number_of_threads_as_it_was():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         found = each_in_a_thread([lambda stop, n=n: (n, torch.get_num_threads()) for n in range(5)])
         assert found == [(n, 1) for n in range(5)]
+        assert each_in_a_thread([lambda stop: torch.get_num_threads()]) == [2]
         assert torch.get_num_threads() == 2
         assert each_in_a_thread([lambda stop: torch.is_grad_enabled()]) == [False]
     finally:

@@ -102,3 +102,46 @@ def test_released_checkpoints_load_and_evaluate(build, tmp_path, method, name):
         source.model.head.residual.data = (base + residual) - base
     folder = write_released(tmp_path / "released", name, state, 5)
     check_released(source, loaded, folder, epoch=5)
+
+
+@pytest.fixture
+def enhanced(tmp_path):
+    """A file in the release's form, of the bundled model's size, and its projection (W, D)."""
+    projection = clip.load("shapes").model.text_projection.detach() + 0.1 * torch.randn(128, 128)
+    path = tmp_path / "strong_base" / "model.pth.tar"
+    path.parent.mkdir()
+    torch.save({"state_dict": {"weight": projection.T.contiguous()}, "epoch": 50}, path)
+    return path, projection
+
+
+def test_task_res_starts_from_an_enhanced_base(build, enhanced):
+    path, projection = enhanced
+    options = ("TRAINER.TaskRes.ENHANCED_BASE", str(path))
+    trainer = build(*options, method="TaskRes/few_shot", output="enhanced")
+    plain = build(method="TaskRes/few_shot", output="plain")
+    model = clip.load("shapes").model
+    model.text_projection.data = projection
+    expected = model.encode_text(tokens_of(trainer)).detach()
+    torch.testing.assert_close(trainer.model.class_weights(), expected)
+    assert not torch.allclose(plain.model.class_weights(), expected, atol=1e-2)
+    trainer.train()
+    # What was trained on it is not tested without it.
+    with pytest.raises(ValueError, match=r"ENHANCED_BASE"):
+        plain.load_model(trainer.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state_dict": {"weight": torch.zeros(512, 512)}}, "width 512 from a tower of 512; .*128"),
+        ({"state_dict": {"proj": torch.zeros(128, 128)}}, "no state_dict with 'weight'"),
+        ([torch.zeros(128, 128)], "no state_dict with 'weight'"),
+    ],
+)
+def test_an_enhanced_base_that_does_not_fit_is_refused(build, tmp_path, content, said):
+    torch.save(content, tmp_path / "base.pth.tar")
+    with pytest.raises(ValueError, match=f"TRAINER.TaskRes.ENHANCED_BASE .*{said}"):
+        build(
+            *("TRAINER.TaskRes.ENHANCED_BASE", str(tmp_path / "base.pth.tar")),
+            method="TaskRes/few_shot",
+        )
