@@ -337,6 +337,20 @@ sys.exit(", ".join(heavy & {*sys.modules}) or None)
     assert len(done.stdout) > 100
 
 
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, policy):
+    """PyTorch reads the variable when it is imported, so it has to be there before."""
+    code = "import os, sys, train; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", policy]
+
+
 def test_a_run_imports_nothing_that_it_does_not_need(shapes_root, tmp_path):
     """By name: what only other commands, options or tools of libraries need."""
     code = """
