@@ -64,20 +64,20 @@ def ask_process(*words: object, stderr: int | None = None) -> Any:
 def measure_apart(command: str, task: dict[str, Any], threads: int) -> dict[str, Any]:
     """Return the result of a sub-command's ``measure(**task)`` in a process of its own.
 
-    If it fails, the task with the reason as ``error``: one method must not stop the others.
+    If it fails, the task with the reason as ``error``: one method must not stop the others. Each is
+    also printed on standard error at once, since the table comes after the last one: a command that
+    takes hours shows that it works, and loses nothing if it is interrupted.
     """
     words = (command, "--worker", json.dumps(task), "--threads", threads)
     try:
-        return ask_process(*words, stderr=subprocess.PIPE)
-    except subprocess.CalledProcessError as failed:  # one method must not stop the others
+        found = ask_process(*words, stderr=subprocess.PIPE)
+    except subprocess.CalledProcessError as failed:
         reason = [line for line in failed.stderr.splitlines() if line.strip()][-1:]
         error = reason[0] if reason else f"ended with status {failed.returncode}"
-    return {
-        "method": task["method"],
-        "input": task["kind"],
-        "batch": task["batch"],
-        "error": error,
-    }
+        own = {"method": task["method"], "input": task["kind"], "batch": task["batch"]}
+        found = {**own, "error": error}
+    tqdm.write(json.dumps(found), file=sys.stderr)
+    return found
 
 
 def method_parser(command: str, doc: str | None, methods: Sequence[str]) -> argparse.ArgumentParser:

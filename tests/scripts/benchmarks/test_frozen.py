@@ -51,3 +51,19 @@ def test_rows(monkeypatch, capsys):
         *(("CLAP", "dtd", 47), ("CLAP", "eurosat", 10)),
     ]
     assert bench.main(["frozen", "--trainers", "CLIP"]) != 0
+
+
+def test_what_is_measured_is_printed_before_the_next_one(monkeypatch, capsys):
+    """An interrupted command has lost nothing."""
+
+    def ask_process(*words, stderr):
+        task = json.loads(words[2])
+        if task["method"] == "CLAP":
+            raise KeyboardInterrupt
+        return {"method": task["method"], "input": task["kind"], "classes": 47, "seconds": 1.5}
+
+    monkeypatch.setattr("scripts.benchmarks.command.ask_process", ask_process)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        frozen.main(["--trainers", "GDA", "CLAP", "--datasets", "dtd"])
+    line = capsys.readouterr().err.splitlines()[0]
+    assert json.loads(line) == {"method": "GDA", "input": "dtd", "classes": 47, "seconds": 1.5}
