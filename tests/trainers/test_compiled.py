@@ -136,8 +136,11 @@ def test_the_mask_is_one_operator(backend, traced):
             out = masked(head, image, text, scale)
             loss = out.logits.square().mean() + out.penalty
             results.append([loss, *torch.autograd.grad(loss, [*head.parameters()])])
+        # Some gradients are nothing but rounding, such as those of the keys' biases: what a
+        # difference means is told by the largest one.
+        largest = max(value.abs().max().item() for value in results[0])
         for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-12 * largest)
     assert traced["stats"]["unique_graphs"] <= 2
     assert not traced["graph_break"]
     assert not notes
