@@ -8,7 +8,7 @@ own; only the interface and the behaviour that published numbers depend on are D
 import os
 
 # PyTorch's threads wait for each other by spinning, which takes the cores from whatever else runs:
-# with one more busy process on two cores a step took three to seven times as long. Asleep they
+# with two other busy processes on two cores a step took three to seven times as long. Asleep they
 # wait as well: on free cores no difference could be measured. Read when PyTorch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
