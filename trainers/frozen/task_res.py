@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,7 @@ def set_projection(backbone: clip.Backbone, path: str) -> None:
             ``state_dict`` ``weight`` (D, W) is a linear layer's.
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: Texts are given as features, the model has no such projection, or the file has
             none or one of another size.
     """
@@ -38,6 +41,8 @@ def set_projection(backbone: clip.Backbone, path: str) -> None:
             f"{key}: {backbone.name} has no text projection of CLIP's form that this file could "
             "replace; set ENHANCED_BASE '' for the texts that there are"
         )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{key} is no file")
     saved = load_checkpoint(path)
     found = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
     weight = found.get("weight") if isinstance(found, dict) else None

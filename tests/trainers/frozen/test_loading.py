@@ -145,3 +145,8 @@ def test_an_enhanced_base_that_does_not_fit_is_refused(build, tmp_path, content,
             *("TRAINER.TaskRes.ENHANCED_BASE", str(tmp_path / "base.pth.tar")),
             method="TaskRes/few_shot",
         )
+
+
+def test_an_enhanced_base_that_is_not_there_is_named(build):
+    with pytest.raises(FileNotFoundError, match=r"TRAINER.TaskRes.ENHANCED_BASE no/file is no"):
+        build("TRAINER.TaskRes.ENHANCED_BASE", "no/file", method="TaskRes/few_shot")
